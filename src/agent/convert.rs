@@ -1,0 +1,1 @@
+//! Our types to the agent's messages and back.

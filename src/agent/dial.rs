@@ -1,0 +1,1 @@
+//! Connecting to the agent: vsock and hybrid vsock.

@@ -1,0 +1,1 @@
+//! The TOML file and its drop-ins, as written.

@@ -1,0 +1,77 @@
+//! What the configuration means: checked values with defaults filled in; no system call.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole configuration of one shim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub qemu: QemuConfig,
+    pub boot: Boot,
+    /// Guest memory in MiB, fixed for the VM's life.
+    pub memory_mib: u32,
+    /// Virtual CPUs, fixed for the VM's life.
+    pub vcpus: u32,
+    pub vsock: VsockConfig,
+    pub agent: AgentConfig,
+    pub rootfs: RootfsConfig,
+    pub log: LogLevel,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuConfig {
+    pub path: PathBuf,
+    pub accelerator: Accelerator,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    Tcg,
+}
+
+/// What the VM boots. A protected guest boots a sealed image and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// A Secure Execution image: kernel, initrd and command line are sealed in it.
+    Sealed { image: PathBuf },
+    /// An unprotected guest, for development and emulation.
+    Plain { kernel: PathBuf, initrd: PathBuf, parameters: String },
+}
+
+/// How the host reaches the guest's vsock ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VsockConfig {
+    /// The kernel's vhost-vsock: AF_VSOCK on the host.
+    Vhost,
+    /// A vhost-user device program and its hybrid Unix socket (emulation: hosts without vhost-vsock).
+    VhostUser { program: PathBuf },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// From QEMU's start to the agent's first answer.
+    pub connect_timeout: Duration,
+    /// CreateContainer's own limit.
+    pub create_timeout: Duration,
+    /// Every other call that is not a long poll.
+    pub call_timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootfsConfig {
+    /// Where packed image layers are kept.
+    pub cache_dir: PathBuf,
+    /// Size above which unused layer images are evicted, oldest use first, in MiB.
+    pub cache_mib: u64,
+    /// The program that packs a tree into an erofs image.
+    pub mkfs: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warning,
+    Info,
+    Debug,
+}

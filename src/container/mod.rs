@@ -1,0 +1,4 @@
+//! One container's operations; the truth about it stands in `pod`.
+
+pub mod layers;
+pub mod rootfs;

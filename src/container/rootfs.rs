@@ -1,0 +1,1 @@
+//! Bringing a container's root file system into the guest.

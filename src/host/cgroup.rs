@@ -1,0 +1,1 @@
+//! One leaf cgroup per pod (v1 and v2): made, joined, emptied, removed.

@@ -1,0 +1,1 @@
+//! Opening the client's fifos without ever blocking the executor.

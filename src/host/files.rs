@@ -1,0 +1,1 @@
+//! Files that are ours: opened beneath our directories, written atomically.

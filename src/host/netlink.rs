@@ -1,0 +1,1 @@
+//! Links, addresses, routes, neighbours and qdiscs of a network namespace.

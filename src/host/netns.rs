@@ -1,0 +1,1 @@
+//! Running a piece of work inside another network namespace.

@@ -1,0 +1,1 @@
+//! Starting programs: descriptor table, cgroup entry before exec, pidfd.

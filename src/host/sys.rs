@@ -1,0 +1,1 @@
+//! Every unsafe block of the program, each with its reason.

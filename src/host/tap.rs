@@ -1,0 +1,1 @@
+//! Tap devices, non-persistent, handed over as descriptors.

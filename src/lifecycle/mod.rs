@@ -1,0 +1,4 @@
+//! The state tables: what may happen when, as data.
+
+pub mod process;
+pub mod vm;

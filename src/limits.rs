@@ -1,0 +1,73 @@
+//! Every bound and time limit of the program, each with its reason. What an operator may want to
+//! change is in the configuration instead.
+
+use std::time::Duration;
+
+/// Longest id taken from outside: containerd's own limit is 76, CRI's ids have 64.
+pub const ID_BYTES: usize = 128;
+
+/// Largest `config.json` read from a bundle: real ones have 10 to 100 KiB.
+pub const SPEC_BYTES: u64 = 4 << 20;
+
+/// Largest configuration file or drop-in.
+pub const CONFIG_BYTES: u64 = 1 << 20;
+
+/// Largest input taken on stdin by `start`: runtime options or bootstrap parameters.
+pub const START_INPUT_BYTES: u64 = 1 << 20;
+
+/// Longest QMP line: `query-qmp-schema`, which we never ask for, would be the longest at 200 KiB.
+pub const QMP_LINE_BYTES: usize = 1 << 20;
+
+/// Kept tail of QEMU's stderr and of the guest console, each.
+pub const TAIL_BYTES: usize = 64 << 10;
+
+/// Longest piece of foreign text (agent, QEMU, console) inside one of our messages.
+pub const FOREIGN_TEXT_BYTES: usize = 4 << 10;
+
+/// QEMU answers QMP commands within milliseconds; a plug can take longer on a loaded machine.
+pub const QMP_ANSWER: Duration = Duration::from_secs(10);
+
+/// From QMP's `device_del` to the DEVICE_DELETED event: 60 ms measured.
+pub const DEVICE_DELETED: Duration = Duration::from_secs(5);
+
+/// After `quit` or SIGKILL: a protected guest's memory is cleared page by page.
+pub const QEMU_EXIT: Duration = Duration::from_secs(60);
+
+/// How long a guest may take for its own end (DestroySandbox powers it off: 0.3 s measured).
+pub const GUEST_POWER_OFF: Duration = Duration::from_secs(5);
+
+/// One attempt to connect to the agent: before the guest listens, a hybrid socket may say nothing.
+pub const DIAL_TRY: Duration = Duration::from_secs(1);
+
+/// First and longest pause between two attempts to connect to the agent.
+pub const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+
+/// Bytes asked for with one ReadStdout or ReadStderr. Two of them may be buffered per stream.
+pub const READ_BYTES: u32 = 64 << 10;
+
+/// Bytes sent with one WriteStdin.
+pub const WRITE_BYTES: usize = 32 << 10;
+
+/// How long a process' end may wait for a reader that does not take its output.
+pub const OUTPUT_DRAIN: Duration = Duration::from_secs(10);
+
+/// Pause between two reads of a stream that answered empty: first and longest.
+pub const EMPTY_READ_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Events waiting for containerd: about 10 minutes of a busy pod.
+pub const EVENT_QUEUE: usize = 4096;
+
+/// Largest log file in the sandbox directory; the older half is cut off when it is reached.
+pub const LOG_FILE_BYTES: u64 = 1 << 20;
+
+/// Interfaces, addresses, routes and neighbours taken from a pod's network namespace, each.
+pub const NETWORK_ITEMS: usize = 256;
+
+/// Layers of one rootfs: overlayfs itself ends at 500.
+pub const ROOTFS_LAYERS: usize = 500;
+
+/// Time for one step of the cleanup (an emptied cgroup, one unmount).
+pub const UNDO_STEP: Duration = Duration::from_secs(10);
+
+/// The `delete` command waits this long for a shim that still lives before it kills it.
+pub const DELETE_GRACE: Duration = Duration::from_secs(2);

@@ -1,0 +1,1 @@
+//! `config.json` bytes to a checked OCI spec.

@@ -1,0 +1,6 @@
+//! What the OCI bundle asks for and what the guest is sent instead: pure rewriting, no I/O.
+
+pub mod bundle;
+pub mod guest_spec;
+pub mod pod;
+pub mod storage;

@@ -1,0 +1,5 @@
+//! Decisions about the host's side of a pod: data in, data out.
+
+pub mod network;
+pub mod rootfs;
+pub mod vm;

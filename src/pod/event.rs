@@ -1,0 +1,153 @@
+//! What containerd is told, in order, and the bounded queue it waits in.
+//!
+//! Exit events are never dropped; when the queue is full the oldest other event goes, and the
+//! number dropped is kept for the log.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::Notify;
+
+use crate::ids::{ContainerId, ExecId};
+use crate::limits;
+use crate::pod::request::StdioPaths;
+
+/// One event; the topic and the message are made in `shim::events`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Create {
+        id: ContainerId,
+        bundle: PathBuf,
+        stdio: StdioPaths,
+        pid: u32,
+    },
+    Start {
+        id: ContainerId,
+        pid: u32,
+    },
+    ExecAdded {
+        id: ContainerId,
+        exec: ExecId,
+    },
+    ExecStarted {
+        id: ContainerId,
+        exec: ExecId,
+        pid: u32,
+    },
+    /// `exec` is None for the container's init process.
+    Exit {
+        id: ContainerId,
+        exec: Option<ExecId>,
+        pid: u32,
+        status: u32,
+        at: SystemTime,
+    },
+    Delete {
+        id: ContainerId,
+        pid: u32,
+        status: u32,
+        at: SystemTime,
+    },
+    Oom {
+        id: ContainerId,
+    },
+}
+
+/// Filled by the pod under its lock, emptied by the one sender.
+#[derive(Debug, Default)]
+pub struct EventQueue {
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    events: VecDeque<Event>,
+    dropped: u64,
+    closed: bool,
+}
+
+impl EventQueue {
+    /// Puts an event behind all others; never blocks.
+    pub fn push(&self, event: Event) {
+        let mut waiting = self.lock();
+        if waiting.events.len() >= limits::EVENT_QUEUE {
+            let victim = waiting.events.iter().position(|e| !matches!(e, Event::Exit { .. }));
+            if let Some(at) = victim {
+                waiting.events.remove(at);
+                waiting.dropped += 1;
+            }
+        }
+        waiting.events.push_back(event);
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// The oldest event, which stays in the queue until [`Self::done`]; None when the queue was
+    /// closed and everything was sent.
+    pub async fn head(&self) -> Option<Event> {
+        loop {
+            {
+                let waiting = self.lock();
+                if let Some(event) = waiting.events.front() {
+                    return Some(event.clone());
+                }
+                if waiting.closed {
+                    return None;
+                }
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Takes `event` off the head after it was sent (or given up).
+    pub fn done(&self, event: &Event) {
+        let mut waiting = self.lock();
+        if waiting.events.front() == Some(event) {
+            waiting.events.pop_front();
+        }
+    }
+
+    /// No event comes after this.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Events dropped since the last call.
+    pub fn take_dropped(&self) -> u64 {
+        std::mem::take(&mut self.lock().dropped)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(n: u32) -> Event {
+        let id = ContainerId::parse("c1").expect("id");
+        Event::Exit { id, exec: None, pid: 1, status: n, at: SystemTime::UNIX_EPOCH }
+    }
+
+    #[test]
+    fn a_full_queue_drops_the_oldest_event_that_is_no_exit() {
+        let queue = EventQueue::default();
+        let id = ContainerId::parse("c1").expect("id");
+        queue.push(exit(0));
+        for _ in 0..limits::EVENT_QUEUE {
+            queue.push(Event::Oom { id: id.clone() });
+        }
+        queue.push(exit(1));
+        let waiting = queue.lock();
+        assert_eq!(waiting.events.len(), limits::EVENT_QUEUE);
+        assert_eq!((waiting.events.front(), waiting.events.back()), (Some(&exit(0)), Some(&exit(1))));
+        drop(waiting);
+        assert_eq!(queue.take_dropped(), 2);
+    }
+}

@@ -1,0 +1,1 @@
+//! The pod's network: from its namespace into the guest.

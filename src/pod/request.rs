@@ -1,0 +1,72 @@
+//! What the doors ask of the pod and what it answers, in our own words.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use crate::ids::ContainerId;
+use crate::plan::rootfs::RootfsMount;
+
+/// Task.Create.
+#[derive(Clone, Debug)]
+pub struct CreateRequest {
+    pub id: ContainerId,
+    /// Folder with config.json and rootfs/, absolute.
+    pub bundle: PathBuf,
+    pub rootfs: Vec<RootfsMount>,
+    pub stdio: StdioPaths,
+    /// `ConfigPath` of the runtime options.
+    pub config_path: Option<PathBuf>,
+}
+
+/// The client's stream paths as given: fifos, `file://` or `binary://`; empty means none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StdioPaths {
+    pub stdin: String,
+    pub stdout: String,
+    pub stderr: String,
+    pub terminal: bool,
+}
+
+/// Task.Exec.
+#[derive(Clone, Debug)]
+pub struct ExecRequest {
+    pub container: ContainerId,
+    pub exec: crate::ids::ExecId,
+    /// The OCI process as JSON.
+    pub process: Vec<u8>,
+    pub stdio: StdioPaths,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code, or 128 + signal number.
+    pub status: u32,
+    pub at: SystemTime,
+}
+
+/// Task.State.
+#[derive(Clone, Debug)]
+pub struct ProcessState {
+    pub bundle: PathBuf,
+    pub status: Status,
+    /// The VM's process on the host.
+    pub pid: u32,
+    pub stdio: StdioPaths,
+    pub exit: Option<Exit>,
+}
+
+/// Task.Delete. `exit` is what State would have said: 0 at the epoch for a process never started.
+#[derive(Clone, Copy, Debug)]
+pub struct Deleted {
+    pub pid: u32,
+    pub exit: Option<Exit>,
+}

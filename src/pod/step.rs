@@ -1,0 +1,60 @@
+//! The named steps of a pod's life: the places where tests kill the shim or let it fail.
+//!
+//! `reached` is empty unless built with the feature `failpoints`. A new step is added to the
+//! list below and the walks of the crash tests meet it without being told.
+
+use crate::error::Result;
+
+macro_rules! steps {
+    ($($name:ident),* $(,)?) => {
+        /// A step that was just completed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Step { $($name),* }
+
+        impl Step {
+            /// Every step there is.
+            pub const ALL: &'static [Step] = &[$(Step::$name),*];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Step::$name => stringify!($name)),* }
+            }
+        }
+    };
+}
+
+steps! {
+    ConfigRead, CgroupOwed, CgroupMade, NetworkScanned, TapOwed, TapMade, MirrorMade, HelperSpawned,
+    QemuSpawned, QmpReady, GuestRunning, AgentReady, NetworkSent, SandboxMade, LayersPacked,
+    DiskPlugged, ContainerMade, ContainerStarted, ExecMade, ExecStarted, ContainerRemoved,
+    SandboxDestroyed, VmStopped, ScopeUndone,
+}
+
+/// Called right after a step; with the feature `failpoints` it does what the environment says:
+/// `KATA_SE_FAILPOINT=<step>=kill|EIO|ENOSPC|EMFILE|ETIMEDOUT|hang`.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn reached(_: Step) -> Result<()> {
+    Ok(())
+}
+
+#[cfg(feature = "failpoints")]
+pub fn reached(step: Step) -> Result<()> {
+    use crate::error::Context;
+    use nix::libc;
+    let Ok(wanted) = std::env::var("KATA_SE_FAILPOINT") else { return Ok(()) };
+    let Some((name, what)) = wanted.split_once('=') else { return Ok(()) };
+    if name != step.name() {
+        return Ok(());
+    }
+    let errno = match what {
+        "kill" => {
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).context("failpoint")?;
+            return Ok(());
+        }
+        "EIO" => libc::EIO,
+        "ENOSPC" => libc::ENOSPC,
+        "EMFILE" => libc::EMFILE,
+        _ => libc::ETIMEDOUT,
+    };
+    Err(std::io::Error::from_raw_os_error(errno)).context(format!("failpoint {name}"))
+}

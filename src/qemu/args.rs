@@ -1,0 +1,1 @@
+//! The pure way from a VmPlan to QEMU's argument vector.

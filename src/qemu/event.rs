@@ -1,0 +1,1 @@
+//! QMP events to our own: pure; unknown events are data.

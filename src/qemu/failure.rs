@@ -1,0 +1,1 @@
+//! QEMU's end (stderr, console, exit status, events) to one explaining line: pure.

@@ -1,0 +1,1 @@
+//! Plugging and unplugging disks over QMP.

@@ -1,0 +1,1 @@
+//! Launching QEMU: spawn, QMP, cont.

@@ -1,0 +1,10 @@
+//! QEMU: its command line, its life, and QMP.
+
+pub mod args;
+pub mod event;
+pub mod failure;
+pub mod hotplug;
+pub mod launch;
+pub mod opt;
+pub mod qmp;
+pub mod tail;

@@ -1,0 +1,1 @@
+//! QEMU's key=value option syntax, with commas doubled.

@@ -1,0 +1,1 @@
+//! The only user of the qapi crates: QMP over a socketpair, lines bounded.

@@ -1,0 +1,1 @@
+//! The kept end of a text stream (stderr, console).

@@ -1,0 +1,1 @@
+//! The `delete` command: cleans up after a dead shim.

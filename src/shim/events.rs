@@ -1,0 +1,1 @@
+//! Sends the pod's events to containerd, in order.

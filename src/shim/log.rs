@@ -1,0 +1,1 @@
+//! JSON log lines to containerd's fifo and a bounded file.

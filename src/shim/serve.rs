@@ -1,0 +1,1 @@
+//! The server process: one pod, one socket, two service names.

@@ -1,0 +1,1 @@
+//! The Task service: one method = translate, call, translate.

@@ -1,0 +1,1 @@
+//! One output stream, from ReadStdout/ReadStderr to its sink.

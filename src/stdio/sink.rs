@@ -1,0 +1,1 @@
+//! Where output goes: fifo, file or logging program.

@@ -1,0 +1,1 @@
+//! From the client's stdin fifo to WriteStdin.
