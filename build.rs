@@ -1,26 +1,29 @@
 //! Generates the agent's messages and client from `src/agent/proto` with a parser in Rust.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+const FOLDER: &str = "src/agent/proto";
+const FILES: [&str; 5] = ["agent", "health", "types", "oci", "csi"];
+const MODULES: [&str; 7] = ["agent", "csi", "health", "oci", "types", "agent_ttrpc", "health_ttrpc"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let folder = "src/agent/proto";
-    println!("cargo:rerun-if-changed={folder}");
-    let inputs: Vec<PathBuf> = ["agent", "health", "types", "oci", "csi"]
-        .iter()
-        .map(|name| PathBuf::from(format!("{folder}/{name}.proto")))
-        .collect();
-    let out = PathBuf::from(env::var("OUT_DIR")?).join("proto");
-    fs::create_dir_all(&out)?;
-    if !inputs.iter().all(|input| input.exists()) {
-        return Ok(());
-    }
+    println!("cargo:rerun-if-changed={FOLDER}");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let inputs: Vec<PathBuf> =
+        FILES.iter().map(|name| Path::new(FOLDER).join(format!("{name}.proto"))).collect();
     ttrpc_codegen::Codegen::new()
         .out_dir(&out)
         .inputs(&inputs)
-        .include(folder)
+        .include(FOLDER)
         .rust_protobuf()
-        .customize(ttrpc_codegen::Customize { async_client: true, gen_mod: true, ..Default::default() })
+        .customize(ttrpc_codegen::Customize { async_client: true, ..Default::default() })
         .run()?;
+    // The generated files carry inner attributes, which `include!` cannot: name them as modules.
+    let modules: String = MODULES
+        .iter()
+        .map(|m| format!("#[path = {:?}]\npub mod {m};\n", out.join(format!("{m}.rs"))))
+        .collect();
+    fs::write(out.join("messages.rs"), modules)?;
     Ok(())
 }

@@ -71,3 +71,39 @@ pub const UNDO_STEP: Duration = Duration::from_secs(10);
 
 /// The `delete` command waits this long for a shim that still lives before it kills it.
 pub const DELETE_GRACE: Duration = Duration::from_secs(2);
+
+/// Largest journal read back: a pod owes some ten lines of 100 bytes each.
+pub const JOURNAL_BYTES: u64 = 1 << 20;
+
+/// A lost agent connection is dialled again for this long before the pod is declared dead.
+pub const RECONNECT: Duration = Duration::from_secs(10);
+
+/// Mounts of one container: kubelet's pods have some twenty.
+pub const SPEC_MOUNTS: usize = 1024;
+
+/// Arguments and environment of one process: the kernel itself ends at 2 MiB on a usual stack.
+pub const PROCESS_BYTES: usize = 2 << 20;
+
+/// Pause after a failed poll for OOM events.
+pub const OOM_POLL_PAUSE: Duration = Duration::from_secs(10);
+
+/// The agent's answer to SignalProcess: milliseconds; after this a KILL of the sandbox kills the VM.
+pub const KILL_ANSWER: Duration = Duration::from_secs(10);
+
+/// The agent's own limit for removing a container.
+pub const REMOVE_CONTAINER: Duration = Duration::from_secs(10);
+
+/// All netlink work of one visit to a namespace: milliseconds.
+pub const NETLINK: Duration = Duration::from_secs(10);
+
+/// Longest log line.
+pub const LOG_LINE_BYTES: usize = 8 << 10;
+
+/// Calls to containerd's event service.
+pub const EVENT_SEND: Duration = Duration::from_secs(5);
+
+/// Pause before an event is sent again: first and longest.
+pub const EVENT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// At the shim's end, time for the last events and answers to leave.
+pub const FAREWELL: Duration = Duration::from_secs(2);

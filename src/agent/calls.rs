@@ -1,1 +1,309 @@
 //! One thin function per call of the agent.
+
+use std::time::Duration;
+
+use crate::agent::client::{Agent, Limit};
+use crate::agent::convert;
+use crate::agent::messages::agent as pb;
+use crate::ccw::DevNo;
+use crate::error::{Code, Error, Result};
+use crate::ids::{ContainerId, ProcessId, SandboxId};
+use crate::oci::guest_spec::{GuestProcess, GuestSpec};
+use crate::oci::storage::Storage;
+use crate::plan::network::{InterfacePlan, NeighbourPlan, RoutePlan};
+
+/// What the agent says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuestDetails {
+    pub version: String,
+    pub storage_drivers: Vec<String>,
+}
+
+/// The two output streams of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputStream {
+    Stdout,
+    Stderr,
+}
+
+impl Agent {
+    pub async fn update_interface(&self, interface: &InterfacePlan, devno: DevNo) -> Result<()> {
+        let req = convert::interface(interface, devno);
+        self.call("UpdateInterface", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.update_interface(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub async fn update_routes(&self, routes: &[RoutePlan]) -> Result<()> {
+        let req = convert::routes(routes);
+        self.call("UpdateRoutes", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.update_routes(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub async fn add_neighbours(&self, neighbours: &[NeighbourPlan]) -> Result<()> {
+        let req = convert::neighbours(neighbours);
+        self.call("AddARPNeighbors", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.add_arp_neighbors(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// `dns`: lines of the pod's resolv.conf.
+    pub async fn create_sandbox(
+        &self,
+        id: &SandboxId,
+        hostname: &str,
+        dns: Vec<String>,
+        storages: &[Storage],
+    ) -> Result<()> {
+        let req = pb::CreateSandboxRequest {
+            hostname: hostname.to_owned(),
+            dns,
+            storages: storages.iter().map(convert::storage).collect(),
+            sandbox_id: id.as_str().to_owned(),
+            ..Default::default()
+        };
+        self.call("CreateSandbox", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.create_sandbox(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub async fn guest_details(&self) -> Result<GuestDetails> {
+        let req =
+            pb::GuestDetailsRequest { mem_block_size: true, mem_hotplug_probe: true, ..Default::default() };
+        let mut answer = self
+            .call("GetGuestDetails", Limit::Call, |c, m| {
+                let req = &req;
+                async move { c.get_guest_details(m, req).await }
+            })
+            .await?;
+        let details = answer.agent_details.take().unwrap_or_default();
+        let short = |text: String| crate::error::one_line(&text.chars().take(64).collect::<String>());
+        Ok(GuestDetails {
+            version: short(details.version),
+            storage_drivers: details.storage_handlers.into_iter().take(64).map(short).collect(),
+        })
+    }
+
+    /// Never repeated: a second one with the same id makes the agent forget the first.
+    pub async fn create_container(
+        &self,
+        id: &ContainerId,
+        storages: &[Storage],
+        spec: &GuestSpec,
+        shared_pid_namespace: bool,
+    ) -> Result<()> {
+        let req = pb::CreateContainerRequest {
+            container_id: id.as_str().to_owned(),
+            exec_id: id.as_str().to_owned(),
+            storages: storages.iter().map(convert::storage).collect(),
+            OCI: Some(convert::spec(spec)).into(),
+            sandbox_pidns: shared_pid_namespace,
+            ..Default::default()
+        };
+        self.call("CreateContainer", Limit::Create, |c, m| {
+            let req = &req;
+            async move { c.create_container(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub async fn start_container(&self, id: &ContainerId) -> Result<()> {
+        let req = pb::StartContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
+        self.call("StartContainer", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.start_container(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub async fn exec_process(&self, id: &ProcessId, process: &GuestProcess) -> Result<()> {
+        let req = pb::ExecProcessRequest {
+            container_id: id.container.as_str().to_owned(),
+            exec_id: id.agent_exec_id().to_owned(),
+            process: Some(convert::process(process)).into(),
+            ..Default::default()
+        };
+        self.call("ExecProcess", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.exec_process(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// `whole_container`: with SIGKILL every process of the container, else its init process.
+    pub async fn signal_process(&self, id: &ProcessId, signal: u32, whole_container: bool) -> Result<()> {
+        let exec_id = if whole_container { "" } else { id.agent_exec_id() };
+        let req = pb::SignalProcessRequest {
+            container_id: id.container.as_str().to_owned(),
+            exec_id: exec_id.to_owned(),
+            signal,
+            ..Default::default()
+        };
+        self.call("SignalProcess", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.signal_process(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Waits for the end: exit code, or 128 + signal. Unread output is lost with the answer.
+    pub async fn wait_process(&self, id: &ProcessId) -> Result<u32> {
+        let req = pb::WaitProcessRequest {
+            container_id: id.container.as_str().to_owned(),
+            exec_id: id.agent_exec_id().to_owned(),
+            ..Default::default()
+        };
+        let answer = self
+            .call("WaitProcess", Limit::LongPoll, |c, m| {
+                let req = &req;
+                async move { c.wait_process(m, req).await }
+            })
+            .await?;
+        // A guest may say anything; an exit status is one byte.
+        Ok(u32::try_from(answer.status).ok().filter(|s| *s <= 255).unwrap_or(255))
+    }
+
+    /// What the process wrote, as soon as there is anything; empty at the end of the stream.
+    pub async fn read_output(&self, id: &ProcessId, stream: OutputStream, len: u32) -> Result<Vec<u8>> {
+        let req = pb::ReadStreamRequest {
+            container_id: id.container.as_str().to_owned(),
+            exec_id: id.agent_exec_id().to_owned(),
+            len,
+            ..Default::default()
+        };
+        let answer = match stream {
+            OutputStream::Stdout => {
+                self.call("ReadStdout", Limit::LongPoll, |c, m| {
+                    let req = &req;
+                    async move { c.read_stdout(m, req).await }
+                })
+                .await
+            }
+            OutputStream::Stderr => {
+                self.call("ReadStderr", Limit::LongPoll, |c, m| {
+                    let req = &req;
+                    async move { c.read_stderr(m, req).await }
+                })
+                .await
+            }
+        };
+        match answer {
+            Ok(answer) if answer.data.len() > usize::try_from(len).unwrap_or(0) => {
+                Err(Error::internal(format!(
+                    "agent {stream:?}: {} bytes for a read of {len}: the guest breaks the protocol",
+                    answer.data.len()
+                )))
+            }
+            Ok(answer) => Ok(answer.data),
+            // A terminal's end, and a process already waited for: both are the end of the stream.
+            Err(e) if e.code() == Code::NotFound => Ok(Vec::new()),
+            Err(e) if e.code() == Code::Internal && e.message().contains("os error 5") => Ok(Vec::new()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Writes all of `data`; the call ends when the process has taken it.
+    pub async fn write_stdin(&self, id: &ProcessId, data: Vec<u8>) -> Result<()> {
+        let req = pb::WriteStreamRequest {
+            container_id: id.container.as_str().to_owned(),
+            exec_id: id.agent_exec_id().to_owned(),
+            data,
+            ..Default::default()
+        };
+        self.call("WriteStdin", Limit::LongPoll, |c, m| {
+            let req = &req;
+            async move { c.write_stdin(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub async fn close_stdin(&self, id: &ProcessId) -> Result<()> {
+        let req = pb::CloseStdinRequest {
+            container_id: id.container.as_str().to_owned(),
+            exec_id: id.agent_exec_id().to_owned(),
+            ..Default::default()
+        };
+        self.call("CloseStdin", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.close_stdin(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub async fn resize_terminal(&self, id: &ProcessId, columns: u32, rows: u32) -> Result<()> {
+        let req = pb::TtyWinResizeRequest {
+            container_id: id.container.as_str().to_owned(),
+            exec_id: id.agent_exec_id().to_owned(),
+            row: rows,
+            column: columns,
+            ..Default::default()
+        };
+        self.call("TtyWinResize", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.tty_win_resize(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Kills what still runs and removes the container; unknown to the agent is success.
+    pub async fn remove_container(&self, id: &ContainerId, limit: Duration) -> Result<()> {
+        let req = pb::RemoveContainerRequest {
+            container_id: id.as_str().to_owned(),
+            timeout: u32::try_from(limit.as_secs()).unwrap_or(u32::MAX),
+            ..Default::default()
+        };
+        let answer = self
+            .call("RemoveContainer", Limit::Call, |c, m| {
+                let req = &req;
+                async move { c.remove_container(m, req).await }
+            })
+            .await;
+        match answer {
+            Err(e) if e.code() == Code::NotFound => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Ends the sandbox; an agent that is the guest's first process powers it off.
+    pub async fn destroy_sandbox(&self) -> Result<()> {
+        let req = pb::DestroySandboxRequest::new();
+        self.call("DestroySandbox", Limit::Call, |c, m| {
+            let req = &req;
+            async move { c.destroy_sandbox(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The next container that the guest's OOM killer hit. One call outstanding at a time.
+    pub async fn oom_event(&self) -> Result<ContainerId> {
+        let req = pb::GetOOMEventRequest::new();
+        let event = self
+            .call("GetOOMEvent", Limit::LongPoll, |c, m| {
+                let req = &req;
+                async move { c.get_oom_event(m, req).await }
+            })
+            .await?;
+        ContainerId::parse(&event.container_id)
+    }
+}

@@ -1,1 +1,224 @@
 //! The one place that knows that a call can hang: deadline, VM gone, error codes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+use ttrpc::r#async::Client;
+use ttrpc::context::Context as Metadata;
+
+use crate::agent::dial::{self, Transport};
+use crate::agent::messages::agent_ttrpc::AgentServiceClient;
+use crate::agent::messages::health::CheckRequest;
+use crate::agent::messages::health_ttrpc::HealthClient;
+use crate::config::AgentConfig;
+use crate::error::{Code, Error, Result};
+use crate::lifecycle::vm::VmEnd;
+use crate::limits;
+
+/// How long a call may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// Ends when its process does, or with the VM: no limit of its own.
+    LongPoll,
+    /// CreateContainer: mounts, image pulls.
+    Create,
+    /// Everything else.
+    Call,
+}
+
+/// The connection to one guest's agent; clones share it.
+#[derive(Clone)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    transport: Transport,
+    config: AgentConfig,
+    gone: watch::Receiver<Option<VmEnd>>,
+    service: Mutex<Connected>,
+    /// One reconnect at a time.
+    reconnecting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Connected {
+    client: AgentServiceClient,
+    /// Counts connections, to tell a loss already repaired from a new one.
+    number: u64,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Agent").field(&self.inner.transport).finish()
+    }
+}
+
+impl Agent {
+    /// Dials until the agent answers a health check, within `config.connect_timeout`.
+    pub async fn connect(
+        transport: Transport,
+        config: AgentConfig,
+        gone: watch::Receiver<Option<VmEnd>>,
+    ) -> Result<Self> {
+        let limit = config.connect_timeout;
+        let client = dial::connect(&transport, limit, gone.clone(), checked).await?;
+        let service = Mutex::new(Connected { client, number: 0 });
+        let reconnecting = tokio::sync::Mutex::new(());
+        Ok(Self { inner: Arc::new(Inner { transport, config, gone, service, reconnecting }) })
+    }
+
+    /// One call: ends with the answer, at its limit, or with the VM, whichever is first.
+    ///
+    /// A lost connection is made anew once. Only calls that change nothing, or can be told to have
+    /// happened, are repeated (`LongPoll`): CreateContainer asked twice destroys what runs.
+    pub(crate) async fn call<T, F: Future<Output = ttrpc::Result<T>> + Send>(
+        &self,
+        name: &str,
+        limit: Limit,
+        ask: impl Fn(AgentServiceClient, Metadata) -> F + Send + Sync,
+    ) -> Result<T> {
+        let bound = match limit {
+            Limit::LongPoll => None,
+            Limit::Create => Some(self.inner.config.create_timeout),
+            Limit::Call => Some(self.inner.config.call_timeout),
+        };
+        let mut gone = self.inner.gone.clone();
+        let attempts = async {
+            let connected = self.current();
+            let lost = match self.once(&connected, bound, &ask).await {
+                Ok(done) => return Ok(done),
+                Err(e) if is_lost(&e) => e,
+                Err(e) => return Err(translate(e, bound)),
+            };
+            let again = self.reconnect(connected.number).await?;
+            if limit == Limit::LongPoll {
+                return self.once(&again, bound, &ask).await.map_err(|e| translate(e, bound));
+            }
+            Err(Error::unavailable(format!("the connection broke ({lost})")))
+        };
+        let result = tokio::select! {
+            result = attempts => result,
+            end = dial::ended(&mut gone) => Err(end),
+        };
+        result.map_err(|e| e.context(format!("agent {name}")))
+    }
+
+    async fn once<T, F: Future<Output = ttrpc::Result<T>> + Send>(
+        &self,
+        connected: &Connected,
+        bound: Option<Duration>,
+        ask: &(impl Fn(AgentServiceClient, Metadata) -> F + Send + Sync),
+    ) -> ttrpc::Result<T> {
+        // The guest learns the same limit; ours is what is relied on.
+        let metadata = match bound {
+            Some(bound) => ttrpc::context::with_duration(bound),
+            None => ttrpc::context::with_timeout(0),
+        };
+        let answer = ask(connected.client.clone(), metadata);
+        match bound {
+            None => answer.await,
+            Some(bound) => timeout(bound + Duration::from_millis(200), answer).await.unwrap_or_else(|_| {
+                Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
+            }),
+        }
+    }
+
+    fn current(&self) -> Connected {
+        self.inner.service.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn reconnect(&self, lost: u64) -> Result<Connected> {
+        let _one = self.inner.reconnecting.lock().await;
+        let current = self.current();
+        if current.number != lost {
+            return Ok(current);
+        }
+        let gone = self.inner.gone.clone();
+        let client = dial::connect(&self.inner.transport, limits::RECONNECT, gone, checked).await?;
+        let again = Connected { client, number: lost + 1 };
+        *self.inner.service.lock().unwrap_or_else(PoisonError::into_inner) = again.clone();
+        Ok(again)
+    }
+}
+
+/// A connection counts when the agent behind it answers.
+async fn checked(socket: ttrpc::r#async::transport::Socket) -> Result<AgentServiceClient> {
+    let client = Client::new(socket);
+    let metadata = ttrpc::context::with_duration(limits::DIAL_TRY);
+    let health = HealthClient::new(client.clone());
+    let answer = health.check(metadata, &CheckRequest::new()).await;
+    answer.map_err(|e| translate(e, Some(limits::DIAL_TRY)).context("health check"))?;
+    Ok(AgentServiceClient::new(client))
+}
+
+fn is_lost(e: &ttrpc::Error) -> bool {
+    !matches!(e, ttrpc::Error::RpcStatus(_))
+}
+
+/// The agent's error to ours: its code, its text without backtrace, in bounds.
+///
+/// "Not found" comes as three codes (unknown process 5, unknown container 3 or 13).
+fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
+    let status = match e {
+        ttrpc::Error::RpcStatus(status) => status,
+        other => return Error::unavailable(format!("the connection broke ({other})")),
+    };
+    let whole = status.message();
+    let text = whole.split("Stack backtrace:").next().unwrap_or(whole).trim();
+    let text: String = text.chars().take(limits::FOREIGN_TEXT_BYTES / 4).collect();
+    let unknown = text.to_ascii_lowercase().contains("invalid container id")
+        || text.contains("InvalidContainerId")
+        || text.contains("InvalidExecId")
+        || text.contains("InitProcessNotFound");
+    let code = match status.code() {
+        _ if unknown => Code::NotFound,
+        ttrpc::Code::NOT_FOUND => Code::NotFound,
+        ttrpc::Code::PERMISSION_DENIED => Code::PermissionDenied,
+        ttrpc::Code::INVALID_ARGUMENT => Code::InvalidArgument,
+        ttrpc::Code::DEADLINE_EXCEEDED => {
+            let seconds = bound.unwrap_or_default().as_secs();
+            return Error::deadline(format!("no answer within {seconds} s"));
+        }
+        ttrpc::Code::UNIMPLEMENTED => Code::Unimplemented,
+        ttrpc::Code::UNAVAILABLE => Code::FailedPrecondition,
+        _ if text.contains("internal error policy check") => Code::PermissionDenied,
+        _ => Code::Internal,
+    };
+    Error::new(code, if text.is_empty() { "failed without a text" } else { &text })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_errors_keep_their_meaning_and_lose_their_backtrace() {
+        let cases = [
+            (
+                ttrpc::Code::INTERNAL,
+                "Invalid container id\n\nStack backtrace:\n 0: x",
+                Code::NotFound,
+                "Invalid container id",
+            ),
+            (ttrpc::Code::NOT_FOUND, "InvalidExecId", Code::NotFound, "InvalidExecId"),
+            (ttrpc::Code::INVALID_ARGUMENT, "InvalidContainerId", Code::NotFound, "InvalidContainerId"),
+            (
+                ttrpc::Code::PERMISSION_DENIED,
+                "ExecProcessRequest is blocked by policy: ",
+                Code::PermissionDenied,
+                "ExecProcessRequest is blocked by policy:",
+            ),
+            (ttrpc::Code::INTERNAL, "a\nb", Code::Internal, "a\\nb"),
+            (ttrpc::Code::INTERNAL, "", Code::Internal, "failed without a text"),
+            (ttrpc::Code::DEADLINE_EXCEEDED, "timeout", Code::DeadlineExceeded, "no answer within 7 s"),
+        ];
+        for (code, text, wanted, message) in cases {
+            let status = ttrpc::Error::RpcStatus(ttrpc::get_status(code, text.to_owned()));
+            let e = translate(status, Some(Duration::from_secs(7)));
+            assert_eq!((e.code(), e.to_string().as_str()), (wanted, message));
+        }
+    }
+}

@@ -2,5 +2,6 @@
 
 pub mod calls;
 pub mod client;
-pub mod convert;
+mod convert;
 pub mod dial;
+mod messages;

@@ -1,1 +1,308 @@
-//! The TOML file and its drop-ins, as written.
+//! The TOML file and its drop-ins, as written, to the checked configuration: pure.
+//!
+//! Every key is listed once, in `KEYS`, with what it takes. An unknown key, a wrong type or an
+//! impossible value is an error that names file, line, key, and what would be right.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::config::{
+    Accelerator, AgentConfig, Boot, Config, LogLevel, QemuConfig, RootfsConfig, VsockConfig,
+};
+use crate::error::{Error, Result};
+
+/// What a key takes.
+#[derive(Clone, Copy, Debug)]
+enum Takes {
+    /// An absolute path.
+    Path,
+    Text,
+    Switch,
+    /// A whole number between the two, and its unit for messages.
+    Number(u32, u32, &'static str),
+    OneOf(&'static [&'static str]),
+}
+
+/// Every key, `section.name`.
+const KEYS: [(&str, Takes); 18] = [
+    ("qemu.path", Takes::Path),
+    ("qemu.accelerator", Takes::OneOf(&["kvm", "tcg"])),
+    ("guest.confidential", Takes::Switch),
+    ("guest.image", Takes::Path),
+    ("guest.kernel", Takes::Path),
+    ("guest.initrd", Takes::Path),
+    ("guest.kernel_parameters", Takes::Text),
+    ("guest.memory_mib", Takes::Number(256, 16 << 20, "MiB")),
+    ("guest.vcpus", Takes::Number(1, 247, "CPUs")),
+    ("vsock.device", Takes::OneOf(&["vhost", "vhost-user"])),
+    ("vsock.program", Takes::Path),
+    ("agent.connect_timeout_s", Takes::Number(1, 3600, "s")),
+    ("agent.create_timeout_s", Takes::Number(1, 3600, "s")),
+    ("agent.call_timeout_s", Takes::Number(1, 3600, "s")),
+    ("rootfs.cache_dir", Takes::Path),
+    ("rootfs.cache_mib", Takes::Number(0, u32::MAX, "MiB")),
+    ("rootfs.mkfs", Takes::Path),
+    ("log.level", Takes::OneOf(&["error", "warning", "info", "debug"])),
+];
+
+/// One key's value and where it was written.
+#[derive(Clone, Debug)]
+struct Given {
+    value: Value,
+    place: String,
+}
+
+#[derive(Clone, Debug)]
+enum Value {
+    Text(String),
+    Number(u32),
+    Switch(bool),
+}
+
+/// Reads the files in order; a later one wins key by key.
+pub fn parse(files: &[(PathBuf, String)]) -> Result<Config> {
+    let mut given = BTreeMap::new();
+    for (path, text) in files {
+        read_file(path, text, &mut given)?;
+    }
+    resolve(&Keys(given))
+}
+
+fn read_file(path: &Path, text: &str, given: &mut BTreeMap<&'static str, Given>) -> Result<()> {
+    let line = |offset: usize| text.get(..offset).unwrap_or(text).matches('\n').count() + 1;
+    let table = DeTable::parse(text).map_err(|e| {
+        let at = e.span().map_or(1, |span| line(span.start));
+        Error::invalid(format!("{}:{at}: {}", path.display(), e.message()))
+    })?;
+    for (section, value) in table.get_ref() {
+        let place = format!("{}:{}", path.display(), line(section.span().start));
+        let name = section.get_ref();
+        let DeValue::Table(entries) = value.get_ref() else {
+            return Err(unknown(&place, name));
+        };
+        for (key, value) in entries {
+            let place = format!("{}:{}", path.display(), line(key.span().start));
+            let full = format!("{name}.{}", key.get_ref());
+            let Some((known, takes)) = KEYS.iter().find(|(known, _)| *known == full) else {
+                return Err(unknown(&place, &full));
+            };
+            let value = read_value(value, *takes).map_err(|why| {
+                Error::invalid(format!("{place}: {full} = {}: {why}", text.get(value.span()).unwrap_or("?")))
+            })?;
+            given.insert(known, Given { value, place });
+        }
+    }
+    Ok(())
+}
+
+fn read_value(value: &Spanned<DeValue<'_>>, takes: Takes) -> std::result::Result<Value, String> {
+    match (takes, value.get_ref()) {
+        (Takes::Path, DeValue::String(text)) if text.starts_with('/') && !text.contains('\0') => {
+            Ok(Value::Text(text.to_string()))
+        }
+        (Takes::Path, _) => Err("takes an absolute path in quotes".to_owned()),
+        (Takes::Text, DeValue::String(text)) => Ok(Value::Text(text.to_string())),
+        (Takes::Text, _) => Err("takes a text in quotes".to_owned()),
+        (Takes::Switch, DeValue::Boolean(on)) => Ok(Value::Switch(*on)),
+        (Takes::Switch, _) => Err("takes true or false".to_owned()),
+        (Takes::Number(least, most, unit), DeValue::Integer(number)) => {
+            let number = u32::from_str_radix(number.as_str(), number.radix()).ok();
+            let number = number.filter(|n| (least..=most).contains(n));
+            number.map(Value::Number).ok_or_else(|| format!("takes {least} to {most} {unit}"))
+        }
+        (Takes::Number(least, most, unit), _) => {
+            Err(format!("takes a whole number without quotes, {least} to {most} {unit}"))
+        }
+        (Takes::OneOf(words), DeValue::String(text)) if words.contains(&text.as_ref()) => {
+            Ok(Value::Text(text.to_string()))
+        }
+        (Takes::OneOf(words), _) => Err(format!("takes one of \"{}\"", words.join("\", \""))),
+    }
+}
+
+fn unknown(place: &str, key: &str) -> Error {
+    let nearest = KEYS.iter().map(|(known, _)| (distance(key, known), *known)).min();
+    let (_, nearest) = nearest.unwrap_or_default();
+    Error::invalid(format!("{place}: unknown key {key:?}: did you mean {nearest:?}?"))
+}
+
+/// How many letters differ (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().take(64).enumerate() {
+        let mut before = i;
+        let mut last = i + 1;
+        for (cell, y) in row.iter_mut().skip(1).zip(b.chars()) {
+            let here = (before + usize::from(x != y)).min(*cell + 1).min(last + 1);
+            before = std::mem::replace(cell, here);
+            last = here;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+struct Keys(BTreeMap<&'static str, Given>);
+
+impl Keys {
+    fn text(&self, key: &str) -> Option<&str> {
+        match self.0.get(key).map(|g| &g.value) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn path(&self, key: &str, default: &str) -> PathBuf {
+        self.text(key).unwrap_or(default).into()
+    }
+
+    fn number(&self, key: &str, default: u32) -> u32 {
+        match self.0.get(key).map(|g| &g.value) {
+            Some(Value::Number(number)) => *number,
+            _ => default,
+        }
+    }
+
+    fn seconds(&self, key: &str, default: u32) -> Duration {
+        Duration::from_secs(self.number(key, default).into())
+    }
+
+    /// Refuses a key that has no meaning beside others.
+    fn refuse(&self, keys: &[&str], why: &str) -> Result<()> {
+        match keys.iter().find_map(|key| Some((key, self.0.get(*key)?))) {
+            None => Ok(()),
+            Some((key, given)) => Err(Error::invalid(format!("{}: {key}: {why}", given.place))),
+        }
+    }
+
+    fn require(&self, key: &str, why: &str) -> Result<&str> {
+        self.text(key).ok_or_else(|| Error::invalid(format!("configuration: {key} is missing: {why}")))
+    }
+}
+
+fn resolve(keys: &Keys) -> Result<Config> {
+    let confidential =
+        !matches!(keys.0.get("guest.confidential").map(|g| &g.value), Some(Value::Switch(false)));
+    let boot = if confidential {
+        let sealed =
+            "is sealed in the image of a confidential guest: rebuild the image with it, or leave the key out";
+        keys.refuse(&["guest.kernel", "guest.initrd", "guest.kernel_parameters"], sealed)?;
+        Boot::Sealed { image: keys.path("guest.image", "/usr/share/kata-se/kata-se.img") }
+    } else {
+        keys.refuse(
+            &["guest.image"],
+            "is for confidential guests; with confidential = false give kernel and initrd",
+        )?;
+        Boot::Plain {
+            kernel: keys
+                .require("guest.kernel", "a guest that is not confidential boots kernel and initrd")?
+                .into(),
+            initrd: keys
+                .require("guest.initrd", "a guest that is not confidential boots kernel and initrd")?
+                .into(),
+            parameters: keys.text("guest.kernel_parameters").unwrap_or_default().to_owned(),
+        }
+    };
+    let accelerator = match keys.text("qemu.accelerator") {
+        Some("tcg") => Accelerator::Tcg,
+        _ => Accelerator::Kvm,
+    };
+    if confidential && accelerator == Accelerator::Tcg {
+        keys.refuse(
+            &["qemu.accelerator"],
+            "emulation cannot protect a guest: a confidential one needs \"kvm\"",
+        )?;
+    }
+    let vsock = match keys.text("vsock.device") {
+        Some("vhost-user") => VsockConfig::VhostUser {
+            program: keys.require("vsock.program", "vsock.device = \"vhost-user\" needs a program")?.into(),
+        },
+        _ => {
+            keys.refuse(&["vsock.program"], "only vsock.device = \"vhost-user\" has a program")?;
+            VsockConfig::Vhost
+        }
+    };
+    Ok(Config {
+        qemu: QemuConfig { path: keys.path("qemu.path", "/usr/bin/qemu-system-s390x"), accelerator },
+        boot,
+        memory_mib: keys.number("guest.memory_mib", 2048),
+        vcpus: keys.number("guest.vcpus", 1),
+        vsock,
+        agent: AgentConfig {
+            connect_timeout: keys.seconds("agent.connect_timeout_s", 45),
+            create_timeout: keys.seconds("agent.create_timeout_s", 60),
+            call_timeout: keys.seconds("agent.call_timeout_s", 60),
+        },
+        rootfs: RootfsConfig {
+            cache_dir: keys.path("rootfs.cache_dir", "/var/lib/kata-se/layers"),
+            cache_mib: keys.number("rootfs.cache_mib", 10240).into(),
+            mkfs: keys.path("rootfs.mkfs", "/usr/bin/mkfs.erofs"),
+        },
+        log: match keys.text("log.level") {
+            Some("error") => LogLevel::Error,
+            Some("warning") => LogLevel::Warning,
+            Some("debug") => LogLevel::Debug,
+            _ => LogLevel::Info,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRODUCTION: &str = include_str!("../../configs/kata-se.toml");
+    const EMULATED: &str = include_str!("../../configs/kata-se-emulated.toml");
+
+    fn of(texts: &[&str]) -> Result<Config> {
+        let file = |(n, text): (usize, &&str)| (PathBuf::from(format!("/c{n}.toml")), (*text).to_owned());
+        parse(&texts.iter().enumerate().map(file).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_shipped_files_say_what_the_defaults_are_and_name_every_key() {
+        assert_eq!(of(&[PRODUCTION]), of(&[]));
+        let emulated = of(&[EMULATED]).expect("emulated");
+        assert_eq!(emulated.qemu.accelerator, Accelerator::Tcg);
+        for (key, _) in KEYS {
+            let name = key.split('.').next_back().expect("name");
+            assert!(PRODUCTION.contains(name) || EMULATED.contains(name), "{key} is not documented");
+        }
+    }
+
+    #[test]
+    fn a_later_file_wins_key_by_key() {
+        let config = of(&["[guest]\nvcpus = 2\nmemory_mib = 512", "[guest]\nvcpus = 3"]).expect("parse");
+        assert_eq!((config.vcpus, config.memory_mib), (3, 512));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_file_line_key_and_what_is_right() {
+        for (text, wanted) in [
+            ("[guest]\nvcpu = 2", "/c0.toml:2: unknown key \"guest.vcpu\": did you mean \"guest.vcpus\"?"),
+            ("\n[gest]\nvcpus = 2", "/c0.toml:3: unknown key \"gest.vcpus\": did you mean \"guest.vcpus\"?"),
+            ("vcpus = 2", "/c0.toml:1: unknown key \"vcpus\""),
+            ("[guest]\nvcpus = 248", "/c0.toml:2: guest.vcpus = 248: takes 1 to 247 CPUs"),
+            ("[guest]\nvcpus = -1", "/c0.toml:2: guest.vcpus = -1: takes 1 to 247 CPUs"),
+            (
+                "[guest]\nvcpus = \"2\"",
+                "/c0.toml:2: guest.vcpus = \"2\": takes a whole number without quotes",
+            ),
+            ("[qemu]\npath = \"qemu\"", "/c0.toml:2: qemu.path = \"qemu\": takes an absolute path in quotes"),
+            ("[log]\nlevel = \"loud\"", "takes one of \"error\", \"warning\", \"info\", \"debug\""),
+            ("[guest]\nkernel = \"/k\"", "/c0.toml:2: guest.kernel: is sealed in the image"),
+            ("[qemu]\naccelerator = \"tcg\"", "emulation cannot protect a guest"),
+            ("[guest]\nconfidential = false", "configuration: guest.kernel is missing"),
+            ("[guest\n", "/c0.toml:1: "),
+        ] {
+            let e = of(&[text]).expect_err(text).to_string();
+            assert!(e.contains(wanted), "{e}");
+        }
+    }
+}

@@ -1,4 +1,127 @@
 //! One container's operations; the truth about it stands in `pod`.
 
+pub mod create;
+pub mod delete;
+pub mod exec;
 pub mod layers;
+pub mod query;
 pub mod rootfs;
+pub mod signal;
+pub mod start;
+pub mod watch;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use tokio::sync::watch as channel;
+
+use crate::ccw::DevNo;
+use crate::error::Result;
+use crate::ids::{ExecId, ProcessId};
+use crate::lifecycle::process::{Emit, Input, Kind, Phase};
+use crate::plan::rootfs::RootfsMount;
+use crate::pod::request::{CreateRequest, Exit, Status, StdioPaths};
+
+/// Exit status of a process that ended with its VM: 128 + SIGKILL.
+pub(crate) const KILLED: u32 = 137;
+
+/// What the pod knows of one container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: Vec<RootfsMount>,
+    pub(crate) init: Process,
+    pub(crate) execs: BTreeMap<ExecId, Process>,
+    /// The disk of its root file system, when no other container uses it.
+    pub(crate) own_disk: Option<DevNo>,
+    /// True asks a running Create to stop and undo itself.
+    pub(crate) cancel: channel::Sender<bool>,
+    /// True when Create has ended, either way, with its undo behind it.
+    pub(crate) created: channel::Sender<bool>,
+}
+
+/// What the pod knows of one process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    kind: Kind,
+    phase: Phase,
+    pub(crate) stdio: StdioPaths,
+    /// Set once; every waiter watches it.
+    exit: channel::Sender<Option<Exit>>,
+    /// True asks the stdin pump to pass the end of input on.
+    pub(crate) close_stdin: channel::Sender<bool>,
+    /// An exec's OCI process as JSON, until it is started.
+    pub(crate) spec: Vec<u8>,
+}
+
+impl Container {
+    pub(crate) fn creating(request: &CreateRequest) -> Self {
+        Self {
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            init: Process::new(Kind::Init, request.stdio.clone(), Vec::new()),
+            execs: BTreeMap::new(),
+            own_disk: None,
+            cancel: channel::Sender::new(false),
+            created: channel::Sender::new(false),
+        }
+    }
+}
+
+impl Process {
+    fn new(kind: Kind, stdio: StdioPaths, spec: Vec<u8>) -> Self {
+        Self {
+            kind,
+            phase: kind.first_phase(),
+            stdio,
+            exit: channel::Sender::new(None),
+            close_stdin: channel::Sender::new(false),
+            spec,
+        }
+    }
+
+    pub(crate) fn exec(stdio: StdioPaths, spec: Vec<u8>) -> Self {
+        Self::new(Kind::Exec, stdio, spec)
+    }
+
+    /// One step of the table; what it emits is the caller's to queue.
+    pub(crate) fn advance(&mut self, id: &ProcessId, input: Input) -> Result<&'static [Emit]> {
+        let (phase, emits) = crate::lifecycle::process::next(self.kind, self.phase, input)
+            .map_err(|refused| refused.of(id))?;
+        self.phase = phase;
+        Ok(emits)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
+    /// Records the end; the first one wins.
+    pub(crate) fn set_exit(&mut self, exit: Exit) {
+        self.exit.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(exit);
+            }
+            first
+        });
+    }
+
+    /// A watch that becomes `Some` when the process has ended.
+    pub(crate) fn exit_watch(&self) -> channel::Receiver<Option<Exit>> {
+        self.exit.subscribe()
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        match self.phase {
+            Phase::Creating | Phase::Created => Status::Created,
+            Phase::Starting | Phase::Running => Status::Running,
+            Phase::Paused => Status::Paused,
+            Phase::Exited | Phase::Deleting => Status::Stopped,
+        }
+    }
+}

@@ -1,1 +1,210 @@
 //! One leaf cgroup per pod (v1 and v2): made, joined, emptied, removed.
+//!
+//! The only user of `cgroups_rs`. The leaf is named `kata-se-<pod key>` and stands beside the place
+//! of the pod's first container; no other cgroup is ever killed. Ancestors that were made on the
+//! way are owed too and removed only when they are empty.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cgroups_rs::fs::Cgroup;
+use cgroups_rs::fs::hierarchies;
+
+use crate::error::{Context, Error, Result};
+use crate::ids::PodKey;
+use crate::limits;
+
+const PREFIX: &str = "kata-se-";
+
+/// Opened `cgroup.procs` files of one cgroup, one per hierarchy.
+#[derive(Debug)]
+pub struct Entry(Vec<File>);
+
+impl Entry {
+    pub(crate) fn into_files(self) -> Vec<File> {
+        self.0
+    }
+}
+
+/// Where the pod's leaf goes, from `linux.cgroupsPath`: the cgroupfs form `/a/b/<id>`, the
+/// systemd form `slice:prefix:name`, or nothing. Relative to the hierarchies' roots.
+pub fn leaf_path(cgroups_path: Option<&str>, key: &PodKey) -> Result<PathBuf> {
+    let given = cgroups_path.unwrap_or("").trim_start_matches('/');
+    let parent = match given.split(':').collect::<Vec<_>>().as_slice() {
+        [slice, _, _] => slice_path(slice)?,
+        _ => Path::new(given).parent().map(Path::to_path_buf).unwrap_or_default(),
+    };
+    if parent.components().any(|c| !matches!(c, Component::Normal(_))) {
+        return Err(Error::invalid(format!("linux.cgroupsPath {given:?}: only plain names between slashes")));
+    }
+    let parent = if parent.as_os_str().is_empty() { PathBuf::from("kata-se") } else { parent };
+    Ok(parent.join(format!("{PREFIX}{key}")))
+}
+
+/// systemd's rule: `a-b.slice` lives in `a.slice`.
+fn slice_path(slice: &str) -> Result<PathBuf> {
+    let bad = || Error::invalid(format!("linux.cgroupsPath: {slice:?} is not a systemd slice name"));
+    let stem = match slice {
+        "" => "system",
+        "-.slice" => return Ok(PathBuf::new()),
+        _ => slice.strip_suffix(".slice").ok_or_else(bad)?,
+    };
+    let mut path = PathBuf::new();
+    let mut name = String::new();
+    for part in stem.split('-') {
+        if part.is_empty() || part.contains('/') {
+            return Err(bad());
+        }
+        name = if name.is_empty() { part.to_owned() } else { format!("{name}-{part}") };
+        path.push(format!("{name}.slice"));
+    }
+    Ok(path)
+}
+
+/// The leaf and each of its ancestors that does not exist yet, outermost first: what will be made.
+pub fn missing(leaf: &Path) -> Vec<PathBuf> {
+    let mut list: Vec<PathBuf> = leaf
+        .ancestors()
+        .skip(1)
+        .filter(|p| !p.as_os_str().is_empty())
+        .filter(|p| dirs(p).iter().any(|d| !d.is_dir()))
+        .map(Path::to_path_buf)
+        .collect();
+    list.reverse();
+    list.push(leaf.to_path_buf());
+    list
+}
+
+/// Makes the leaf and opens the way into it.
+pub fn make(leaf: &Path) -> Result<Entry> {
+    let context = || format!("make cgroup /{}", leaf.display());
+    let cgroup = Cgroup::load(hierarchies::auto(), leaf);
+    cgroup.create().with_context(context)?;
+    enter(leaf)
+}
+
+/// Opens the way into an existing leaf.
+pub fn enter(leaf: &Path) -> Result<Entry> {
+    let open = |dir: &PathBuf| {
+        let procs = dir.join("cgroup.procs");
+        OpenOptions::new().write(true).open(&procs).with_context(|| format!("open {}", procs.display()))
+    };
+    let files = dirs(leaf).iter().filter(|d| d.is_dir()).map(open).collect::<Result<Vec<_>>>()?;
+    if files.is_empty() {
+        return Err(Error::internal(format!(
+            "cgroup /{}: no cgroup hierarchy is mounted on this host below /sys/fs/cgroup",
+            leaf.display()
+        )));
+    }
+    Ok(Entry(files))
+}
+
+/// Kills everything in a leaf of ours and removes it; an ancestor is only removed when empty.
+/// Not there is success.
+pub fn remove(path: &Path) -> Result<()> {
+    let is_leaf = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .and_then(|n| n.strip_prefix(PREFIX))
+        .is_some_and(|key| PodKey::parse(key).is_ok());
+    let until = Instant::now() + limits::UNDO_STEP;
+    for dir in dirs(path) {
+        if is_leaf {
+            empty(&dir, until)?;
+        }
+        remove_dir(&dir, is_leaf, until)?;
+    }
+    Ok(())
+}
+
+/// Kills until nobody is left: children may be forked while we kill.
+fn empty(dir: &Path, until: Instant) -> Result<()> {
+    drop(fs::write(dir.join("cgroup.kill"), "1")); // v2 since 5.14; the loop covers the rest
+    loop {
+        let pids = match fs::read_to_string(dir.join("cgroup.procs")) {
+            Ok(text) => text,
+            Err(_) => return Ok(()), // gone already
+        };
+        let pids: Vec<i32> = pids.lines().filter_map(|l| l.parse().ok()).collect();
+        if pids.is_empty() {
+            return Ok(());
+        }
+        for pid in &pids {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL).ok();
+        }
+        if Instant::now() > until {
+            return Err(Error::deadline(format!(
+                "cgroup {}: processes {pids:?} are still there {} s after SIGKILL",
+                dir.display(),
+                limits::UNDO_STEP.as_secs()
+            )));
+        }
+        pause();
+    }
+}
+
+fn remove_dir(dir: &Path, is_leaf: bool, until: Instant) -> Result<()> {
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e)
+                if !is_leaf && matches!(e.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::ENOTEMPTY)) =>
+            {
+                return Ok(()); // somebody else uses it by now
+            }
+            Err(e) if Instant::now() > until => {
+                return Err(e).with_context(|| format!("remove cgroup {}", dir.display()));
+            }
+            Err(_) => pause(), // a dying process leaves its cgroup a moment later
+        }
+    }
+}
+
+/// A short wait on a thread of `spawn::blocking`; never on the executor.
+#[allow(clippy::disallowed_methods)]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
+}
+
+/// The folders of `path` in every mounted hierarchy, each once.
+fn dirs(path: &Path) -> Vec<PathBuf> {
+    let hierarchy = hierarchies::auto();
+    if hierarchy.v2() {
+        return vec![hierarchy.root().join(path)];
+    }
+    let cgroup = Cgroup::load(hierarchy, path);
+    let mut dirs: Vec<PathBuf> =
+        cgroup.subsystems().iter().map(|s| s.to_controller().path().to_path_buf()).collect();
+    dirs.sort();
+    dirs.dedup();
+    dirs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Namespace, SandboxId};
+
+    #[test]
+    fn the_leaf_stands_beside_the_first_container() {
+        let ns = Namespace::parse("default").expect("ns");
+        let key = PodKey::new("/a", &ns, &SandboxId::parse("s1").expect("id"));
+        let leaf = |parent: &str| Ok(PathBuf::from(format!("{parent}/kata-se-{key}")));
+        for (given, parent) in [
+            (Some("/kubepods/pod1/abc"), "kubepods/pod1"),
+            (Some("/default/abc"), "default"),
+            (Some("kubepods-pod1.slice:cri-containerd:abc"), "kubepods.slice/kubepods-pod1.slice"),
+            (Some(":x:abc"), "system.slice"),
+            (Some("abc"), "kata-se"),
+            (None, "kata-se"),
+        ] {
+            assert_eq!(leaf_path(given, &key), leaf(parent), "{given:?}");
+        }
+        for bad in ["/a/../../b", "x:y:z", "a--b.slice:y:z"] {
+            assert!(leaf_path(Some(bad), &key).is_err(), "{bad}");
+        }
+    }
+}

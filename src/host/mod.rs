@@ -1,11 +1,13 @@
 //! The host's kernel interfaces, one per file; all `unsafe` of the program is in `sys`.
 
 pub mod cgroup;
-pub mod fifo;
+pub mod config_files;
 pub mod files;
+pub mod log;
 pub mod netlink;
 pub mod netns;
 pub mod spawn;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod tap;
+pub mod vsock;

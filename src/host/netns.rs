@@ -1,1 +1,70 @@
 //! Running a piece of work inside another network namespace.
+//!
+//! On a thread of its own that ends with it: setns changes the calling thread for good.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{FsType, fstatfs};
+
+use crate::error::{Context, Error, Result};
+
+/// `NSFS_MAGIC` of the kernel's include/uapi/linux/magic.h.
+const NSFS: FsType = FsType(0x6e73_6673);
+
+/// Runs `work` in the namespace at `path` and waits for it. None: there is no namespace there any
+/// more (a pod's is unmounted before its cleanup is complete).
+pub fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
+    let context = || format!("network namespace {}", path.display());
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(context),
+    };
+    if fstatfs(&file).with_context(context)?.filesystem_type() != NSFS {
+        return Ok(None);
+    }
+    refuse_the_hosts(&file).with_context(context)?;
+    std::thread::scope(|scope| {
+        let inside = move || {
+            setns(&file, CloneFlags::CLONE_NEWNET).context("enter")?;
+            work()
+        };
+        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, inside);
+        let result = thread.with_context(context)?.join();
+        result.unwrap_or_else(|_| Err(Error::internal("a thread panicked"))).with_context(context).map(Some)
+    })
+}
+
+/// A pod in the host's own network would get its traffic mirrored away.
+fn refuse_the_hosts(file: &File) -> Result<()> {
+    let own = file.metadata().context("stat")?;
+    for host in ["/proc/self/ns/net", "/proc/1/ns/net"] {
+        let Ok(host) = std::fs::metadata(host) else { continue };
+        if (host.ino(), host.dev()) == (own.ino(), own.dev()) {
+            return Err(Error::invalid(
+                "this is the host's own network; a confidential pod needs one of its own (hostNetwork is not possible)",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_namespace_is_refused_and_a_missing_one_is_none() {
+        let e = within(Path::new("/proc/self/ns/net"), || Ok(())).expect_err("host");
+        assert!(
+            e.to_string().starts_with("network namespace /proc/self/ns/net: this is the host's own"),
+            "{e}"
+        );
+        assert_eq!(within(Path::new("/nonexistent"), || Ok(())), Ok(None));
+        let plain = tempfile::NamedTempFile::new().expect("file");
+        assert_eq!(within(plain.path(), || Ok(())), Ok(None));
+    }
+}

@@ -1,1 +1,211 @@
 //! Starting programs: descriptor table, cgroup entry before exec, pidfd.
+//!
+//! The child inherits exactly what is given to it: the descriptors of its table from 3 up, the
+//! environment listed, nothing else. It is watched by pidfd; no SIGCHLD handler, no reaper.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::OnceCell;
+
+use crate::error::{Context, Error, Result};
+use crate::host::cgroup::Entry;
+use crate::host::sys;
+use crate::plan::vm::ChildFd;
+
+/// Descriptors given to a child, numbered as they will be there.
+#[derive(Debug, Default)]
+pub struct FdTable(Vec<OwnedFd>);
+
+impl FdTable {
+    /// Adds a descriptor and says which number it gets: 3 for the first, then 4, 5 …
+    pub fn give(&mut self, fd: OwnedFd) -> ChildFd {
+        self.0.push(fd);
+        ChildFd(i32::try_from(self.0.len()).unwrap_or(i32::MAX - 2) + 2)
+    }
+}
+
+/// A mount made for the child alone, in a mount namespace of its own.
+#[derive(Clone, Debug)]
+pub struct PrivateMount {
+    pub fstype: &'static str,
+    pub target: PathBuf,
+    /// The data string of mount(2).
+    pub options: OsString,
+}
+
+/// A program to be started. Streams that are not given are /dev/null.
+#[derive(Debug, Default)]
+pub struct Launch {
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    pub env: Vec<(OsString, OsString)>,
+    pub fds: FdTable,
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// The cgroup the child enters before it becomes the program.
+    pub cgroup: Option<Entry>,
+    pub mount: Option<PrivateMount>,
+    /// The child outlives us (the shim's server); everything else dies with its parent.
+    pub detached: bool,
+}
+
+/// A started program.
+#[derive(Debug)]
+pub struct Child {
+    pid: u32,
+    pidfd: AsyncFd<OwnedFd>,
+    ended: OnceCell<Ended>,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Code(i32),
+    Signal(i32),
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+impl Launch {
+    /// Starts the program and forgets it; its id is returned.
+    pub fn spawn_detached(mut self) -> Result<u32> {
+        self.detached = true;
+        Ok(self.start()?.id())
+    }
+
+    /// Starts the program; needs the runtime, for the watch on its end.
+    pub fn spawn(self) -> Result<Child> {
+        let program = self.program.clone();
+        let context = || format!("watch {}", program.display());
+        let pid = self.start()?.id();
+        let pidfd = sys::pidfd_open(pid).with_context(context)?;
+        let pidfd = sys::watch(pidfd, Interest::READABLE).with_context(context)?;
+        Ok(Child { pid, pidfd, ended: OnceCell::new() })
+    }
+
+    #[allow(clippy::disallowed_methods)] // the one place meant by the lint's reason
+    fn start(self) -> Result<std::process::Child> {
+        let stream = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .env_clear()
+            .envs(self.env)
+            .current_dir("/")
+            .stdin(stream(self.stdin))
+            .stdout(stream(self.stdout))
+            .stderr(stream(self.stderr));
+        sys::ChildSetup {
+            fds: self.fds.0,
+            cgroup: self.cgroup.map(Entry::into_files).unwrap_or_default(),
+            die_with_parent: !self.detached,
+            mount: self.mount.map(PrivateMount::prepare).transpose()?,
+        }
+        .attach(&mut command);
+        command.spawn().with_context(|| format!("start {}", self.program.display()))
+    }
+}
+
+impl PrivateMount {
+    fn prepare(self) -> Result<sys::PrivateMount> {
+        use std::ffi::CString;
+        use std::os::unix::ffi::OsStringExt;
+        let text = |bytes: Vec<u8>| CString::new(bytes).context("mount options");
+        Ok(sys::PrivateMount {
+            fstype: text(self.fstype.into())?,
+            source: text(self.fstype.into())?,
+            target: text(self.target.into_os_string().into_vec())?,
+            options: text(self.options.into_vec())?,
+        })
+    }
+}
+
+impl Child {
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits for the end; any number of callers, also after it.
+    pub async fn wait(&self) -> Result<Ended> {
+        self.ended.get_or_try_init(|| self.reap()).await.copied()
+    }
+
+    async fn reap(&self) -> Result<Ended> {
+        let context = || format!("wait for process {}", self.pid);
+        drop(self.pidfd.readable().await.with_context(context)?);
+        let pid = i32::try_from(self.pid).with_context(context)?;
+        let status = nix::sys::wait::waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED);
+        match status.with_context(context)? {
+            WaitStatus::Exited(_, code) => Ok(Ended::Code(code)),
+            WaitStatus::Signaled(_, signal, _) => Ok(Ended::Signal(signal as i32)),
+            other => Err(Error::internal(format!("process {}: unexpected state {other:?}", self.pid))),
+        }
+    }
+
+    /// Sends a signal; a process that has ended is success.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        match sys::pidfd_signal(self.pidfd.get_ref(), signal) {
+            Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
+            result => result.with_context(|| format!("signal {signal} to process {}", self.pid)),
+        }
+    }
+}
+
+/// Runs blocking work on a thread of its own, which ends with it: setns and slow system calls
+/// must not touch the executor's thread or stay behind in a pool.
+pub async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name(what.chars().take(15).collect())
+        .spawn(move || drop(done.send(work())))
+        .with_context(|| format!("start a thread to {what}"))?;
+    result.await.unwrap_or_else(|_| Err(Error::internal(format!("{what}: the thread panicked"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(program: &str, args: &[&str]) -> Launch {
+        Launch { program: program.into(), args: args.iter().map(Into::into).collect(), ..Launch::default() }
+    }
+
+    #[tokio::test]
+    async fn the_end_is_told_to_everyone_who_asks() {
+        let child = run("/bin/sh", &["-c", "exit 7"]).spawn().expect("spawn");
+        assert_eq!(child.wait().await, Ok(Ended::Code(7)));
+        assert_eq!(child.wait().await, Ok(Ended::Code(7)));
+        assert_eq!(child.kill(9), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_killed_program_names_its_signal() {
+        let child = run("/bin/sleep", &["100"]).spawn().expect("spawn");
+        child.kill(9).expect("kill");
+        assert_eq!(child.wait().await, Ok(Ended::Signal(9)));
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let e = run("/no/such/program", &[]).spawn().expect_err("missing");
+        assert_eq!(e.to_string(), "start /no/such/program: No such file or directory (os error 2)");
+    }
+}

@@ -1,4 +1,4 @@
-//! The state tables: what may happen when, as data.
+//! The state table of a process: what may happen when, as data.
 
 pub mod process;
 pub mod vm;

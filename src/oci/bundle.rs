@@ -1,1 +1,166 @@
-//! `config.json` bytes to a checked OCI spec.
+//! `config.json` bytes to a checked OCI spec. Its length was bounded by whoever read it.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+
+use crate::error::{Context, Error, Result};
+use crate::ids::ContainerId;
+use crate::limits;
+use crate::oci::pod::{Role, role};
+
+/// A container's spec as the host's client wrote it, checked.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    pub spec: Spec,
+    pub role: Role,
+}
+
+/// Parses and checks a container's `config.json`.
+pub fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
+    let spec: Spec = serde_json::from_slice(bytes).context("config.json")?;
+    let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
+    check_process(process).context("config.json")?;
+    if spec.root().is_none() {
+        return Err(missing("root"));
+    }
+    if spec.linux().is_none() {
+        return Err(missing("linux"));
+    }
+    let mounts = spec.mounts().as_ref().map_or(0, Vec::len);
+    if mounts > limits::SPEC_MOUNTS {
+        return Err(Error::invalid(format!(
+            "config.json: {mounts} mounts, allowed are {}",
+            limits::SPEC_MOUNTS
+        )));
+    }
+    let none = std::collections::HashMap::new();
+    let role = role(spec.annotations().as_ref().unwrap_or(&none), id)?;
+    Ok(Bundle { spec, role })
+}
+
+/// Parses and checks an exec's process.
+pub fn parse_process(bytes: &[u8]) -> Result<Process> {
+    let process: Process = serde_json::from_slice(bytes).context("exec process")?;
+    check_process(&process).context("exec process")?;
+    Ok(process)
+}
+
+fn check_process(process: &Process) -> Result<()> {
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(Error::invalid("process.args is empty: there is nothing to run"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(Error::invalid(format!("process.cwd {:?} is not an absolute path", process.cwd())));
+    }
+    let strings = process.args().iter().flatten().chain(process.env().iter().flatten());
+    let bytes: usize = strings.map(|s| s.len() + 1).sum();
+    if bytes > limits::PROCESS_BYTES {
+        return Err(Error::invalid(format!(
+            "process: arguments and environment have {bytes} bytes, allowed are {}",
+            limits::PROCESS_BYTES
+        )));
+    }
+    Ok(())
+}
+
+fn missing(what: &str) -> Error {
+    Error::invalid(format!("config.json: no {what:?} section"))
+}
+
+impl Bundle {
+    /// The pod's network namespace, when it has one of its own.
+    pub fn network_namespace(&self) -> Option<PathBuf> {
+        self.namespace(LinuxNamespaceType::Network)?.map(Path::to_path_buf)
+    }
+
+    /// CRI names the pid namespace by path when the pod's containers share one.
+    pub fn shares_pid_namespace(&self) -> bool {
+        self.namespace(LinuxNamespaceType::Pid).flatten().is_some()
+    }
+
+    /// Some(None): the namespace is listed without a path.
+    fn namespace(&self, wanted: LinuxNamespaceType) -> Option<Option<&Path>> {
+        let linux = self.spec.linux().as_ref()?;
+        let found = linux.namespaces().iter().flatten().find(|n| n.typ() == wanted)?;
+        Some(found.path().as_deref().filter(|p| !p.as_os_str().is_empty()))
+    }
+
+    pub fn cgroups_path(&self) -> Option<String> {
+        self.spec.linux().as_ref()?.cgroups_path().as_ref().map(|p| p.display().to_string())
+    }
+
+    /// At most 64 bytes: longer ones are cut, as the kernel would refuse them.
+    pub fn hostname(&self) -> String {
+        let name = self.spec.hostname().clone().unwrap_or_default();
+        let mut end = name.len().min(64);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        name.get(..end).unwrap_or_default().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn whole() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/", "env": ["A=b"]},
+            "root": {"path": "rootfs"},
+            "hostname": "h",
+            "mounts": [],
+            "linux": {"cgroupsPath": "/default/c1", "namespaces": [
+                {"type": "pid"}, {"type": "network", "path": "/run/netns/x"}, {"type": "mount"}
+            ]},
+        })
+    }
+
+    fn read(value: &Value) -> Result<Bundle> {
+        parse(value.to_string().as_bytes(), &ContainerId::parse("c1").expect("id"))
+    }
+
+    #[test]
+    fn what_the_pod_needs_is_found() {
+        let bundle = read(&whole()).expect("parse");
+        assert_eq!(bundle.network_namespace(), Some("/run/netns/x".into()));
+        assert!(!bundle.shares_pid_namespace());
+        assert_eq!(bundle.cgroups_path().as_deref(), Some("/default/c1"));
+        assert_eq!((bundle.hostname().as_str(), bundle.role), ("h", Role::Single));
+    }
+
+    #[test]
+    fn each_missing_part_is_an_error_that_names_it() {
+        for (part, wanted) in [
+            ("process", "config.json: no \"process\" section"),
+            ("root", "config.json: no \"root\" section"),
+            ("linux", "config.json: no \"linux\" section"),
+        ] {
+            let mut value = whole();
+            value.as_object_mut().expect("object").remove(part);
+            assert_eq!(read(&value).expect_err(part).to_string(), wanted);
+        }
+        for (pointer, bad, wanted) in [
+            ("/process/args", json!([]), "config.json: process.args is empty: there is nothing to run"),
+            ("/process/cwd", json!("x"), "config.json: process.cwd \"x\" is not an absolute path"),
+        ] {
+            let mut value = whole();
+            *value.pointer_mut(pointer).expect(pointer) = bad;
+            assert_eq!(read(&value).expect_err(pointer).to_string(), wanted);
+        }
+    }
+
+    #[test]
+    fn bombs_are_refused() {
+        let mut value = whole();
+        value["mounts"] = Value::Array(vec![json!({"destination": "/x"}); 5000]);
+        assert!(read(&value).expect_err("mounts").to_string().contains("5000 mounts"));
+        let mut value = whole();
+        value["process"]["env"] = json!(["A".repeat(10 << 20)]);
+        assert!(read(&value).expect_err("env").to_string().contains("10485"));
+        assert!(parse(b"[[[[", &ContainerId::parse("c1").expect("id")).is_err());
+    }
+}

@@ -1,1 +1,126 @@
 //! The pure rewriting of a host's OCI spec into the one the guest agent accepts.
+//!
+//! One function per rule; the rules are the agent's contract and what policies in real guests
+//! compare. Nothing of the host may stay in: no path, no namespace, no hook.
+
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+
+use crate::error::{Error, Result};
+use crate::ids::ContainerId;
+use crate::oci::bundle::Bundle;
+use crate::oci::storage::{SHM_PATH, rootfs_path};
+
+const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
+const BUNDLE_PATH: &str = "io.katacontainers.pkg.oci.bundle_path";
+const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+
+/// A spec that may be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuestSpec(pub(crate) Spec);
+
+/// A process that may be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuestProcess(pub(crate) Process);
+
+/// Rewrites a container's spec; `bundle_path` is only told to the guest as an annotation.
+pub fn guest_spec(bundle: &Bundle, id: &ContainerId, bundle_path: &Path) -> Result<GuestSpec> {
+    let mut spec = bundle.spec.clone();
+    spec.set_hooks(None);
+    set_root(&mut spec, id);
+    clear_labels(&mut spec);
+    annotate(&mut spec, bundle, bundle_path);
+    let mounts = spec.mounts().iter().flatten().map(guest_mount).collect::<Result<Vec<_>>>()?;
+    spec.set_mounts(Some(mounts));
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_seccomp(None);
+        linux.set_mount_label(None);
+        let kept = linux.namespaces().iter().flatten().filter(|n| is_kept(n.typ())).cloned();
+        let mut kept: Vec<_> = kept.collect();
+        kept.iter_mut().for_each(|n| {
+            n.set_path(None);
+        });
+        linux.set_namespaces(Some(kept));
+        if let Some(resources) = linux.resources_mut() {
+            trim(resources);
+        }
+    }
+    Ok(GuestSpec(spec))
+}
+
+/// Rewrites an exec's process: labels of the host's security modules mean nothing in the guest.
+pub fn guest_process(mut process: Process) -> GuestProcess {
+    process.set_selinux_label(None);
+    process.set_apparmor_profile(None);
+    GuestProcess(process)
+}
+
+fn set_root(spec: &mut Spec, id: &ContainerId) {
+    if let Some(root) = spec.root_mut() {
+        root.set_path(rootfs_path(id).into());
+    }
+}
+
+fn clear_labels(spec: &mut Spec) {
+    if let Some(process) = spec.process_mut() {
+        process.set_selinux_label(None);
+    }
+}
+
+fn annotate(spec: &mut Spec, bundle: &Bundle, bundle_path: &Path) {
+    let mut annotations = spec.annotations().clone().unwrap_or_default();
+    annotations.remove(INITDATA);
+    annotations.insert(CONTAINER_TYPE.into(), bundle.role.agent_name().into());
+    annotations.insert(BUNDLE_PATH.into(), bundle_path.display().to_string());
+    spec.set_annotations(Some(annotations));
+}
+
+/// The guest has one network; pid namespaces are the agent's (`sandbox_pidns`); cgroup and time
+/// namespaces are not known to it.
+fn is_kept(typ: LinuxNamespaceType) -> bool {
+    matches!(typ, LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts | LinuxNamespaceType::Mount)
+}
+
+/// Device rules, pids, block I/O, network classes and cpusets name things of the host.
+fn trim(resources: &mut LinuxResources) {
+    resources.set_devices(None);
+    resources.set_pids(None);
+    resources.set_block_io(None);
+    resources.set_network(None);
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None);
+        cpu.set_mems(None);
+    }
+}
+
+/// One mount as the guest will make it.
+fn guest_mount(mount: &Mount) -> Result<Mount> {
+    let destination = mount.destination();
+    if destination == Path::new("/dev/shm") {
+        let mut shm = mount.clone();
+        shm.set_typ(Some("bind".into()));
+        shm.set_source(Some(SHM_PATH.into()));
+        shm.set_options(Some(vec!["rbind".into()]));
+        return Ok(shm);
+    }
+    let options = mount.options().as_deref().unwrap_or_default();
+    let is_bind =
+        mount.typ().as_deref() == Some("bind") || options.iter().any(|o| o == "bind" || o == "rbind");
+    if !is_bind {
+        return Ok(mount.clone());
+    }
+    let source = mount.source().clone().unwrap_or_default();
+    if source.starts_with("/proc") || source.starts_with("/sys") {
+        return Ok(mount.clone());
+    }
+    Err(Error::unimplemented(format!(
+        "mount {}: data of the host ({}) cannot be given to a confidential guest yet: remove the volume",
+        destination.display(),
+        source.display()
+    )))
+}
+
+#[cfg(test)]
+#[path = "guest_spec_tests.rs"]
+mod tests;

@@ -1,6 +1,17 @@
 //! What the agent mounts before it starts a container: its `Storage` message as plain data.
+//!
+//! The strings are the agent's contract; a policy in a real guest refuses anything else.
 
-/// One storage; drivers and option strings are those of `agent::proto` (see the table there).
+use crate::ccw::DevNo;
+use crate::ids::ContainerId;
+
+/// Size of a pod's /dev/shm in bytes: what containerd's default mount has, and policies pin.
+pub const SHM_BYTES: u64 = 64 << 20;
+
+/// The pod's shared memory in the guest.
+pub const SHM_PATH: &str = "/run/kata-containers/sandbox/shm";
+
+/// One storage, as the agent takes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Storage {
     pub driver: String,
@@ -12,4 +23,107 @@ pub struct Storage {
     pub mount_point: String,
     /// Kept by the agent until the sandbox ends, and mounted only once per mount point.
     pub shared: bool,
+}
+
+/// A container's directory in the guest.
+fn container_dir(id: &ContainerId) -> String {
+    format!("/run/kata-containers/{id}")
+}
+
+/// A container's root in the guest.
+pub fn rootfs_path(id: &ContainerId) -> String {
+    format!("{}/rootfs", container_dir(id))
+}
+
+/// The sandbox's shared memory.
+pub fn shm() -> Storage {
+    let options = ["noexec", "nosuid", "nodev", "mode=1777"].map(str::to_owned);
+    Storage {
+        driver: "ephemeral".into(),
+        source: "shm".into(),
+        fstype: "tmpfs".into(),
+        options: options.into_iter().chain([format!("size={SHM_BYTES}")]).collect(),
+        mount_point: SHM_PATH.into(),
+        ..Storage::default()
+    }
+}
+
+/// A packed image as the lower layer of an overlay whose writable layer is guest memory.
+///
+/// `layer` names the image's mount in this pod: it stands outside the container's directory,
+/// which the agent deletes while the image may still be mounted. A `shared` one stays mounted
+/// until the sandbox ends and serves every container that names it.
+pub fn packed_rootfs(id: &ContainerId, layer: &str, devno: DevNo, shared: bool) -> Vec<Storage> {
+    let lower = format!("/run/kata-containers/sandbox/layers/{layer}");
+    let (upper, work) = (format!("{}/upper", container_dir(id)), format!("{}/work", container_dir(id)));
+    let create = |path: &str| format!("io.katacontainers.volume.overlayfs.create_directory={path}");
+    let image = Storage {
+        driver: "blk-ccw".into(),
+        source: devno.guest(),
+        fstype: "erofs".into(),
+        options: vec!["ro".into()],
+        mount_point: lower.clone(),
+        shared,
+        ..Storage::default()
+    };
+    let overlay = Storage {
+        driver: "overlayfs".into(),
+        driver_options: vec![create(&upper), create(&work)],
+        source: "overlay".into(),
+        fstype: "overlay".into(),
+        options: vec![format!("lowerdir={lower}"), format!("upperdir={upper}"), format!("workdir={work}")],
+        mount_point: rootfs_path(id),
+        ..Storage::default()
+    };
+    vec![image, overlay]
+}
+
+/// A file system on a disk of the container's own.
+pub fn block_rootfs(id: &ContainerId, devno: DevNo, fstype: &str, options: &[String]) -> Vec<Storage> {
+    vec![Storage {
+        driver: "blk-ccw".into(),
+        source: devno.guest(),
+        fstype: fstype.to_owned(),
+        options: options.to_vec(),
+        mount_point: rootfs_path(id),
+        ..Storage::default()
+    }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_rootfs_is_what_the_agent_took() {
+        let id = ContainerId::parse("hello").expect("id");
+        let [image, overlay]: [Storage; 2] =
+            packed_rootfs(&id, "l1", DevNo::new(7), true).try_into().expect("two storages");
+        assert_eq!(
+            (image.driver.as_str(), image.source.as_str(), image.fstype.as_str(), image.shared),
+            ("blk-ccw", "0.0.0007", "erofs", true)
+        );
+        assert_eq!(image.mount_point, "/run/kata-containers/sandbox/layers/l1");
+        assert_eq!(
+            overlay.driver_options,
+            [
+                "io.katacontainers.volume.overlayfs.create_directory=/run/kata-containers/hello/upper",
+                "io.katacontainers.volume.overlayfs.create_directory=/run/kata-containers/hello/work"
+            ]
+        );
+        assert_eq!(
+            overlay.options,
+            [
+                "lowerdir=/run/kata-containers/sandbox/layers/l1",
+                "upperdir=/run/kata-containers/hello/upper",
+                "workdir=/run/kata-containers/hello/work"
+            ]
+        );
+        assert_eq!(overlay.mount_point, "/run/kata-containers/hello/rootfs");
+    }
+
+    #[test]
+    fn shared_memory_is_compared_whole_by_policies() {
+        assert_eq!(shm().options, ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"]);
+    }
 }

@@ -44,3 +44,31 @@ pub struct NeighbourPlan {
     pub state: u16,
     pub flags: u8,
 }
+
+/// A destination with the bits behind its prefix cleared.
+pub fn prefix_of(ip: IpAddr, length: u8) -> (IpAddr, u8) {
+    match ip {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(length.into())).unwrap_or(0);
+            (IpAddr::V4((u32::from(ip) & mask).into()), length)
+        }
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length.into())).unwrap_or(0);
+            (IpAddr::V6((u128::from(ip) & mask).into()), length)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bits_behind_a_prefix_are_cleared() {
+        let of = |ip: &str, length| prefix_of(ip.parse().expect("ip"), length).0.to_string();
+        assert_eq!(of("10.66.7.9", 16), "10.66.0.0");
+        assert_eq!(of("10.66.7.9", 32), "10.66.7.9");
+        assert_eq!(of("10.66.7.9", 0), "0.0.0.0");
+        assert_eq!(of("fd66::1:2", 64), "fd66::");
+    }
+}

@@ -23,7 +23,7 @@ pub struct VmPlan {
     pub vcpus: u32,
     /// One end of a socketpair, QMP's.
     pub qmp: ChildFd,
-    /// The write end of the pipe that carries the guest console.
+    /// One end of a socketpair that carries the guest console.
     pub console: ChildFd,
     pub vsock: VsockPlan,
     pub nics: Vec<NicPlan>,

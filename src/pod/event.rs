@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::ids::{ContainerId, ExecId};
 use crate::limits;
+use crate::plan::rootfs::RootfsMount;
 use crate::pod::request::StdioPaths;
 
 /// One event; the topic and the message are made in `shim::events`.
@@ -20,6 +21,7 @@ pub enum Event {
     Create {
         id: ContainerId,
         bundle: PathBuf,
+        rootfs: Vec<RootfsMount>,
         stdio: StdioPaths,
         pid: u32,
     },

@@ -1,9 +1,216 @@
 //! The pod: the truth about one sandbox, and the operations the doors call.
+//!
+//! The truth stands in one small mutex, held for microseconds and never over an await. An
+//! operation locks, asks the state table for its transition, unlocks, does the slow thing, and
+//! locks again to record the result; the transitional phases are what excludes two operations
+//! from each other. Events are queued under the same lock, so their order is that of the
+//! transitions.
 
+pub mod boot;
 pub mod event;
+pub mod guest;
 pub mod journal;
 pub mod network;
 pub mod request;
 pub mod step;
+pub mod stop;
+pub mod supervise;
 pub mod tasks;
 pub mod undo;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use slog::Logger;
+
+use crate::container::{Container, Process};
+use crate::error::{Error, Result};
+use crate::host::log::LevelSwitch;
+use crate::ids::{ContainerId, Namespace, PodKey, ProcessId, SandboxId};
+use crate::lifecycle::process::{Emit, Input};
+use crate::pod::event::{Event, EventQueue};
+use crate::pod::guest::Guest;
+use crate::pod::journal::Journal;
+use crate::pod::request::Exit;
+
+/// What makes a pod this pod; fixed for the shim's life.
+#[derive(Debug)]
+pub struct PodParts {
+    pub key: PodKey,
+    pub namespace: Namespace,
+    pub sandbox: SandboxId,
+    /// The pod's own directory (`/run/kata-se/<key>`), existing, mode 0700.
+    pub dir: PathBuf,
+    pub log: Logger,
+    /// Lets the configuration set the log's level.
+    pub level: LevelSwitch,
+}
+
+/// One sandbox with its VM and its containers.
+#[derive(Debug)]
+pub struct Pod {
+    pub(crate) parts: PodParts,
+    pub(crate) journal: Journal,
+    /// What the doors' sender takes to containerd.
+    pub events: EventQueue,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) vm: Machine,
+    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    /// Set by Shutdown: nothing new is begun.
+    pub(crate) closing: bool,
+}
+
+/// The VM as the pod sees it.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Machine {
+    #[default]
+    Absent,
+    Booting,
+    Up(Arc<Guest>),
+    /// Stopped and paid back, or on its way there.
+    Gone,
+}
+
+impl Pod {
+    /// Opens the pod's journal in its directory; nothing else is made yet.
+    pub fn new(parts: PodParts) -> Result<Arc<Self>> {
+        let journal = Journal::open(&parts.dir)?;
+        Ok(Arc::new(Self { parts, journal, events: EventQueue::default(), state: Mutex::default() }))
+    }
+
+    pub(crate) fn log(&self) -> &Logger {
+        &self.parts.log
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The running guest, or why there is none.
+    pub(crate) fn guest(&self) -> Result<Arc<Guest>> {
+        match &self.lock().vm {
+            Machine::Up(guest) => Ok(Arc::clone(guest)),
+            Machine::Absent | Machine::Booting => {
+                Err(Error::precondition(format!("sandbox {}: its VM is not running yet", self.parts.sandbox)))
+            }
+            Machine::Gone => {
+                Err(Error::precondition(format!("sandbox {}: its VM has ended", self.parts.sandbox)))
+            }
+        }
+    }
+
+    /// Applies `input` to a process by the table and queues what it emits, under one lock.
+    pub(crate) fn advance(&self, id: &ProcessId, input: Input) -> Result<()> {
+        self.advance_with(id, input, |_| ())
+    }
+
+    /// As [`Self::advance`]; `also` changes the process in the same moment, before the events.
+    pub(crate) fn advance_with<T>(
+        &self,
+        id: &ProcessId,
+        input: Input,
+        also: impl FnOnce(&mut Process) -> T,
+    ) -> Result<T> {
+        let mut state = self.lock();
+        let pid = state.vm.pid();
+        let process = state.process_mut(id)?;
+        let emits = process.advance(id, input)?;
+        let result = also(process);
+        let exit = process.exit();
+        for emit in emits {
+            if let Some(event) = event_of(&state, id, *emit, pid, exit) {
+                self.events.push(event);
+            }
+        }
+        Ok(result)
+    }
+}
+
+impl Pod {
+    /// Records a process' end and tells it; the first end wins.
+    pub(crate) fn end_process(&self, id: &ProcessId, input: Input, status: u32, at: SystemTime) {
+        let mut state = self.lock();
+        let pid = state.vm.pid();
+        let Ok(process) = state.process_mut(id) else { return };
+        let before = process.phase();
+        let emits = match process.advance(id, input) {
+            Ok(emits) => emits,
+            Err(e) => return slog::error!(self.log(), "{}", e),
+        };
+        if process.phase() != before {
+            for emit in emits {
+                if let Some(event) = event_of(&state, id, *emit, pid, Some(Exit { status, at })) {
+                    self.events.push(event);
+                }
+            }
+            // After the event: whoever waits may delete at once.
+            if let Ok(process) = state.process_mut(id) {
+                process.set_exit(Exit { status, at });
+            }
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn container(&self, id: &ContainerId) -> Result<&Container> {
+        self.containers.get(id).ok_or_else(|| no_container(id))
+    }
+
+    pub(crate) fn process(&self, id: &ProcessId) -> Result<&Process> {
+        let container = self.container(&id.container)?;
+        match &id.exec {
+            None => Ok(&container.init),
+            Some(exec) => container.execs.get(exec).ok_or_else(|| no_process(id)),
+        }
+    }
+
+    pub(crate) fn process_mut(&mut self, id: &ProcessId) -> Result<&mut Process> {
+        let container = self.containers.get_mut(&id.container).ok_or_else(|| no_container(&id.container))?;
+        match &id.exec {
+            None => Ok(&mut container.init),
+            Some(exec) => container.execs.get_mut(exec).ok_or_else(|| no_process(id)),
+        }
+    }
+}
+
+impl Machine {
+    /// QEMU's process id on the host; 0 when there is none.
+    pub(crate) fn pid(&self) -> u32 {
+        match self {
+            Self::Up(guest) => guest.vm.pid(),
+            Self::Absent | Self::Booting | Self::Gone => 0,
+        }
+    }
+}
+
+pub(crate) fn no_container(id: &ContainerId) -> Error {
+    Error::not_found(format!("container {id}: no such container in this pod"))
+}
+
+pub(crate) fn no_process(id: &ProcessId) -> Error {
+    Error::not_found(format!("{id}: no such process"))
+}
+
+fn event_of(state: &State, id: &ProcessId, emit: Emit, pid: u32, exit: Option<Exit>) -> Option<Event> {
+    let container = id.container.clone();
+    match (emit, &id.exec) {
+        (Emit::Create, _) => {
+            let known = state.containers.get(&id.container)?;
+            let (bundle, rootfs, stdio) =
+                (known.bundle.clone(), known.rootfs.clone(), known.init.stdio.clone());
+            Some(Event::Create { id: container, bundle, rootfs, stdio, pid })
+        }
+        (Emit::Start, None) => Some(Event::Start { id: container, pid }),
+        (Emit::Start, Some(exec)) => Some(Event::ExecStarted { id: container, exec: exec.clone(), pid }),
+        (Emit::Exit, exec) => {
+            let Exit { status, at } = exit?;
+            Some(Event::Exit { id: container, exec: exec.clone(), pid, status, at })
+        }
+    }
+}

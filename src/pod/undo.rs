@@ -1,23 +1,92 @@
 //! What is owed for each resource, and how it is paid back.
 //!
 //! Each entry treats "not there" as success, names only things that are ours by construction, and
-//! ends in bounded time.
+//! ends in bounded time. Everything here blocks: it runs on a thread of its own, or in `delete`.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// One resource that must not outlive its scope.
+use crate::error::{Context, Error, Result};
+use crate::host::{cgroup, netlink};
+use crate::pod::journal;
+
+/// One resource that must not outlive the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "owe", rename_all = "snake_case")]
 pub enum Undo {
-    /// The pod's leaf cgroup with every process in it (QEMU and helpers); `path` as in
-    /// `host::cgroup`, below the hierarchies' roots.
+    /// The pod's leaf cgroup with every process in it (QEMU and helpers), or an ancestor of it
+    /// that was made on the way; relative to the hierarchies' roots.
     Cgroup { path: PathBuf },
     /// A tap device in a network namespace (gone with QEMU; a belt).
     Tap { netns: PathBuf, name: String },
-    /// Our mirroring filters and the ingress qdisc on a link of a network namespace.
+    /// Our mirroring between a link of a network namespace and a tap of ours.
     Mirror { netns: PathBuf, link: String, tap: String },
-    /// A file, socket or empty directory directly below the pod's own directory.
+    /// A file or socket directly below the pod's own directory.
     Path { name: String },
+}
+
+impl Undo {
+    fn pay_back(&self, dir: &Path) -> Result<()> {
+        match self {
+            Self::Cgroup { path } => cgroup::remove(path),
+            Self::Tap { netns, name } => netlink::remove_tap(netns, name),
+            Self::Mirror { netns, link, tap } => netlink::remove_mirror(netns, link, tap),
+            Self::Path { name } => remove_file(dir, name),
+        }
+    }
+}
+
+fn remove_file(dir: &Path, name: &str) -> Result<()> {
+    if name.contains('/') || name == ".." || name.is_empty() {
+        return Err(Error::internal(format!("journal: {name:?} is not a name in the pod's directory")));
+    }
+    let path = dir.join(name);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        result => result.with_context(|| format!("remove {}", path.display())),
+    }
+}
+
+/// Pays back everything the pod in `dir` owes, last entry first; goes on after an error and
+/// reports all of them.
+pub fn pay_back(dir: &Path) -> Result<()> {
+    let mut owed = journal::read(dir)?;
+    owed.reverse();
+    let failed: Vec<String> =
+        owed.iter().filter_map(|undo| undo.pay_back(dir).err()).map(|e| e.to_string()).collect();
+    if failed.is_empty() { Ok(()) } else { Err(Error::internal(format!("clean up: {}", failed.join("; ")))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_paid_and_other_places_are_never_touched() {
+        let dir = tempfile::tempdir().expect("dir");
+        let undo = |name: &str| Undo::Path { name: name.into() };
+        fs::write(dir.path().join("s"), b"").expect("write");
+        assert_eq!(undo("s").pay_back(dir.path()), Ok(()));
+        assert_eq!(undo("s").pay_back(dir.path()), Ok(()));
+        for bad in ["../x", "..", "a/b", ""] {
+            assert!(undo(bad).pay_back(dir.path()).is_err(), "{bad}");
+        }
+        let foreign = Undo::Tap { netns: "/nonexistent/ns".into(), name: "eth0".into() };
+        assert!(foreign.pay_back(dir.path()).is_err());
+    }
+
+    #[test]
+    fn one_error_does_not_stop_the_rest() {
+        let dir = tempfile::tempdir().expect("dir");
+        fs::write(dir.path().join("s"), b"").expect("write");
+        let journal = journal::Journal::open(dir.path()).expect("open");
+        journal.owe(&Undo::Path { name: "s".into() }).expect("owe");
+        journal.owe(&Undo::Path { name: "../x".into() }).expect("owe");
+        let e = pay_back(dir.path()).expect_err("one is bad");
+        assert!(e.to_string().starts_with("clean up: journal:"), "{e}");
+        assert!(!dir.path().join("s").exists());
+    }
 }

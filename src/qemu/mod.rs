@@ -5,6 +5,7 @@ pub mod event;
 pub mod failure;
 pub mod hotplug;
 pub mod launch;
-pub mod opt;
+mod opt;
 pub mod qmp;
 pub mod tail;
+pub mod vsock_device;

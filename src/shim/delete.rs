@@ -1,1 +1,99 @@
-//! The `delete` command: cleans up after a dead shim.
+//! The `delete` command: cleans up after a dead shim. Reads the bundle and the journal only, works
+//! twice in a row, and never touches a living pod for the sake of one of its containers.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::{Context, Error, Result};
+use crate::host::files::{PodLock, lock_holder, read_bounded};
+use crate::host::sys;
+use crate::ids::PodKey;
+use crate::limits;
+use crate::oci::bundle;
+use crate::oci::pod::Role;
+use crate::pod::undo;
+use crate::shim::events::timestamp;
+use crate::shim::main::Flags;
+use crate::shim::{LOCK, run_dir};
+
+/// Frees what is left of a container, or with a sandbox's id of the whole pod.
+pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
+    let (namespace, id) = flags.ids()?;
+    let bundle = flags.bundle_dir()?;
+    let config = read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES);
+    // Without a readable bundle the id is taken for a sandbox's: nobody else has that pod's key.
+    let role = config.and_then(|bytes| bundle::parse(&bytes, &id)).map_or(Role::Single, |b| b.role);
+    if !matches!(role, Role::Member { .. }) {
+        let key = PodKey::new(&flags.address, &namespace, &id.to_sandbox());
+        clean_pod(&run_dir().join(key.as_str())).with_context(|| format!("delete sandbox {id}"))?;
+    }
+    unmount_rootfs(&bundle)?;
+    let response = DeleteResponse {
+        exit_status: crate::container::KILLED,
+        exited_at: MessageField::some(timestamp(SystemTime::now())),
+        ..Default::default()
+    };
+    response.write_to_bytes().context("encode the answer")
+}
+
+fn clean_pod(dir: &Path) -> Result<()> {
+    match fs::symlink_metadata(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        other => drop(other.with_context(|| format!("read {}", dir.display()))?),
+    }
+    let Some(_lock) = take_lock(&dir.join(LOCK))? else { return Ok(()) };
+    undo::pay_back(dir)?;
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Having the lock means that the shim is dead. One that still lives gets a moment, then SIGKILL.
+/// None: somebody else cleaned the pod up meanwhile.
+fn take_lock(path: &Path) -> Result<Option<PodLock>> {
+    let began = Instant::now();
+    loop {
+        match PodLock::try_take(path) {
+            Ok(Some(lock)) => return Ok(Some(lock)),
+            Ok(None) => {}
+            Err(_) if fs::symlink_metadata(path).is_err() => return Ok(None),
+            Err(e) => return Err(e),
+        }
+        if began.elapsed() > limits::DELETE_GRACE {
+            if let Some(pid) = lock_holder(path) {
+                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            }
+        }
+        if began.elapsed() > limits::DELETE_GRACE + limits::UNDO_STEP {
+            return Err(Error::deadline(format!(
+                "lock {}: its shim does not end on SIGKILL",
+                path.display()
+            )));
+        }
+        pause();
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // a command of its own, not the server
+fn pause() {
+    std::thread::sleep(Duration::from_millis(10));
+}
+
+/// Whoever mounted the bundle's rootfs may have died before it could unmount.
+fn unmount_rootfs(bundle: &Path) -> Result<()> {
+    let rootfs = bundle.join("rootfs");
+    let path = CString::new(rootfs.as_os_str().as_bytes()).context("bundle path")?;
+    sys::unmount(&path).with_context(|| format!("unmount {}", rootfs.display()))
+}

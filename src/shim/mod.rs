@@ -1,9 +1,24 @@
-//! The doors containerd knocks at: `start`, `delete`, the Task service, events, logs.
+//! The doors containerd knocks at: `start`, `delete`, the Task service, events.
 
 pub mod delete;
 pub mod events;
-pub mod log;
 pub mod main;
 pub mod serve;
 pub mod start;
 pub mod task;
+
+use std::path::PathBuf;
+
+/// The folder of all pods of this host.
+const RUN_DIR: &str = "/run/kata-se";
+
+/// Another folder for all pods' state: for tests, and for hosts that keep /run elsewhere.
+const RUN_DIR_ENVIRONMENT: &str = "KATA_SE_RUN_DIR";
+
+/// The lock of a pod's shim and the socket it serves, below the pod's directory.
+const LOCK: &str = "lock";
+const SOCKET: &str = "s";
+
+fn run_dir() -> PathBuf {
+    std::env::var_os(RUN_DIR_ENVIRONMENT).map_or_else(|| RUN_DIR.into(), PathBuf::from)
+}

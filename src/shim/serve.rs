@@ -1,1 +1,122 @@
 //! The server process: one pod, one socket, two service names.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use containerd_shim_protos::shim_async::create_task;
+use slog::{Logger, error, info, warn};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use ttrpc::r#async::transport::Listener;
+use ttrpc::r#async::{Server, Service};
+
+use crate::error::{Context, Error, Result};
+use crate::host::{log, sys};
+use crate::ids::PodKey;
+use crate::limits;
+use crate::oci::bundle;
+use crate::pod::{Pod, PodParts, tasks};
+use crate::shim::main::Flags;
+use crate::shim::task::TaskService;
+use crate::shim::{events, run_dir};
+
+/// The action `start` calls this program with.
+pub(crate) const ACTION: &str = "serve";
+
+/// Where containerd takes events; unset under CRI-O.
+pub(crate) const EVENTS_ENVIRONMENT: &str = "TTRPC_ADDRESS";
+
+/// The descriptors `start` passes on.
+const LISTENER: i32 = 3;
+const POD_LOCK: i32 = 4;
+
+/// The same service under both names: v2 for containerd 1.x and CRI-O, v3 for containerd 2.
+const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+/// Serves the pod until its Shutdown.
+pub(crate) fn serve(flags: &Flags) -> Result<()> {
+    let listener = UnixListener::from(sys::inherited_fd(LISTENER).context("listening socket")?);
+    let _lock = sys::inherited_fd(POD_LOCK).context("pod lock")?; // held until this process ends
+    let (namespace, id) = flags.ids()?;
+    let bundle = flags.bundle_dir()?;
+    let config = crate::host::files::read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES)?;
+    let sandbox = bundle::parse(&config, &id)?.role.sandbox(&id);
+    let key = PodKey::new(&flags.address, &namespace, &sandbox);
+    let dir = run_dir().join(key.as_str());
+    let (log, level) = log::open(&dir, &bundle.join("log"), &sandbox, flags.debug);
+    log_panics(log.clone());
+    let parts = PodParts { key, namespace, sandbox, dir: dir.clone(), log: log.clone(), level };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(live(parts, listener));
+    if let Err(e) = &result {
+        error!(log, "{}", e);
+    }
+    remove(&dir);
+    result
+}
+
+async fn live(parts: PodParts, listener: UnixListener) -> Result<()> {
+    let log = parts.log.clone();
+    ignore_signals(&log)?;
+    let namespace = parts.namespace.clone();
+    let pod = Pod::new(parts)?;
+    let sender = tasks::spawn(events::send(
+        Arc::clone(&pod),
+        std::env::var(EVENTS_ENVIRONMENT).ok().filter(|a| !a.is_empty()),
+        namespace,
+    ));
+    let (service, mut ended) = TaskService::new(Arc::clone(&pod));
+    let service = Arc::new(service);
+    let listener = Listener::try_from(listener).context("listen")?;
+    let mut server = Server::new().add_listener(listener);
+    for name in NAMES {
+        server = server.register_service(renamed(create_task(Arc::clone(&service) as Arc<_>), name));
+    }
+    server.start().await.map_err(|e| Error::internal(format!("serve: {e}")))?;
+    info!(log, "serving"; "version" => env!("CARGO_PKG_VERSION"));
+    drop(ended.wait_for(|ended| *ended).await);
+    pod.events.close();
+    // The last answers and events leave first; a containerd that is away does not hold us.
+    drop(timeout(limits::FAREWELL, sender).await);
+    drop(timeout(limits::FAREWELL, server.shutdown()).await);
+    Ok(())
+}
+
+fn renamed(services: HashMap<String, Service>, name: &str) -> HashMap<String, Service> {
+    services.into_values().map(|service| (name.to_owned(), service)).collect()
+}
+
+/// A machine's shutdown signals everything at once; a pod ends by Shutdown alone.
+fn ignore_signals(log: &Logger) -> Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("watch signals")?;
+        let log = log.clone();
+        drop(tasks::spawn(async move {
+            while signals.recv().await.is_some() {
+                warn!(log, "signal {} ignored: the pod ends by its Shutdown", kind.as_raw_value());
+            }
+        }));
+    }
+    Ok(())
+}
+
+fn log_panics(log: Logger) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        error!(log, "a bug in the shim: panic at {}", place);
+    }));
+}
+
+/// Removes the pod's directory; what could not be paid back keeps its journal for `delete`.
+fn remove(dir: &PathBuf) {
+    if crate::pod::journal::read(dir).is_ok_and(|owed| owed.is_empty()) {
+        drop(fs::remove_dir_all(dir));
+    }
+}

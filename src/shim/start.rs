@@ -1,1 +1,232 @@
 //! The `start` command: finds or makes the pod's shim and answers its address.
+//!
+//! One shim serves all containers of a pod. The server is this program again, with the listening
+//! socket and the pod's lock as inherited descriptors, so that the address works the moment it is
+//! answered and the lock is never free in between. The answer is in the caller's dialect.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use containerd_shim_protos::protobuf::Message;
+
+use crate::error::{Context, Error, Result};
+use crate::host::config_files;
+use crate::host::files::{PodLock, private_dir, read_bounded};
+use crate::host::spawn::{FdTable, Launch};
+use crate::ids::{ContainerId, Namespace, PodKey};
+use crate::limits;
+use crate::oci::bundle;
+use crate::oci::pod::Role;
+use crate::pod::{journal, undo};
+use crate::shim::main::{Flags, read_stdin};
+use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, run_dir, serve};
+
+/// The longest path a Unix socket can have.
+const SOCKET_PATH_BYTES: usize = 107;
+
+/// How the caller speaks.
+#[derive(Clone, Debug, PartialEq)]
+enum Dialect {
+    /// containerd 2.3 and newer: bootstrap parameters on stdin, a bootstrap result back.
+    Bootstrap { events: String },
+    /// containerd 1.6 to 2.2, CRI-O: a bare address back; events where the environment says.
+    Address,
+}
+
+/// Answers the address of the pod's shim, which is made if this is the pod's first container.
+pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
+    let (namespace, id) = flags.ids()?;
+    let dialect = dialect(&read_stdin()?, flags)?;
+    let bundle_dir = flags.bundle_dir()?;
+    let config = read_bounded(&bundle_dir.join("config.json"), limits::SPEC_BYTES)?;
+    let role = bundle::parse(&config, &id)?.role;
+    let sandbox = role.sandbox(&id);
+    let key = PodKey::new(&flags.address, &namespace, &sandbox);
+    let root = run_dir();
+    let dir = root.join(key.as_str());
+    let socket = dir.join(SOCKET);
+    if let Role::Member { .. } = role {
+        if !PodLock::is_held(&dir.join(LOCK))? {
+            return Err(Error::not_found(format!(
+                "container {id}: its sandbox {sandbox} has no running shim"
+            )));
+        }
+    } else {
+        let caller = Caller { flags, namespace: &namespace, id: &id, bundle: &bundle_dir, dialect: &dialect };
+        make_shim(&root, &dir, &socket, &caller).with_context(|| format!("start sandbox {sandbox}"))?;
+    }
+    let address = format!("unix://{}", socket.display());
+    // CRI-O reads it after its own restart.
+    let file = bundle_dir.join("address");
+    fs::write(&file, &address).with_context(|| format!("write {}", file.display()))?;
+    answer(&dialect, address)
+}
+
+struct Caller<'a> {
+    flags: &'a Flags,
+    namespace: &'a Namespace,
+    id: &'a ContainerId,
+    bundle: &'a Path,
+    dialect: &'a Dialect,
+}
+
+fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Result<()> {
+    if socket.as_os_str().len() > SOCKET_PATH_BYTES {
+        return Err(Error::invalid(format!(
+            "socket {}: longer than {SOCKET_PATH_BYTES} bytes",
+            socket.display()
+        )));
+    }
+    private_dir(root)?;
+    private_dir(dir)?;
+    let Some(mut lock) = PodLock::try_take(&dir.join(LOCK))? else {
+        return Err(Error::already_exists("its shim is running already"));
+    };
+    let started = clean_old(dir).and_then(|()| spawn_server(socket, &lock, caller));
+    match started.and_then(|pid| lock.write_pid(pid)) {
+        Ok(()) => {
+            lock.leave();
+            Ok(())
+        }
+        Err(e) => {
+            drop(fs::remove_dir_all(dir));
+            Err(e)
+        }
+    }
+}
+
+/// A shim of the same sandbox that was killed may have left things: its journal is paid first.
+fn clean_old(dir: &Path) -> Result<()> {
+    undo::pay_back(dir)?;
+    for name in [journal::FILE, SOCKET] {
+        drop(fs::remove_file(dir.join(name)));
+    }
+    Ok(())
+}
+
+fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u32> {
+    let listener = UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
+    fs::set_permissions(socket, Permissions::from_mode(0o600)).context("set the socket's mode")?;
+    let mut fds = FdTable::default();
+    fds.give(listener.into());
+    fds.give(lock.share()?);
+    let bundle = caller.bundle.display().to_string();
+    let mut args: Vec<String> = Vec::new();
+    let (namespace, id) = (caller.namespace.as_str(), caller.id.as_str());
+    for (flag, value) in
+        [("-namespace", namespace), ("-id", id), ("-address", &caller.flags.address), ("-bundle", &bundle)]
+    {
+        args.extend([flag.to_owned(), value.to_owned()]);
+    }
+    if caller.flags.debug {
+        args.push("-debug".into());
+    }
+    args.push(serve::ACTION.into());
+    let program = fs::read_link("/proc/self/exe").context("find this program")?;
+    Launch {
+        program: PathBuf::from(program),
+        args: args.into_iter().map(Into::into).collect(),
+        env: environment(caller.dialect),
+        fds,
+        ..Launch::default()
+    }
+    .spawn_detached()
+}
+
+/// What the server needs of the environment, and nothing else.
+fn environment(dialect: &Dialect) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+    let mut kept: Vec<_> = [config_files::ENVIRONMENT, RUN_DIR_ENVIRONMENT, "KATA_SE_FAILPOINT"]
+        .into_iter()
+        .filter_map(|name| Some((name.into(), std::env::var_os(name)?)))
+        .collect();
+    let events = match dialect {
+        Dialect::Bootstrap { events } => Some(events.into()),
+        Dialect::Address => std::env::var_os(serve::EVENTS_ENVIRONMENT),
+    };
+    kept.extend(events.filter(|e| !e.is_empty()).map(|e| (serve::EVENTS_ENVIRONMENT.into(), e)));
+    kept
+}
+
+/// Tells the dialects apart. Runtime options (an `Any`, to containerd 2.2) decode as bootstrap
+/// parameters too, with a type URL for an id: parameters are those that repeat the flags.
+fn dialect(input: &[u8], flags: &Flags) -> Result<Dialect> {
+    if input.is_empty() {
+        return Ok(Dialect::Address);
+    }
+    let Ok(params) = BootstrapParams::parse_from_bytes(input) else { return Ok(Dialect::Address) };
+    if params.instance_id == flags.id && params.namespace == flags.namespace {
+        return Ok(Dialect::Bootstrap { events: params.containerd_ttrpc_address });
+    }
+    if params.containerd_ttrpc_address.is_empty() && params.containerd_binary.is_empty() {
+        return Ok(Dialect::Address);
+    }
+    Err(Error::invalid(format!(
+        "bootstrap parameters are for {:?} in {:?}, the flags for {:?} in {:?}",
+        params.instance_id, params.namespace, flags.id, flags.namespace
+    )))
+}
+
+fn answer(dialect: &Dialect, address: String) -> Result<Vec<u8>> {
+    match dialect {
+        Dialect::Address => Ok(address.into_bytes()),
+        Dialect::Bootstrap { .. } => {
+            let result =
+                BootstrapResult { version: 3, address, protocol: "ttrpc".to_owned(), ..Default::default() };
+            result.write_to_bytes().context("encode the answer")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use containerd_shim_protos::protobuf::well_known_types::any::Any;
+
+    fn flags() -> Flags {
+        Flags { id: "c1".into(), namespace: "k8s.io".into(), ..Flags::default() }
+    }
+
+    fn params(id: &str) -> Vec<u8> {
+        let params = BootstrapParams {
+            instance_id: id.into(),
+            namespace: "k8s.io".into(),
+            containerd_ttrpc_address: "/run/t".into(),
+            ..Default::default()
+        };
+        params.write_to_bytes().expect("encode")
+    }
+
+    #[test]
+    fn the_callers_dialect_is_told_from_its_input() {
+        let options = Any {
+            type_url: "runtimeoptions.v1.Options".into(),
+            value: vec![18, 2, 47, 97],
+            ..Default::default()
+        };
+        let options = options.write_to_bytes().expect("encode");
+        for (input, wanted) in [
+            (vec![], Dialect::Address),
+            (options, Dialect::Address),
+            (b"\xff\xff\xff".to_vec(), Dialect::Address),
+            (params("c1"), Dialect::Bootstrap { events: "/run/t".into() }),
+        ] {
+            assert_eq!(dialect(&input, &flags()), Ok(wanted), "{input:?}");
+        }
+        assert!(dialect(&params("other"), &flags()).is_err());
+    }
+
+    #[test]
+    fn each_dialect_is_answered_in_its_own() {
+        assert_eq!(answer(&Dialect::Address, "unix:///s".into()), Ok(b"unix:///s".to_vec()));
+        let bytes =
+            answer(&Dialect::Bootstrap { events: String::new() }, "unix:///s".into()).expect("encode");
+        let result = BootstrapResult::parse_from_bytes(&bytes).expect("decode");
+        assert_eq!(
+            (result.version, result.address.as_str(), result.protocol.as_str()),
+            (3, "unix:///s", "ttrpc")
+        );
+    }
+}

@@ -1,5 +1,5 @@
 //! The standard streams of processes: from the agent to the client's fifos and back.
 
-pub mod pump;
-pub mod sink;
-pub mod stdin;
+pub(crate) mod pump;
+pub(crate) mod sink;
+pub(crate) mod stdin;

@@ -1,1 +1,189 @@
-//! Where output goes: fifo, file or logging program.
+//! Where output goes: nowhere, the client's fifo, a file, or a logging program.
+//!
+//! A fifo is opened for reading too: so a reader that goes away and comes back causes neither
+//! EPIPE nor an end of file, and opening never waits for one. Writing waits as long as the reader
+//! does, on this stream alone.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::error::{Context, Error, Result};
+use crate::host::spawn::{FdTable, Launch};
+use crate::host::sys;
+
+/// One stream's destination.
+#[derive(Debug)]
+pub(crate) enum Sink {
+    Nowhere,
+    Pipe(AsyncFd<File>),
+    File(File),
+}
+
+impl Sink {
+    /// Opens the destinations of stdout and stderr as the client named them.
+    pub(crate) fn open_pair(stdout: &str, stderr: &str, id: &str, namespace: &str) -> Result<(Self, Self)> {
+        if let Some(uri) = stdout.strip_prefix("binary://") {
+            return logging_program(uri, id, namespace);
+        }
+        Ok((Self::open(stdout)?, Self::open(stderr)?))
+    }
+
+    fn open(path: &str) -> Result<Self> {
+        if path.is_empty() {
+            return Ok(Self::Nowhere);
+        }
+        if let Some(path) = path.strip_prefix("file://") {
+            let mut options = OpenOptions::new();
+            let file = options.append(true).create(true).mode(0o600).open(path);
+            return Ok(Self::File(file.with_context(|| format!("open output file {path}"))?));
+        }
+        if path.contains("://") {
+            return Err(Error::invalid(format!(
+                "output {path:?}: known are a fifo's path, file:// and binary://"
+            )));
+        }
+        let context = || format!("open output fifo {path}");
+        Ok(Self::Pipe(sys::watch(open_fifo(path)?, Interest::WRITABLE).with_context(context)?))
+    }
+
+    /// Writes everything, however long the reader takes.
+    pub(crate) async fn write_all(&mut self, mut data: &[u8]) -> Result<()> {
+        match self {
+            Self::Nowhere => Ok(()),
+            Self::File(file) => file.write_all(data).context("write output file"),
+            Self::Pipe(fd) => {
+                while !data.is_empty() {
+                    let mut ready = fd.writable().await.context("write output")?;
+                    match ready.try_io(|fd| write_some(fd.get_ref(), data)) {
+                        Ok(Ok(count)) => data = data.get(count..).unwrap_or_default(),
+                        Ok(Err(e)) if e.kind() == ErrorKind::Interrupted => {}
+                        Ok(Err(e)) => return Err(e).context("write output"),
+                        Err(_would_block) => {}
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A pipe takes a part of a large write only when it is asked for a part: one page is never torn.
+fn write_some(mut file: &File, data: &[u8]) -> std::io::Result<usize> {
+    file.write(data)
+}
+
+/// Opens an existing fifo for both directions, without waiting for anybody.
+fn open_fifo(path: &str) -> Result<File> {
+    let context = || format!("open fifo {path}");
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file =
+        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).with_context(context)?;
+    if !file.metadata().with_context(context)?.file_type().is_fifo() {
+        return Err(Error::invalid(format!("{path}: not a fifo")));
+    }
+    Ok(file)
+}
+
+/// Starts the program of a `binary://` URI: stdout on its descriptor 3, stderr on 4; it may close
+/// 5 to say that it is ready, which is not waited for.
+fn logging_program(uri: &str, id: &str, namespace: &str) -> Result<(Sink, Sink)> {
+    let (program, args) = split_uri(uri);
+    if !program.is_absolute() {
+        return Err(Error::invalid(format!("output binary://{uri}: the program must be an absolute path")));
+    }
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe");
+    let ((out_read, out), (err_read, err), (_ready, ready_write)) = (pipe()?, pipe()?, pipe()?);
+    let mut fds = FdTable::default();
+    for fd in [out_read, err_read, ready_write] {
+        fds.give(fd);
+    }
+    let env = [("CONTAINER_ID", id), ("CONTAINER_NAMESPACE", namespace)];
+    let child = Launch {
+        program,
+        args,
+        env: env.map(|(k, v)| (k.into(), v.into())).to_vec(),
+        fds,
+        detached: true, // it ends when its input does
+        ..Launch::default()
+    }
+    .spawn()?;
+    drop(crate::pod::tasks::spawn(async move { drop(child.wait().await) }));
+    let sink = |fd| {
+        let file = File::from(fd);
+        set_nonblocking(&file)?;
+        Ok(Sink::Pipe(sys::watch(file, Interest::WRITABLE).context("watch a pipe")?))
+    };
+    Ok((sink(out)?, sink(err)?))
+}
+
+fn set_nonblocking(file: &File) -> Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("set a pipe non-blocking")?;
+    Ok(())
+}
+
+/// `/path?key=value&flag` to the program and its arguments `key value flag`.
+fn split_uri(uri: &str) -> (PathBuf, Vec<OsString>) {
+    let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+    let mut args = Vec::new();
+    for pair in query.split('&').filter(|p| !p.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        args.push(percent_decode(key).into());
+        if !value.is_empty() {
+            args.push(percent_decode(value).into());
+        }
+    }
+    (Path::new(&percent_decode(path)).to_path_buf(), args)
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logging_uri_is_a_program_and_its_arguments() {
+        let (program, args) = split_uri("/usr/bin/log%20ger?id=a%2Fb&verbose&x=");
+        assert_eq!(program, Path::new("/usr/bin/log ger"));
+        assert_eq!(args, ["id", "a/b", "verbose", "x"]);
+    }
+
+    #[tokio::test]
+    async fn only_fifos_files_and_programs_are_taken() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("plain");
+        std::fs::write(&path, b"").expect("write");
+        let refused = |text: &str| Sink::open(text).expect_err(text).to_string();
+        assert!(refused(path.to_str().expect("utf-8")).ends_with("not a fifo"));
+        assert!(refused("http://x").contains("known are"));
+        let mut sink = Sink::open(&format!("file://{}", path.display())).expect("file");
+        sink.write_all(b"one ").await.expect("write");
+        sink.write_all(b"two").await.expect("write");
+        assert_eq!(std::fs::read(&path).expect("read"), b"one two");
+    }
+}

@@ -1,0 +1,387 @@
+//! The sandbox and its containers: what each call does, in the real agent's order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use crate::check::{self, GUEST_DIR};
+use crate::failure::{Result, Trying, internal, invalid, no_process};
+use crate::messages::agent as pb;
+use crate::messages::oci::{Mount, Spec};
+use crate::network::Network;
+use crate::oom::OomEvents;
+use crate::place::Place;
+use crate::plain::{Pids, Plain};
+use crate::process::{Container, Launched, Phase, Process};
+use crate::reaper::Reaper;
+use crate::storage::Storages;
+use crate::{boot, cgroup, oci};
+
+/// RemoveContainer without a limit of its own.
+const REMOVE_LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) struct Agent {
+    pub(crate) place: Place,
+    pub(crate) network: Network,
+    pub(crate) oom: Arc<OomEvents>,
+    /// Told when the sandbox was destroyed.
+    pub(crate) ended: Notify,
+    reaper: Arc<Reaper>,
+    storages: Storages,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The sandbox's id.
+    sandbox: Option<String>,
+    containers: BTreeMap<String, Container>,
+    /// Ids of containers being made.
+    making: BTreeSet<String>,
+    /// The first process of the pod's first container.
+    first: Option<i32>,
+}
+
+impl Agent {
+    pub(crate) fn new(place: Place, network: Network, reaper: Arc<Reaper>) -> Arc<Self> {
+        Arc::new(Self {
+            place,
+            network,
+            oom: OomEvents::new(),
+            ended: Notify::new(),
+            reaper,
+            storages: Storages::default(),
+            state: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) async fn create_sandbox(&self, req: pb::CreateSandboxRequest) -> Result<()> {
+        check::sandbox(&req).map_err(internal)?;
+        if self.state().sandbox.replace(req.sandbox_id.clone()).is_some() {
+            return Err(internal("a second CreateSandbox"));
+        }
+        let dir = self.place.path(GUEST_DIR);
+        fs::remove_dir_all(&dir).ok();
+        fs::create_dir_all(dir.join("sandbox")).trying(GUEST_DIR)?;
+        if self.place.is_guest() {
+            boot::share_namespaces(&req.hostname)?;
+        }
+        if !req.dns.is_empty() {
+            let file = dir.join("sandbox/resolv.conf");
+            let lines: Vec<&str> = req.dns.iter().map(|line| line.trim()).collect();
+            fs::write(&file, lines.join("\n")).trying("resolv.conf")?;
+            if self.place.is_guest() {
+                boot::bind_file(&file, Path::new("/etc/resolv.conf"))?;
+            }
+        }
+        for storage in &req.storages {
+            self.storages.add(&self.place, storage).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn destroy_sandbox(&self) -> Result<()> {
+        let ids: Vec<String> = self.state().containers.keys().cloned().collect();
+        for id in ids {
+            self.remove_container(&id, 0).await?;
+        }
+        self.state().sandbox = None;
+        self.oom.close();
+        self.ended.notify_one();
+        Ok(())
+    }
+
+    pub(crate) async fn create_container(&self, req: pb::CreateContainerRequest) -> Result<()> {
+        check::container(&req).map_err(internal)?;
+        let id = req.container_id.clone();
+        {
+            let mut state = self.state();
+            if state.sandbox.is_none() {
+                return Err(internal("CreateContainer before CreateSandbox"));
+            }
+            // The real agent forgets the container that runs under this id.
+            if state.containers.remove(&id).is_some() || !state.making.insert(id.clone()) {
+                return Err(internal("exec fifo exists"));
+            }
+        }
+        let made = self.make_container(req).await;
+        let mut state = self.state();
+        state.making.remove(&id);
+        let container = made?;
+        state.first.get_or_insert(container.init.pid);
+        state.containers.insert(id, container);
+        Ok(())
+    }
+
+    async fn make_container(&self, mut req: pb::CreateContainerRequest) -> Result<Container> {
+        let mut spec = req.OCI.take().unwrap_or_default();
+        for device in &req.devices {
+            self.number_device(device, &mut spec).await?;
+        }
+        for storage in &req.storages {
+            self.storages.add(&self.place, storage).await?;
+        }
+        for mount in &spec.Mounts {
+            self.check_source(mount)?;
+        }
+        let since = Instant::now();
+        let storages: Vec<String> = req.storages.iter().map(|s| s.mount_point.clone()).collect();
+        let launched = match self.launch(&req, &spec).await {
+            Ok(launched) => launched,
+            Err(e) => {
+                storages.iter().for_each(|at| self.storages.release(&self.place, at));
+                return Err(e);
+            }
+        };
+        let (init, gate) = Process::new(launched, &self.reaper, since);
+        Ok(Container {
+            phase: Phase::Created,
+            processes: [(req.container_id, init.clone())].into(),
+            init,
+            gate,
+            storages,
+            capabilities: spec.Process.Capabilities.clone().into_option(),
+            oom_watch: None,
+        })
+    }
+
+    async fn launch(&self, req: &pb::CreateContainerRequest, spec: &Spec) -> Result<Launched> {
+        let shared = self.state().first.filter(|_| req.sandbox_pidns);
+        match &self.place {
+            Place::Guest { crun, .. } => {
+                let pids = shared.map(|pid| format!("/proc/{pid}/ns/pid"));
+                let config = oci::config(spec, &req.container_id, pids.as_deref());
+                let bundle = Path::new(GUEST_DIR).join(&req.container_id);
+                crun.create(&req.container_id, &bundle, &config).await
+            }
+            Place::Host { plain, .. } => {
+                let cwd = plain.path(&spec.Root.Path);
+                plain.launch(&spec.Process, &cwd, &shared.map_or(Pids::Own, Pids::With), true)
+            }
+        }
+    }
+
+    /// Gives the spec's entry of a device the number it has in this guest.
+    async fn number_device(&self, device: &pb::Device, spec: &mut Spec) -> Result<()> {
+        if !matches!(device.type_.as_str(), "blk-ccw" | "scsi") {
+            return Err(internal(format!(
+                "device type {:?} is not implemented by the test agent",
+                device.type_
+            )));
+        }
+        let disk = self.place.devices().disk(&device.type_, &device.id).await?;
+        let (major, minor) = self.place.devices().number(&disk)?;
+        let entries = spec.Linux.as_mut().map(|linux| linux.Devices.iter_mut());
+        for entry in entries.into_iter().flatten().filter(|d| d.Path == device.container_path) {
+            (entry.Major, entry.Minor) = (major, minor);
+        }
+        Ok(())
+    }
+
+    fn check_source(&self, mount: &Mount) -> Result<()> {
+        let bind = mount.type_ == "bind" || mount.options.iter().any(|o| o == "bind" || o == "rbind");
+        if bind && !matches!(fs::exists(self.place.source(&mount.source)), Ok(true)) {
+            let (to, from) = (&mount.destination, &mount.source);
+            return Err(internal(format!("mount {to}: its source {from} does not exist in the guest")));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn start_container(&self, id: &str) -> Result<()> {
+        let gate = {
+            let mut state = self.state();
+            let is_sandbox = state.sandbox.as_deref() == Some(id);
+            let container = state.containers.get_mut(id).ok_or_else(|| internal("Invalid container id"))?;
+            if container.phase != Phase::Created {
+                return Err(internal("StartContainer: the container is not in the created state"));
+            }
+            container.phase = Phase::Running;
+            if self.place.is_guest() && !is_sandbox {
+                container.oom_watch = Some(self.oom.watch(id)?);
+            }
+            container.gate.take()
+        };
+        match (&self.place, gate) {
+            (Place::Guest { crun, .. }, _) => crun.start(id).await,
+            (Place::Host { .. }, Some(gate)) => File::from(gate).write_all(&[1]).trying("start"),
+            (Place::Host { .. }, None) => Ok(()),
+        }
+    }
+
+    pub(crate) async fn exec(&self, req: pb::ExecProcessRequest) -> Result<()> {
+        check::exec(&req).map_err(internal)?;
+        let (id, exec_id) = (req.container_id.as_str(), req.exec_id.as_str());
+        let process = req.process.get_or_default();
+        let (init, capabilities) = {
+            let state = self.state();
+            let container = state.containers.get(id).ok_or_else(|| internal("Invalid container id"))?;
+            if container.processes.contains_key(exec_id) || exec_id == id {
+                return Err(internal(format!("exec id {exec_id:?} is in use")));
+            }
+            if container.phase == Phase::Created || container.init.exit.now().is_some() {
+                return Err(internal("cannot exec in a container that is not running"));
+            }
+            (container.init.pid, container.capabilities.clone())
+        };
+        let since = Instant::now();
+        let launched = match &self.place {
+            Place::Guest { crun, .. } => crun.exec(id, &oci::process(process, capabilities.as_ref())).await?,
+            Place::Host { plain, .. } => {
+                let cwd = plain.path(&format!("{GUEST_DIR}/{id}/rootfs"));
+                plain.launch(process, &cwd, &Pids::With(init), false)?
+            }
+        };
+        let (process, _) = Process::new(launched, &self.reaper, since);
+        if let Some(container) = self.state().containers.get_mut(id) {
+            container.processes.insert(exec_id.to_owned(), process);
+        }
+        Ok(())
+    }
+
+    /// A process by its ids; without an exec id the container's first one.
+    pub(crate) fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>> {
+        let state = self.state();
+        let container = state.containers.get(id).ok_or_else(|| invalid("InvalidContainerId"))?;
+        let exec_id = if exec_id.is_empty() { id } else { exec_id };
+        container.processes.get(exec_id).cloned().ok_or_else(no_process)
+    }
+
+    /// The status of a process that ended. It is forgotten then, and what it wrote with it.
+    pub(crate) async fn wait_process(&self, id: &str, exec_id: &str) -> Result<i32> {
+        let process = self.process(id, exec_id)?;
+        let status = process.exit.wait().await;
+        let exec_id = if exec_id.is_empty() { id } else { exec_id };
+        if let Some(container) = self.state().containers.get_mut(id) {
+            container.processes.remove(exec_id);
+        }
+        process.stdio.close();
+        Ok(status)
+    }
+
+    pub(crate) async fn signal(&self, id: &str, exec_id: &str, number: u32) -> Result<()> {
+        let wanted = i32::try_from(number).unwrap_or(-1);
+        if exec_id.is_empty() && wanted == Signal::SIGKILL as i32 {
+            let state = self.state();
+            let container = state.containers.get(id).ok_or_else(|| internal("Invalid container id"))?;
+            return self.kill_all(id, container);
+        }
+        let process = self.process(id, exec_id)?;
+        let init = exec_id.is_empty() || exec_id == id;
+        let signal = match wanted {
+            0 => None,
+            n => Some(Signal::try_from(n).trying(format!("signal {number}"))?),
+        };
+        let signal = match signal {
+            Some(Signal::SIGTERM) if init && ignores_end(process.pid).await => Some(Signal::SIGKILL),
+            other => other,
+        };
+        match kill(Pid::from_raw(process.pid), signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(e) => Err(e).trying("kill"),
+        }
+    }
+
+    fn kill_all(&self, id: &str, container: &Container) -> Result<()> {
+        match self.place {
+            Place::Guest { .. } => cgroup::kill(id),
+            Place::Host { .. } => {
+                Plain::signal_all(container, Signal::SIGKILL);
+                Ok(())
+            }
+        }
+    }
+
+    /// Pauses or resumes.
+    pub(crate) async fn pause(&self, id: &str, pause: bool) -> Result<()> {
+        let (from, to) =
+            if pause { (Phase::Running, Phase::Paused) } else { (Phase::Paused, Phase::Running) };
+        {
+            let state = self.state();
+            let container = state.containers.get(id).ok_or_else(|| invalid("invalid container id"))?;
+            // A created container may be paused as well, but there is nothing to freeze yet.
+            if container.phase != from && !(pause && container.phase == Phase::Created) {
+                return Err(internal(format!("the container is {:?}", container.phase)));
+            }
+            if let Place::Host { .. } = self.place {
+                Plain::signal_all(container, if pause { Signal::SIGSTOP } else { Signal::SIGCONT });
+            }
+        }
+        if self.place.is_guest() {
+            cgroup::freeze(id, pause).await?;
+        }
+        if let Some(container) = self.state().containers.get_mut(id) {
+            container.phase = to;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn update(&self, req: &pb::UpdateContainerRequest) -> Result<()> {
+        let known = self.state().containers.contains_key(&req.container_id);
+        match (known, self.place.is_guest()) {
+            (false, _) => Err(invalid("invalid container id")),
+            (true, true) => cgroup::update(&req.container_id, &req.resources),
+            (true, false) => Ok(()),
+        }
+    }
+
+    pub(crate) fn stats(&self, id: &str) -> Result<pb::CgroupStats> {
+        let pid = self.state().containers.get(id).map(|c| c.init.pid);
+        let pid = pid.ok_or_else(|| invalid("invalid container id"))?;
+        Ok(if self.place.is_guest() { cgroup::stats(id) } else { Plain::stats(pid) })
+    }
+
+    /// Kills and forgets a container; `seconds` 0: without a limit.
+    pub(crate) async fn remove_container(&self, id: &str, seconds: u32) -> Result<()> {
+        let container = self.state().containers.remove(id).ok_or_else(|| internal("Invalid container id"))?;
+        let limit = if seconds == 0 { REMOVE_LIMIT } else { Duration::from_secs(seconds.into()) };
+        // Nothing is left to kill when its cgroup is gone.
+        self.kill_all(id, &container).ok();
+        if timeout(limit, container.init.exit.wait()).await.is_err() {
+            return Err(internal("ETIME: Timer expired"));
+        }
+        if let Place::Guest { crun, .. } = &self.place {
+            crun.delete(id).await?;
+        }
+        let dir = format!("{GUEST_DIR}/{id}");
+        // Not a mount point if no storage was mounted there.
+        self.place.unmount(&format!("{dir}/rootfs")).ok();
+        fs::remove_dir_all(self.place.path(&dir)).trying(format!("remove {dir}"))?;
+        container.storages.iter().for_each(|at| self.storages.release(&self.place, at));
+        Ok(())
+    }
+}
+
+/// Would the first process of a namespace, which gets no signal it does not want, ignore SIGTERM?
+///
+/// A shell blocks signals for the moment in which it starts a program, so blocked is asked again.
+async fn ignores_end(pid: i32) -> bool {
+    let bit = 1 << (Signal::SIGTERM as u64 - 1);
+    for _ in 0..10 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let set = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0) & bit != 0
+        };
+        if set("SigIgn:") || set("SigCgt:") {
+            return false;
+        }
+        if !set("SigBlk:") {
+            return true;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    false
+}

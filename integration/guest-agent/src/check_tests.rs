@@ -1,0 +1,125 @@
+//! One row per rule: a request that is right but for one thing, and what the refusal says.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::messages::agent::FSGroup;
+use crate::messages::oci::{Hooks, LinuxNamespace, LinuxPids, LinuxSeccomp, Mount, Root};
+
+fn storage_of(driver: &str, source: &str, fstype: &str, mount_point: &str) -> Storage {
+    Storage {
+        driver: driver.into(),
+        source: source.into(),
+        fstype: fstype.into(),
+        mount_point: mount_point.into(),
+        ..Default::default()
+    }
+}
+
+fn good() -> CreateContainerRequest {
+    let namespace = |t: &str| LinuxNamespace { Type: t.into(), ..Default::default() };
+    let linux = Linux { Namespaces: KEPT.map(namespace).to_vec(), ..Default::default() };
+    let spec = Spec {
+        Version: "1.1.0".into(),
+        Process: Some(Process { Args: vec!["sh".into()], Cwd: "/".into(), ..Default::default() }).into(),
+        Root: Some(Root { Path: "/run/kata-containers/c1/rootfs".into(), ..Default::default() }).into(),
+        Annotations: [(CONTAINER_TYPE.to_owned(), "pod_container".to_owned())].into(),
+        Linux: Some(linux).into(),
+        ..Default::default()
+    };
+    let mut overlay = storage_of("overlayfs", "overlay", "overlay", "/run/kata-containers/c1/rootfs");
+    overlay.options = vec!["lowerdir=/run/kata-containers/sandbox/layers/l1".into()];
+    let layer = storage_of("blk-ccw", "0.0.0007", "erofs", "/run/kata-containers/sandbox/layers/l1");
+    CreateContainerRequest {
+        container_id: "c1".into(),
+        exec_id: "c1".into(),
+        storages: vec![layer, overlay],
+        OCI: Some(spec).into(),
+        ..Default::default()
+    }
+}
+
+type Change = fn(&mut CreateContainerRequest);
+
+const WRONG: &[(&str, Change)] = &[
+    ("invalid container ID -c", |r| r.container_id = "-c".into()),
+    ("invalid container ID c", |r| r.container_id = "c".into()),
+    ("is not the container's id", |r| r.exec_id = "x".into()),
+    ("stdio ports", |r| r.stdout_port = 1),
+    ("without a spec", |r| r.OCI = None.into()),
+    ("hooks are set", |r| r.OCI.as_mut().unwrap().Hooks = Some(Hooks::new()).into()),
+    ("seccomp is set", |r| linux_of(r).Seccomp = Some(LinuxSeccomp::new()).into()),
+    ("not /run/kata-containers/c1/rootfs", |r| {
+        r.OCI.as_mut().unwrap().Root.as_mut().unwrap().Path = "/rootfs".into()
+    }),
+    ("is None, not one of", |r| r.OCI.as_mut().unwrap().Annotations.clear()),
+    ("against CRI's", |r| {
+        r.OCI
+            .as_mut()
+            .unwrap()
+            .Annotations
+            .insert("io.kubernetes.cri.container-type".into(), "sandbox".into());
+    }),
+    ("namespace \"network\": policies know", |r| linux_of(r).Namespaces[0].Type = "network".into()),
+    ("namespace \"uts\" 0 times", |r| linux_of(r).Namespaces.truncate(1)),
+    ("has a path of the host", |r| linux_of(r).Namespaces[0].Path = "/proc/1/ns/ipc".into()),
+    ("MountLabel", |r| linux_of(r).MountLabel = "x".into()),
+    ("SelinuxLabel", |r| r.OCI.as_mut().unwrap().Process.as_mut().unwrap().SelinuxLabel = "x".into()),
+    ("Resources.Pids", |r| {
+        linux_of(r).Resources.mut_or_insert_default().Pids = Some(LinuxPids::new()).into();
+    }),
+    ("CPU.Cpus", |r| {
+        linux_of(r).Resources.mut_or_insert_default().CPU.mut_or_insert_default().Cpus = "0-3".into();
+    }),
+    ("`..` in a path", |r| {
+        r.OCI.as_mut().unwrap().Mounts.push(Mount { destination: "/a/../b".into(), ..Default::default() });
+    }),
+    ("handler of \"virtio-fs\"", |r| r.storages[0].driver = "virtio-fs".into()),
+    ("below the container's directory", |r| {
+        r.storages[0].mount_point = "/run/kata-containers/c1/layer".into()
+    }),
+    ("not below /run/kata-containers", |r| r.storages[0].mount_point = "/mnt".into()),
+    ("not a CCW bus id", |r| r.storages[0].source = "fe.0.0007".into()),
+    ("no lowerdir", |r| r.storages[1].options.clear()),
+    ("the process has no args", |r| r.OCI.as_mut().unwrap().Process.as_mut().unwrap().Args.clear()),
+];
+
+fn linux_of(r: &mut CreateContainerRequest) -> &mut Linux {
+    r.OCI.as_mut().unwrap().Linux.as_mut().unwrap()
+}
+
+#[test]
+fn a_container_as_the_real_agent_took_it_is_accepted() {
+    assert_eq!(container(&good()), Ok(()));
+}
+
+#[test]
+fn each_mistake_of_a_container_is_named() {
+    for (says, change) in WRONG {
+        let mut req = good();
+        change(&mut req);
+        let refusal = container(&req).unwrap_err();
+        assert!(refusal.contains(says), "{says:?} is not in {refusal:?}");
+    }
+}
+
+#[test]
+fn shared_memory_is_pinned() {
+    let mut shm = storage_of("ephemeral", "shm", "tmpfs", "/run/kata-containers/sandbox/shm");
+    shm.options = ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"].map(str::to_owned).to_vec();
+    let req = CreateSandboxRequest { sandbox_id: "s1".into(), storages: vec![shm], ..Default::default() };
+    assert_eq!(sandbox(&req), Ok(()));
+    let mut grouped = req.clone();
+    grouped.storages[0].fs_group = Some(FSGroup::new()).into();
+    assert!(sandbox(&grouped).is_err());
+    let mut unsized_ = req;
+    unsized_.storages[0].options.pop();
+    assert!(sandbox(&unsized_).unwrap_err().contains("policies pin it"));
+}
+
+#[test]
+fn ccw_ids_are_written_as_the_kernel_does() {
+    assert_eq!(ccw("0.0.7").as_deref(), Some("0.0.0007"));
+    assert_eq!(ccw("0.3.00fF").as_deref(), Some("0.3.00ff"));
+    assert_eq!([ccw("fe.0.0007"), ccw("0.4.1"), ccw("0.0.1.2"), ccw("0.0.10000")], [const { None }; 4]);
+}

@@ -1,0 +1,32 @@
+//! A small guest agent for demo and tests: speaks the protocol of `src/agent/proto`, and can be told to misbehave.
+//!
+//! For development only: nothing here protects anything. See README.md.
+
+mod agent;
+mod boot;
+mod cgroup;
+mod check;
+mod cli;
+mod copy;
+mod crun;
+mod device;
+mod failure;
+mod hold;
+pub mod messages;
+mod network;
+mod oci;
+mod oom;
+mod place;
+mod plain;
+mod process;
+mod reaper;
+mod record;
+pub mod script;
+mod serve;
+mod service;
+mod stdio;
+mod storage;
+mod sys;
+mod tap;
+
+pub use cli::run;

@@ -1,0 +1,59 @@
+//! Task.Kill: the table says whether the process can be signalled, the agent does it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::libc::SIGKILL;
+use slog::warn;
+use tokio::time::timeout;
+
+use crate::error::{Code, Error, Result};
+use crate::ids::ProcessId;
+use crate::lifecycle::process::{Input, Phase};
+use crate::limits;
+use crate::pod::Pod;
+
+impl Pod {
+    /// Signals a process, or (`all`) every process of the container. Finished: NotFound.
+    pub async fn kill(self: &Arc<Self>, id: &ProcessId, signal: u32, all: bool) -> Result<()> {
+        if !(1..=64).contains(&signal) {
+            return Err(Error::invalid(format!("signal {signal}: allowed are 1 to 64")));
+        }
+        self.created(id).await?;
+        self.advance(id, Input::KillAsked)?;
+        let guest = self.guest().map_err(|e| e.with_code(Code::NotFound))?;
+        let is_kill = i32::try_from(signal) == Ok(SIGKILL);
+        let asked =
+            timeout(limits::KILL_ANSWER, guest.agent.signal_process(id, signal, all && is_kill)).await;
+        match asked {
+            Ok(answer) => answer.map_err(|e| e.context(format!("signal {signal} to {id}"))),
+            // A guest that does not answer cannot hold the pod: the sandbox's KILL kills the VM.
+            Err(_) if is_kill && self.parts.sandbox.is(&id.container) && id.exec.is_none() => {
+                warn!(self.log(), "the guest does not answer: killing the VM");
+                guest.vm.kill();
+                Ok(())
+            }
+            Err(_) => Err(Error::deadline(format!(
+                "signal {signal} to {id}: the guest did not answer within {} s",
+                limits::KILL_ANSWER.as_secs()
+            ))),
+        }
+    }
+
+    /// Waits until Create has ended.
+    async fn created(&self, id: &ProcessId) -> Result<()> {
+        let mut created = {
+            let state = self.lock();
+            let container = state.container(&id.container)?;
+            if container.init.phase() != Phase::Creating {
+                return Ok(());
+            }
+            container.created.subscribe()
+        };
+        let waited = timeout(Duration::from_secs(60), created.wait_for(|done| *done)).await;
+        match waited {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::deadline(format!("{id}: is still being created"))),
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Task.Start, of a container or of an exec: the agent starts it, the event is queued, then its
+//! streams and its end are watched.
+
+use std::sync::Arc;
+
+use slog::debug;
+
+use crate::container::watch;
+use crate::error::{Code, Result};
+use crate::ids::ProcessId;
+use crate::lifecycle::process::Input;
+use crate::oci::bundle::parse_process;
+use crate::oci::guest_spec::guest_process;
+use crate::pod::guest::Guest;
+use crate::pod::step::{Step, reached};
+use crate::pod::{Pod, tasks};
+
+impl Pod {
+    /// Starts a created container or an added exec; answers the VM's process id.
+    pub async fn start(self: &Arc<Self>, id: &ProcessId) -> Result<u32> {
+        let guest = self.guest()?;
+        let (stdio, spec) =
+            self.advance_with(id, Input::StartAsked, |p| (p.stdio.clone(), std::mem::take(&mut p.spec)))?;
+        let streams = watch::Streams::open(self, id, &stdio);
+        let started = match streams {
+            Ok(streams) => ask_agent(&guest, id, &spec).await.map(|()| streams),
+            Err(e) => Err(e),
+        };
+        let streams = match started {
+            Ok(streams) => streams,
+            Err(e) => {
+                self.end_process(id, Input::Exited, 128, std::time::SystemTime::now());
+                return Err(if e.code() == Code::Unavailable { e } else { e.context(format!("start {id}")) });
+            }
+        };
+        self.advance(id, Input::Started)?;
+        debug!(self.log(), "started {}", id);
+        drop(tasks::spawn(watch::watch(Arc::clone(self), guest, id.clone(), streams)));
+        Ok(self.lock().vm.pid())
+    }
+}
+
+async fn ask_agent(guest: &Guest, id: &ProcessId, spec: &[u8]) -> Result<()> {
+    if id.exec.is_none() {
+        guest.agent.start_container(&id.container).await?;
+        return reached(Step::ContainerStarted);
+    }
+    let process = guest_process(parse_process(spec)?);
+    guest.agent.exec_process(id, &process).await?;
+    reached(Step::ExecStarted)
+}

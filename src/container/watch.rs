@@ -1,0 +1,122 @@
+//! One watcher per process: its streams to their end, then its exit, in this order.
+//!
+//! The agent throws unread output away when WaitProcess answers, and no call tells that a process
+//! ended without taking its output. So both streams are read to their first empty answer, then
+//! WaitProcess is called, and the pumps go on reading, ever slower, until it answers: a policy
+//! that hides output makes every answer empty, and the process must not block on a full pipe.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use slog::{info, warn};
+use tokio::sync::watch as channel;
+use tokio::time::timeout;
+
+use crate::agent::calls::OutputStream;
+use crate::container::KILLED;
+use crate::error::{Code, Result};
+use crate::ids::ProcessId;
+use crate::lifecycle::process::Input;
+use crate::limits;
+use crate::pod::guest::Guest;
+use crate::pod::request::StdioPaths;
+use crate::pod::{Pod, tasks};
+use crate::stdio::pump::{self, Signals};
+use crate::stdio::sink::Sink;
+use crate::stdio::stdin::{self, Stdin};
+
+/// A process' opened streams, on the client's side.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    stdin: Option<Stdin>,
+    stdout: Sink,
+    stderr: Option<Sink>,
+    close_stdin: channel::Receiver<bool>,
+}
+
+impl Streams {
+    /// Opens what the client named; never waits for its other end.
+    pub(crate) fn open(pod: &Pod, id: &ProcessId, paths: &StdioPaths) -> Result<Self> {
+        let close_stdin = pod.lock().process(id)?.close_stdin.subscribe();
+        let (stdout, stderr) = Sink::open_pair(
+            &paths.stdout,
+            &paths.stderr,
+            id.container.as_str(),
+            pod.parts.namespace.as_str(),
+        )?;
+        Ok(Self {
+            stdin: Stdin::open(&paths.stdin)?,
+            stdout,
+            stderr: (!paths.terminal).then_some(stderr),
+            close_stdin,
+        })
+    }
+}
+
+/// Lives as long as the process; tells its end once.
+pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, streams: Streams) {
+    let exited = channel::Sender::new(false);
+    let mut pumps = vec![spawn_pump(&guest, &id, OutputStream::Stdout, streams.stdout, &exited)];
+    if let Some(sink) = streams.stderr {
+        pumps.push(spawn_pump(&guest, &id, OutputStream::Stderr, sink, &exited));
+    }
+    if let Some(input) = streams.stdin {
+        let (guest, id) = (Arc::clone(&guest), id.clone());
+        let mut gone = exited.subscribe();
+        drop(tasks::spawn(async move {
+            let write = |data| guest.agent.write_stdin(&id, data);
+            let copy = stdin::copy(input, streams.close_stdin, write, guest.agent.close_stdin(&id));
+            tokio::select! {
+                () = copy => {}
+                _ = gone.wait_for(|yes| *yes) => {}
+            }
+        }));
+    }
+    for pump in &mut pumps {
+        pump.first_end().await;
+    }
+    let (status, input) = match guest.agent.wait_process(&id).await {
+        Ok(status) => (status, Input::Exited),
+        Err(e) => {
+            if guest.vm.gone().borrow().is_none() {
+                lost(&pod, &guest, &id, &e);
+            }
+            (KILLED, Input::VmEnded)
+        }
+    };
+    let at = SystemTime::now();
+    exited.send_replace(true);
+    let draining = async {
+        for pump in pumps {
+            pump.finished().await;
+        }
+    };
+    if timeout(limits::OUTPUT_DRAIN, draining).await.is_err() {
+        warn!(pod.log(), "{}: nobody reads its output; the rest is dropped", id);
+    }
+    info!(pod.log(), "{} exited", id; "status" => status);
+    pod.end_process(&id, input, status, at);
+}
+
+/// The end of a process cannot be known without the agent: a guest that lost it is dead.
+fn lost(pod: &Pod, guest: &Guest, id: &ProcessId, e: &crate::error::Error) {
+    warn!(pod.log(), "{}: {}", id, e);
+    if e.code() != Code::NotFound {
+        guest.vm.kill();
+    }
+}
+
+fn spawn_pump(
+    guest: &Arc<Guest>,
+    id: &ProcessId,
+    stream: OutputStream,
+    sink: Sink,
+    exited: &channel::Sender<bool>,
+) -> Signals {
+    let (guest, id, exited) = (Arc::clone(guest), id.clone(), exited.subscribe());
+    pump::start(sink, exited, move |pump| {
+        tasks::spawn(async move {
+            pump.run(|len| guest.agent.read_output(&id, stream, len)).await;
+        });
+    })
+}

@@ -1,1 +1,0 @@
-//! Opening the client's fifos without ever blocking the executor.

@@ -1,0 +1,177 @@
+//! JSON log lines to containerd's fifo and to a bounded file of the pod's own.
+//!
+//! Neither ever blocks or ends the shim: a fifo nobody reads loses lines, the file keeps the end.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use nix::libc;
+use serde_json::{Map, Value};
+use slog::{Drain, KV, Level, Logger, OwnedKVList, Record, o};
+
+use crate::config::LogLevel;
+use crate::error::one_line;
+use crate::ids::SandboxId;
+use crate::limits;
+
+/// The file's name below the pod's directory.
+pub const FILE: &str = "log";
+
+/// Sets the level of a living log.
+#[derive(Clone, Debug)]
+pub struct LevelSwitch(Arc<AtomicUsize>);
+
+impl LevelSwitch {
+    fn new(level: Level) -> Self {
+        Self(Arc::new(AtomicUsize::new(level.as_usize())))
+    }
+
+    /// Containerd's own `-debug` stays: a level only becomes more talkative.
+    pub fn set(&self, level: LogLevel) {
+        let level = match level {
+            LogLevel::Error => Level::Error,
+            LogLevel::Warning => Level::Warning,
+            LogLevel::Info => Level::Info,
+            LogLevel::Debug => Level::Debug,
+        };
+        if self.0.load(Ordering::Relaxed) != Level::Debug.as_usize() {
+            self.0.store(level.as_usize(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Opens the pod's log; `fifo`: containerd's, in the bundle.
+pub fn open(dir: &Path, fifo: &Path, sandbox: &SandboxId, debug: bool) -> (Logger, LevelSwitch) {
+    let level = LevelSwitch::new(if debug { Level::Debug } else { Level::Info });
+    let lines = Lines {
+        level: level.clone(),
+        sandbox: sandbox.to_string(),
+        outputs: Mutex::new(Outputs { fifo: open_fifo(fifo), file: open_file(dir), path: dir.join(FILE) }),
+    };
+    (Logger::root(lines.ignore_res(), o!()), level)
+}
+
+/// For reading too: so that containerd may go away and come back.
+fn open_fifo(path: &Path) -> Option<File> {
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()
+}
+
+fn open_file(dir: &Path) -> Option<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(dir.join(FILE)).ok()
+}
+
+struct Lines {
+    level: LevelSwitch,
+    sandbox: String,
+    outputs: Mutex<Outputs>,
+}
+
+struct Outputs {
+    fifo: Option<File>,
+    file: Option<File>,
+    path: PathBuf,
+}
+
+impl Outputs {
+    fn write(&mut self, line: &[u8]) {
+        if let Some(fifo) = &mut self.fifo {
+            drop(fifo.write(line)); // full: containerd does not read
+        }
+        let Some(file) = &mut self.file else { return };
+        let over = file.metadata().is_ok_and(|m| m.len() > limits::LOG_FILE_BYTES);
+        if over {
+            keep_end(&self.path, file);
+        }
+        drop(file.write_all(line));
+    }
+}
+
+/// Cuts the older half off.
+fn keep_end(path: &Path, file: &mut File) {
+    let Ok(text) = std::fs::read(path) else { return };
+    let half = text.get(text.len() / 2..).unwrap_or_default();
+    let whole = half.iter().position(|b| *b == b'\n').and_then(|at| half.get(at + 1..)).unwrap_or_default();
+    if file.set_len(0).is_ok() {
+        drop(file.write_all(whole));
+    }
+}
+
+impl Drain for Lines {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), slog::Never> {
+        if record.level().as_usize() > self.level.0.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut fields = Fields(Map::new());
+        let mut put = |key: &str, value: String| fields.0.insert(key.to_owned(), value.into());
+        put("time", humantime::format_rfc3339_millis(SystemTime::now()).to_string());
+        put("level", record.level().as_str().to_lowercase());
+        put("msg", one_line(&record.msg().to_string()));
+        put("sandbox", self.sandbox.clone());
+        drop(record.kv().serialize(record, &mut fields));
+        drop(values.serialize(record, &mut fields));
+        let mut line = Value::Object(fields.0).to_string();
+        if line.len() > limits::LOG_LINE_BYTES {
+            line = format!("{{\"msg\":\"a log line of {} bytes was dropped\"}}", line.len());
+        }
+        line.push('\n');
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).write(line.as_bytes());
+        Ok(())
+    }
+}
+
+struct Fields(Map<String, Value>);
+
+impl slog::Serializer for Fields {
+    fn emit_arguments(&mut self, key: slog::Key, value: &std::fmt::Arguments<'_>) -> slog::Result {
+        self.0.insert(key.to_owned(), one_line(&value.to_string()).into());
+        Ok(())
+    }
+
+    fn emit_u64(&mut self, key: slog::Key, value: u64) -> slog::Result {
+        self.0.insert(key.to_owned(), value.into());
+        Ok(())
+    }
+
+    fn emit_u32(&mut self, key: slog::Key, value: u32) -> slog::Result {
+        self.emit_u64(key, value.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slog::{debug, info};
+
+    #[test]
+    fn lines_are_json_one_each_and_the_file_is_bounded() {
+        let dir = tempfile::tempdir().expect("dir");
+        let sandbox = SandboxId::parse("s1").expect("id");
+        let (log, level) = open(dir.path(), Path::new("/nonexistent/log"), &sandbox, false);
+        debug!(log, "not seen");
+        info!(log, "two\nlines"; "n" => 7_u32);
+        level.set(LogLevel::Debug);
+        debug!(log, "seen");
+        let text = std::fs::read_to_string(dir.path().join(FILE)).expect("read");
+        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(
+            (&lines[0]["msg"], &lines[0]["n"], &lines[0]["sandbox"]),
+            (&"two\\nlines".into(), &7.into(), &"s1".into())
+        );
+        for _ in 0..9000 {
+            info!(log, "{}", "x".repeat(300));
+        }
+        let size = std::fs::metadata(dir.path().join(FILE)).expect("stat").len();
+        assert!(size <= limits::LOG_FILE_BYTES + 1024, "{size}");
+    }
+}

@@ -1,0 +1,26 @@
+//! The kernel's vhost-vsock device: a context id no other guest has.
+
+use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
+
+use crate::error::{Context, Error, Result};
+use crate::host::sys;
+
+/// Opens /dev/vhost-vsock and claims a free guest context id on it (above 2, below 2^32 - 1).
+pub fn claim() -> Result<(File, u32)> {
+    let path = Path::new("/dev/vhost-vsock");
+    let device = OpenOptions::new().read(true).write(true).open(path).with_context(|| {
+        format!("open {} (load the module vhost_vsock, or set vsock.device = \"vhost-user\")", path.display())
+    })?;
+    for _ in 0..100 {
+        let random = RandomState::new().build_hasher().finish();
+        let cid = u32::try_from(random % 0xffff_fff0).unwrap_or(0).saturating_add(3);
+        match sys::vhost_vsock_set_cid(&device, cid.into()) {
+            Ok(()) => return Ok((device, cid)),
+            Err(e) if e.raw_os_error() == Some(nix::libc::EADDRINUSE) => {}
+            Err(e) => return Err(e).with_context(|| format!("claim guest CID {cid}")),
+        }
+    }
+    Err(Error::unavailable("claim guest CID: 100 random ids were all taken"))
+}

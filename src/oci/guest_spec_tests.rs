@@ -1,0 +1,93 @@
+//! A table test for each rule of the rewriting, and one whole document against its golden file.
+
+use super::*;
+use crate::oci::bundle;
+use serde_json::{Value, json};
+
+const CTR: &str = include_str!("testdata/ctr-config.json");
+
+fn rewrite(value: &Value) -> Result<Value> {
+    let id = ContainerId::parse("c1").expect("id");
+    let bundle = bundle::parse(value.to_string().as_bytes(), &id)?;
+    let spec = guest_spec(&bundle, &id, Path::new("/run/bundle"))?;
+    Ok(serde_json::to_value(&spec.0).expect("json"))
+}
+
+fn config() -> Value {
+    serde_json::from_str(CTR).expect("json")
+}
+
+#[test]
+fn a_whole_document_of_ctr() {
+    let wanted: Value = serde_json::from_str(include_str!("testdata/ctr-guest.json")).expect("json");
+    let sent = rewrite(&config()).expect("rewrite");
+    assert_eq!(sent, wanted, "{sent:#}");
+}
+
+#[test]
+fn nothing_of_the_host_stays_in() {
+    let mut value = config();
+    value["hooks"] = json!({"prestart": [{"path": "/bin/evil"}]});
+    value["process"]["selinuxLabel"] = json!("system_u:x");
+    value["linux"]["mountLabel"] = json!("y");
+    value["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    value["linux"]["resources"]["pids"] = json!({"limit": 5});
+    value["linux"]["resources"]["cpu"] = json!({"cpus": "0-1", "mems": "0", "shares": 7});
+    value["annotations"] = json!({"io.katacontainers.config.hypervisor.cc_init_data": "x", "keep": "me"});
+    let sent = rewrite(&value).expect("rewrite");
+    for gone in [
+        "/hooks",
+        "/process/selinuxLabel",
+        "/linux/mountLabel",
+        "/linux/seccomp",
+        "/linux/resources/pids",
+        "/linux/resources/devices",
+        "/linux/resources/cpu/cpus",
+        "/linux/resources/cpu/mems",
+    ] {
+        assert_eq!(sent.pointer(gone), None, "{gone}");
+    }
+    assert_eq!(sent["linux"]["resources"]["cpu"]["shares"], 7);
+    assert_eq!(
+        sent["annotations"],
+        json!({
+            "keep": "me",
+            "io.katacontainers.pkg.oci.container_type": "single_container",
+            "io.katacontainers.pkg.oci.bundle_path": "/run/bundle",
+        })
+    );
+}
+
+#[test]
+fn only_ipc_uts_and_mount_namespaces_go_in_their_order_without_paths() {
+    let mut value = config();
+    value["linux"]["namespaces"] = json!([
+        {"type": "uts", "path": "/proc/1/ns/uts"}, {"type": "pid"}, {"type": "network", "path": "/x"},
+        {"type": "mount"}, {"type": "cgroup"}, {"type": "time"}, {"type": "ipc"}
+    ]);
+    let sent = rewrite(&value).expect("rewrite");
+    assert_eq!(sent["linux"]["namespaces"], json!([{"type": "uts"}, {"type": "mount"}, {"type": "ipc"}]));
+}
+
+#[test]
+fn shared_memory_is_the_pods() {
+    let mut value = config();
+    value["mounts"] =
+        json!([{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=1k"]}]);
+    let sent = rewrite(&value).expect("rewrite");
+    assert_eq!(
+        sent["mounts"],
+        json!([{"destination": "/dev/shm", "type": "bind", "source": "/run/kata-containers/sandbox/shm",
+            "options": ["rbind"]}])
+    );
+}
+
+#[test]
+fn a_volume_of_the_host_is_refused_by_name() {
+    let mut value = config();
+    value["mounts"] =
+        json!([{"destination": "/data", "type": "bind", "source": "/etc", "options": ["rbind"]}]);
+    let e = rewrite(&value).expect_err("volume");
+    assert_eq!(e.code(), crate::error::Code::Unimplemented);
+    assert!(e.to_string().starts_with("mount /data: data of the host (/etc)"), "{e}");
+}

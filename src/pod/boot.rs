@@ -1,0 +1,162 @@
+//! From nothing to a guest whose agent answers: the sequence of a pod's start.
+//!
+//! Everything is owed in the journal before it is made; whoever calls pays back on an error.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use slog::{debug, info};
+
+use crate::agent::client::Agent;
+use crate::agent::dial::Transport;
+use crate::ccw::DevNos;
+use crate::config::{Config, VsockConfig};
+use crate::error::{Context, Error, Result};
+use crate::host::cgroup;
+use crate::host::spawn::{Child, FdTable, blocking};
+use crate::host::vsock;
+use crate::oci::bundle::Bundle;
+use crate::oci::storage;
+use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
+use crate::pod::guest::Guest;
+use crate::pod::network::{self, PodNetwork};
+use crate::pod::step::{Step, reached};
+use crate::pod::undo::Undo;
+use crate::pod::{Pod, tasks};
+use crate::qemu::launch::{Vm, Wires};
+use crate::qemu::vsock_device;
+
+/// The pod's cgroup, made: every process of the pod is started in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ground {
+    pub(crate) config: Config,
+    pub(crate) leaf: PathBuf,
+}
+
+/// Makes the pod's cgroup.
+pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Result<Ground> {
+    let leaf = cgroup::leaf_path(bundle.cgroups_path().as_deref(), &pod.parts.key)?;
+    for path in cgroup::missing(&leaf) {
+        pod.journal.owe(&Undo::Cgroup { path })?;
+    }
+    reached(Step::CgroupOwed)?;
+    let path = leaf.clone();
+    drop(blocking("make cgroup", move || cgroup::make(&path)).await?);
+    reached(Step::CgroupMade)?;
+    Ok(Ground { config, leaf })
+}
+
+/// Launches the VM and brings its agent, its network and the sandbox up.
+pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Result<Guest> {
+    let mut devnos = DevNos::default();
+    let mut fds = FdTable::default();
+    let wires = Wires::new(&mut fds)?;
+    let (vsock, transport, vsock_device) = open_vsock(pod, ground, &mut fds, &mut devnos).await?;
+    let network = match bundle.network_namespace() {
+        Some(netns) => network::prepare(pod, &netns).await.context("pod network")?,
+        None => PodNetwork::default(),
+    };
+    let mut nics = Vec::new();
+    for (interface, tap) in network.plan.interfaces.iter().zip(network.taps) {
+        nics.push(NicPlan { tap: fds.give(tap), mac: interface.mac, devno: devnos.take()? });
+    }
+    let plan = VmPlan {
+        sandbox: pod.parts.sandbox.clone(),
+        accelerator: ground.config.qemu.accelerator,
+        boot: ground.config.boot.clone(),
+        memory_mib: ground.config.memory_mib,
+        vcpus: ground.config.vcpus,
+        qmp: wires.qmp_fd,
+        console: wires.console_fd,
+        vsock,
+        nics,
+        disks: Vec::new(),
+    };
+    check_files(&ground.config)?;
+    let vm = start_vm(pod, ground, &plan, fds, wires).await?;
+    let agent = Agent::connect(transport, ground.config.agent.clone(), vm.gone()).await;
+    let agent = agent.map_err(|e| with_console(e, &vm))?;
+    reached(Step::AgentReady)?;
+    debug!(pod.log(), "agent answers"; "step" => "agent_ready");
+    network::send(&agent, &network.plan, &plan.nics).await.context("pod network")?;
+    reached(Step::NetworkSent)?;
+    agent.create_sandbox(&pod.parts.sandbox, &bundle.hostname(), Vec::new(), &[storage::shm()]).await?;
+    reached(Step::SandboxMade)?;
+    let details = agent.guest_details().await?;
+    info!(pod.log(), "sandbox is up"; "agent" => details.version, "qemu" => vm.pid());
+    Ok(Guest {
+        config: ground.config.clone(),
+        vm,
+        agent,
+        _vsock_device: vsock_device,
+        devnos: Mutex::new(devnos),
+        layers: tokio::sync::Mutex::default(),
+        spoiled: Mutex::default(),
+    })
+}
+
+async fn start_vm(pod: &Pod, ground: &Ground, plan: &VmPlan, fds: FdTable, wires: Wires) -> Result<Arc<Vm>> {
+    let entry = cgroup::enter(&ground.leaf)?;
+    let (vm, streams) = Vm::spawn(ground.config.qemu.path.clone(), plan, fds, entry, wires)?;
+    drop(tasks::spawn(Arc::clone(&vm).watch(streams)));
+    debug!(pod.log(), "QEMU started"; "step" => "qemu_spawned", "qemu" => vm.pid());
+    reached(Step::QemuSpawned)?;
+    vm.ready().await?;
+    reached(Step::QmpReady)?;
+    vm.run().await?;
+    reached(Step::GuestRunning)?;
+    Ok(vm)
+}
+
+/// The vsock device as the configuration wants it, and how the agent is reached through it.
+async fn open_vsock(
+    pod: &Pod,
+    ground: &Ground,
+    fds: &mut FdTable,
+    devnos: &mut DevNos,
+) -> Result<(VsockPlan, Transport, Option<Child>)> {
+    match &ground.config.vsock {
+        VsockConfig::Vhost => {
+            let (device, cid) = vsock::claim()?;
+            let plan = VsockPlan::Vhost { fd: fds.give(device.into()), cid, devno: devnos.take()? };
+            Ok((plan, Transport::Vsock { cid }, None))
+        }
+        VsockConfig::VhostUser { program } => {
+            let dir = &pod.parts.dir;
+            for name in [vsock_device::DEVICE_SOCKET, vsock_device::AGENT_SOCKET] {
+                pod.journal.owe(&Undo::Path { name: name.to_owned() })?;
+            }
+            let child = vsock_device::start(program.clone(), dir, cgroup::enter(&ground.leaf)?).await?;
+            reached(Step::HelperSpawned)?;
+            let plan = VsockPlan::VhostUser { socket: dir.join(vsock_device::DEVICE_SOCKET) };
+            Ok((plan, Transport::Hybrid { socket: dir.join(vsock_device::AGENT_SOCKET) }, Some(child)))
+        }
+    }
+}
+
+/// QEMU would say less clearly what is missing.
+fn check_files(config: &Config) -> Result<()> {
+    use crate::config::Boot;
+    let check = |key: &str, path: &Path| match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            Err(Error::precondition(format!("{key} = {}: {e}: check the configuration", path.display())))
+        }
+    };
+    match &config.boot {
+        Boot::Sealed { image } => check("guest.image", image),
+        Boot::Plain { kernel, initrd, .. } => {
+            check("guest.kernel", kernel)?;
+            check("guest.initrd", initrd)
+        }
+    }
+}
+
+/// A guest that does not answer has often said why on its console.
+fn with_console(e: Error, vm: &Vm) -> Error {
+    let lines = vm.console_tail();
+    if e.code() != crate::error::Code::DeadlineExceeded || lines.is_empty() {
+        return e;
+    }
+    Error::new(e.code(), format!("{e}; console: {}", lines.join(" | ")))
+}

@@ -1,0 +1,59 @@
+//! The running guest: its VM, its agent, and which disks it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use crate::agent::client::Agent;
+use crate::ccw::{DevNo, DevNos};
+use crate::config::Config;
+use crate::error::Result;
+use crate::host::spawn::Child;
+use crate::ids::ContainerId;
+use crate::qemu::launch::Vm;
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) config: Config,
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) agent: Agent,
+    /// The vsock device program, on hosts that need one; it ends with the pod's cgroup.
+    pub(crate) _vsock_device: Option<Child>,
+    pub(crate) devnos: Mutex<DevNos>,
+    /// Layer images in this guest. Held while one is plugged, so that two containers of one image
+    /// do not plug it twice.
+    pub(crate) layers: tokio::sync::Mutex<Layers>,
+    /// Containers whose creation failed in the guest: the agent can not take such an id again.
+    pub(crate) spoiled: Mutex<BTreeSet<ContainerId>>,
+}
+
+/// The layer images a guest has.
+#[derive(Debug, Default)]
+pub(crate) struct Layers {
+    /// By the image's name in the cache.
+    pub(crate) shared: BTreeMap<String, Layer>,
+    /// Mounts made so far: the agent never mounts twice on one point, so no name is used again.
+    pub(crate) mounts: u32,
+}
+
+/// One plugged image.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    /// Its mount's name in the guest.
+    pub(crate) mount: String,
+    pub(crate) devno: DevNo,
+}
+
+impl Guest {
+    pub(crate) fn next_devno(&self) -> Result<DevNo> {
+        self.devnos.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn spoil(&self, id: &ContainerId) {
+        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+    }
+
+    pub(crate) fn is_spoiled(&self, id: &ContainerId) -> bool {
+        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+}

@@ -1,0 +1,58 @@
+//! What happens without being asked: the VM's end, and the guest's OOM killer.
+
+use std::sync::Arc;
+
+use slog::{info, warn};
+
+use crate::ids::ProcessId;
+use crate::lifecycle::process::{Input, Phase};
+use crate::lifecycle::vm::VmEnd;
+use crate::pod::event::Event;
+use crate::pod::guest::Guest;
+use crate::pod::{Pod, tasks};
+
+/// Watches over a guest until its end.
+pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
+    let poll = tasks::spawn(poll_oom(Arc::clone(&pod), Arc::clone(&guest)));
+    let mut gone = guest.vm.gone();
+    let end = match gone.wait_for(Option::is_some).await {
+        Ok(end) => end.clone(),
+        Err(_) => None,
+    };
+    poll.abort();
+    match &end {
+        Some(VmEnd::AskedToStop) | None => info!(pod.log(), "the VM has ended"),
+        Some(end) => warn!(pod.log(), "{}", end),
+    }
+    end_processes(&pod);
+}
+
+/// Processes that run are ended by their watchers, which first bring their output home; those
+/// that were never started have no watcher.
+fn end_processes(pod: &Pod) {
+    let waiting: Vec<ProcessId> = {
+        let state = pod.lock();
+        let inits = state.containers.iter().filter(|(_, c)| c.init.phase() == Phase::Created);
+        inits.map(|(id, _)| ProcessId::init(id.clone())).collect()
+    };
+    for id in waiting {
+        pod.end_process(&id, Input::VmEnded, crate::container::KILLED, std::time::SystemTime::now());
+    }
+}
+
+/// One call at a time; ends with the VM.
+async fn poll_oom(pod: Arc<Pod>, guest: Arc<Guest>) {
+    loop {
+        match guest.agent.oom_event().await {
+            Ok(id) if pod.lock().containers.contains_key(&id) => pod.events.push(Event::Oom { id }),
+            Ok(id) => warn!(pod.log(), "the guest reports OOM of {}, which is not in this pod", id),
+            Err(e) => {
+                if guest.vm.gone().borrow().is_some() {
+                    return;
+                }
+                warn!(pod.log(), "{}", e);
+                tokio::time::sleep(crate::limits::OOM_POLL_PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The vhost-user vsock program beside QEMU, on hosts without a vhost-vsock driver (emulation).
+//!
+//! QEMU connects to `device`; the agent is reached through `agent` by writing `CONNECT <port>`.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::time::{Instant, sleep};
+
+use crate::error::{Context, Error, Result};
+use crate::host::cgroup::Entry;
+use crate::host::spawn::{Child, Launch};
+use crate::limits;
+use crate::qemu::opt::Opt;
+
+/// Socket names below the pod's directory.
+pub const DEVICE_SOCKET: &str = "vsock-device";
+pub const AGENT_SOCKET: &str = "vsock";
+
+/// The guest's context id: private to this one device, so any will do.
+const CID: &str = "3";
+
+/// Without this a guest's write of more than some 32,000 bytes stalls the connection for good.
+const TX_BUFFER: &str = "32768";
+
+/// Starts the program and waits until QEMU can connect to it.
+pub async fn start(program: PathBuf, dir: &Path, cgroup: Entry) -> Result<Child> {
+    let device = dir.join(DEVICE_SOCKET);
+    let vm = Opt::new("")
+        .set("guest-cid", CID)
+        .set("socket", &device)
+        .set("uds-path", dir.join(AGENT_SOCKET))
+        .set("tx-buffer-size", TX_BUFFER)
+        .into_arg();
+    let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+    let mut stderr = pipe::Receiver::from_owned_fd(stderr).context("watch the vsock device")?;
+    let name = program.display().to_string();
+    let child = Launch {
+        program,
+        args: vec!["--vm".into(), vm],
+        stderr: Some(theirs),
+        cgroup: Some(cgroup),
+        ..Launch::default()
+    }
+    .spawn()?;
+    let until = Instant::now() + limits::QMP_ANSWER;
+    loop {
+        if std::fs::symlink_metadata(&device).is_ok_and(|m| m.file_type().is_socket()) {
+            return Ok(child);
+        }
+        tokio::select! {
+            ended = child.wait() => {
+                let mut text = [0_u8; 1000];
+                let count = stderr.read(&mut text).await.unwrap_or(0);
+                let text = String::from_utf8_lossy(text.get(..count).unwrap_or_default()).into_owned();
+                return Err(Error::unavailable(format!("vsock device {name} ended with {}: {text}", ended?)));
+            }
+            () = sleep(Duration::from_millis(2)) => {}
+        }
+        if Instant::now() > until {
+            return Err(Error::deadline(format!("vsock device {name}: made no socket {}", device.display())));
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! JSON log lines to containerd's fifo and a bounded file.
