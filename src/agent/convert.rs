@@ -198,8 +198,10 @@ fn linux(l: &oci::Linux) -> grpc::Linux {
     }
 }
 
+/// By the specification's names; the crate's `Display` gives the kernel's (`mnt`).
 fn namespace(n: &oci::LinuxNamespace) -> grpc::LinuxNamespace {
-    grpc::LinuxNamespace { Type: n.typ().to_string(), ..Default::default() }
+    let name = serde_json::to_value(n.typ()).ok().and_then(|v| v.as_str().map(str::to_owned));
+    grpc::LinuxNamespace { Type: name.unwrap_or_default(), ..Default::default() }
 }
 
 fn device(d: &oci::LinuxDevice) -> grpc::LinuxDevice {
@@ -259,6 +261,16 @@ fn resources(r: &oci::LinuxResources) -> grpc::LinuxResources {
 mod tests {
     use super::*;
     use crate::plan::vm::MacAddr;
+
+    #[test]
+    fn namespaces_have_the_specifications_names() {
+        use oci::LinuxNamespaceType::{Ipc, Mount, Uts};
+        for (typ, name) in [(Ipc, "ipc"), (Uts, "uts"), (Mount, "mount")] {
+            let mut given = oci::LinuxNamespace::default();
+            given.set_typ(typ);
+            assert_eq!(namespace(&given).Type, name);
+        }
+    }
 
     #[test]
     fn network_messages_are_as_an_agent_took_them() {

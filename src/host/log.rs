@@ -142,6 +142,10 @@ impl slog::Serializer for Fields {
         Ok(())
     }
 
+    fn emit_usize(&mut self, key: slog::Key, value: usize) -> slog::Result {
+        self.emit_u64(key, value as u64)
+    }
+
     fn emit_u32(&mut self, key: slog::Key, value: u32) -> slog::Result {
         self.emit_u64(key, value.into())
     }

@@ -90,14 +90,14 @@ impl Bundle {
         self.spec.linux().as_ref()?.cgroups_path().as_ref().map(|p| p.display().to_string())
     }
 
-    /// At most 64 bytes: longer ones are cut, as the kernel would refuse them.
-    pub fn hostname(&self) -> String {
-        let name = self.spec.hostname().clone().unwrap_or_default();
+    /// At most 64 bytes: longer ones are cut, as the kernel would refuse them. None: not given.
+    pub fn hostname(&self) -> Option<String> {
+        let name = self.spec.hostname().as_ref().filter(|name| !name.is_empty())?;
         let mut end = name.len().min(64);
         while !name.is_char_boundary(end) {
             end -= 1;
         }
-        name.get(..end).unwrap_or_default().to_owned()
+        name.get(..end).map(str::to_owned)
     }
 }
 
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(bundle.network_namespace(), Some("/run/netns/x".into()));
         assert!(!bundle.shares_pid_namespace());
         assert_eq!(bundle.cgroups_path().as_deref(), Some("/default/c1"));
-        assert_eq!((bundle.hostname().as_str(), bundle.role), ("h", Role::Single));
+        assert_eq!((bundle.hostname().as_deref(), bundle.role), (Some("h"), Role::Single));
     }
 
     #[test]

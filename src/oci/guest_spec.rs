@@ -49,8 +49,10 @@ pub fn guest_spec(bundle: &Bundle, id: &ContainerId, bundle_path: &Path) -> Resu
     Ok(GuestSpec(spec))
 }
 
-/// Rewrites an exec's process: labels of the host's security modules mean nothing in the guest.
+/// Rewrites an exec's process: labels of the host's security modules mean nothing in the guest, and
+/// policies refuse capabilities here: the agent gives an exec those of its container.
 pub fn guest_process(mut process: Process) -> GuestProcess {
+    process.set_capabilities(None);
     process.set_selinux_label(None);
     process.set_apparmor_profile(None);
     GuestProcess(process)

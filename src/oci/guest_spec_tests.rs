@@ -91,3 +91,16 @@ fn a_volume_of_the_host_is_refused_by_name() {
     assert_eq!(e.code(), crate::error::Code::Unimplemented);
     assert!(e.to_string().starts_with("mount /data: data of the host (/etc)"), "{e}");
 }
+
+#[test]
+fn an_exec_brings_no_labels_and_no_capabilities() {
+    let mut value = config()["process"].clone();
+    value["selinuxLabel"] = json!("x");
+    value["apparmorProfile"] = json!("y");
+    let process = bundle::parse_process(value.to_string().as_bytes()).expect("parse");
+    let sent = serde_json::to_value(guest_process(process).0).expect("json");
+    for gone in ["capabilities", "selinuxLabel", "apparmorProfile"] {
+        assert_eq!(sent.get(gone), None, "{gone}");
+    }
+    assert_eq!(sent["args"], value["args"]);
+}

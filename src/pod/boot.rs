@@ -80,7 +80,8 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
     debug!(pod.log(), "agent answers"; "step" => "agent_ready");
     network::send(&agent, &network.plan, &plan.nics).await.context("pod network")?;
     reached(Step::NetworkSent)?;
-    agent.create_sandbox(&pod.parts.sandbox, &bundle.hostname(), Vec::new(), &[storage::shm()]).await?;
+    let hostname = bundle.hostname().unwrap_or_else(|| pod.parts.sandbox.as_str().chars().take(64).collect());
+    agent.create_sandbox(&pod.parts.sandbox, &hostname, Vec::new(), &[storage::shm()]).await?;
     reached(Step::SandboxMade)?;
     let details = agent.guest_details().await?;
     info!(pod.log(), "sandbox is up"; "agent" => details.version, "qemu" => vm.pid());
@@ -88,7 +89,7 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         config: ground.config.clone(),
         vm,
         agent,
-        _vsock_device: vsock_device,
+        vsock_device,
         devnos: Mutex::new(devnos),
         layers: tokio::sync::Mutex::default(),
         spoiled: Mutex::default(),

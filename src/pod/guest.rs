@@ -18,7 +18,7 @@ pub(crate) struct Guest {
     pub(crate) vm: Arc<Vm>,
     pub(crate) agent: Agent,
     /// The vsock device program, on hosts that need one; it ends with the pod's cgroup.
-    pub(crate) _vsock_device: Option<Child>,
+    pub(crate) vsock_device: Option<Child>,
     pub(crate) devnos: Mutex<DevNos>,
     /// Layer images in this guest. Held while one is plugged, so that two containers of one image
     /// do not plug it twice.

@@ -20,7 +20,14 @@ pub(crate) async fn stop(pod: &Pod) -> Result<()> {
         end_guest(pod, guest).await;
     }
     reached(Step::VmStopped)?;
-    pay_back(pod).await
+    pay_back(pod).await?;
+    // Its cgroup was emptied: what is left is to take its exit status.
+    if let Machine::Up(guest) = &vm {
+        if let Some(device) = &guest.vsock_device {
+            drop(timeout(limits::UNDO_STEP, device.wait()).await);
+        }
+    }
+    Ok(())
 }
 
 async fn end_guest(pod: &Pod, guest: &Guest) {

@@ -114,8 +114,9 @@ fn sequence(disk: &str) -> Option<String> {
 }
 
 fn is_new(disk: &str, cold: &BTreeSet<String>) -> bool {
-    let node = fs::exists(format!("/dev/{disk}")).unwrap_or(false);
-    node && sequence(disk).is_some_and(|seq| !cold.contains(&seq))
+    // The node appears a moment before the disk behind it can be opened.
+    let ready = fs::File::open(format!("/dev/{disk}")).is_ok();
+    ready && sequence(disk).is_some_and(|seq| !cold.contains(&seq))
 }
 
 fn rescan(id: u32, lun: u32) -> Result<()> {
