@@ -1,6 +1,5 @@
 //! Our types to the agent's messages.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use oci_spec::runtime as oci;
@@ -185,7 +184,7 @@ fn mount(m: &oci::Mount) -> grpc::Mount {
 
 fn linux(l: &oci::Linux) -> grpc::Linux {
     grpc::Linux {
-        Sysctl: l.sysctl().clone().unwrap_or_else(HashMap::new),
+        Sysctl: l.sysctl().clone().unwrap_or_default(),
         Resources: l.resources().as_ref().map(resources).into(),
         CgroupsPath: l.cgroups_path().as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
         Namespaces: l.namespaces().iter().flatten().map(namespace).collect(),

@@ -80,10 +80,8 @@ impl ChildSetup {
                 check((*high).into())?;
             }
             check(libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC))?;
-            let mut number = 3;
-            for high in scratch.iter() {
+            for (number, high) in (3..).zip(scratch.iter()) {
                 check(libc::dup2(*high, number).into())?;
-                number += 1;
             }
         }
         Ok(())

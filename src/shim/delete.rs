@@ -47,8 +47,9 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
 
 fn clean_pod(dir: &Path) -> Result<()> {
     match fs::symlink_metadata(dir) {
+        Ok(_) => {}
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        other => drop(other.with_context(|| format!("read {}", dir.display()))?),
+        Err(e) => return Err(e).with_context(|| format!("read {}", dir.display())),
     }
     let Some(_lock) = take_lock(&dir.join(LOCK))? else { return Ok(()) };
     undo::pay_back(dir)?;

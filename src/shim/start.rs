@@ -7,7 +7,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
@@ -127,7 +127,7 @@ fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u3
     args.push(serve::ACTION.into());
     let program = fs::read_link("/proc/self/exe").context("find this program")?;
     Launch {
-        program: PathBuf::from(program),
+        program,
         args: args.into_iter().map(Into::into).collect(),
         env: environment(caller.dialect),
         fds,
