@@ -1,0 +1,71 @@
+//! A container's bundle, as containerd makes it.
+
+use serde_json::{Value, json};
+
+/// What a test says of a container.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    pub config: Value,
+}
+
+impl Bundle {
+    /// A container alone that runs `args`.
+    pub fn new(args: &[&str]) -> Self {
+        Self {
+            config: json!({
+                "ociVersion": "1.0.2",
+                "process": {
+                    "user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/",
+                    "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+                },
+                "root": {"path": "rootfs"},
+                "mounts": [
+                    {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
+                    {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid"]},
+                ],
+                "linux": {
+                    "cgroupsPath": "/kata-se-tests/x",
+                    "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+                    "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
+                },
+            }),
+        }
+    }
+
+    /// A shell script.
+    pub fn sh(script: &str) -> Self {
+        Self::new(&["/bin/sh", "-c", script])
+    }
+
+    /// The sandbox container of a pod, by containerd's annotations.
+    pub fn sandbox(mut self) -> Self {
+        self.config["annotations"] = json!({"io.kubernetes.cri.container-type": "sandbox"});
+        self
+    }
+
+    /// A container of the pod `sandbox`.
+    pub fn member(mut self, sandbox: &str) -> Self {
+        self.config["annotations"] =
+            json!({"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": sandbox});
+        self
+    }
+
+    pub fn terminal(mut self) -> Self {
+        self.config["process"]["terminal"] = true.into();
+        self
+    }
+
+    /// With a network namespace of its own.
+    pub fn network(mut self, path: &str) -> Self {
+        let list = self.config["linux"]["namespaces"].as_array_mut().expect("list");
+        list.push(json!({"type": "network", "path": path}));
+        self
+    }
+
+    /// An exec's process.
+    pub fn process(args: &[&str]) -> Vec<u8> {
+        json!({"user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/", "env": ["PATH=/usr/bin:/bin"]})
+            .to_string()
+            .into_bytes()
+    }
+}

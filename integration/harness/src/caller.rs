@@ -1,0 +1,161 @@
+//! Speaks to a shim as its callers do: `start` and `delete` as commands, tasks over ttrpc.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim_async::TaskClient;
+use ttrpc::context::{Context, with_duration};
+use ttrpc::r#async::Client;
+pub use ttrpc::Code;
+
+/// Longer than anything that works.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection to a pod's shim.
+#[derive(Clone)]
+pub struct Shim {
+    pub address: String,
+    task: TaskClient,
+    stdio: PathBuf,
+}
+
+impl std::fmt::Debug for Shim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.address)
+    }
+}
+
+/// The code of a failed call.
+pub fn code<T: std::fmt::Debug>(result: &ttrpc::Result<T>) -> Option<Code> {
+    match result {
+        Err(ttrpc::Error::RpcStatus(status)) => Some(status.code()),
+        Err(_) => Some(Code::UNKNOWN),
+        Ok(_) => None,
+    }
+}
+
+fn patient() -> Context {
+    with_duration(PATIENCE)
+}
+
+impl Shim {
+    pub async fn connect(address: &str, stdio: &Path) -> Self {
+        let client = Client::connect(address).await.unwrap_or_else(|e| panic!("connect {address}: {e}"));
+        Self { address: address.to_owned(), task: TaskClient::new(client), stdio: stdio.to_path_buf() }
+    }
+
+    /// The fifo of a stream of a process, made if needed.
+    pub fn fifo(&self, id: &str, stream: &str) -> PathBuf {
+        let path = self.stdio.join(format!("{id}-{stream}"));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).ok();
+        path
+    }
+
+    pub async fn create(&self, id: &str, bundle: &Path, streams: [&str; 3]) -> ttrpc::Result<u32> {
+        self.create_for(id, bundle, streams, false, PATIENCE).await
+    }
+
+    pub async fn create_for(
+        &self,
+        id: &str,
+        bundle: &Path,
+        [stdin, stdout, stderr]: [&str; 3],
+        terminal: bool,
+        deadline: Duration,
+    ) -> ttrpc::Result<u32> {
+        let req = api::CreateTaskRequest {
+            id: id.into(),
+            bundle: bundle.display().to_string(),
+            terminal,
+            stdin: stdin.into(),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            ..Default::default()
+        };
+        Ok(self.task.create(with_duration(deadline), &req).await?.pid)
+    }
+
+    pub async fn start(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
+        let req = api::StartRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
+        Ok(self.task.start(patient(), &req).await?.pid)
+    }
+
+    pub async fn exec(&self, id: &str, exec: &str, process: Vec<u8>, [i, o, e]: [&str; 3]) -> ttrpc::Result<()> {
+        let spec = Any { type_url: "types.containerd.io/process".into(), value: process, ..Default::default() };
+        let req = api::ExecProcessRequest {
+            id: id.into(),
+            exec_id: exec.into(),
+            spec: MessageField::some(spec),
+            stdin: i.into(),
+            stdout: o.into(),
+            stderr: e.into(),
+            ..Default::default()
+        };
+        self.task.exec(patient(), &req).await.map(|_| ())
+    }
+
+    /// Exec, start, wait, delete: the exit status.
+    pub async fn run_exec(&self, id: &str, exec: &str, args: &[&str]) -> u32 {
+        self.exec(id, exec, crate::Bundle::process(args), ["", "", ""]).await.expect("exec");
+        self.start(id, exec).await.expect("start exec");
+        let status = self.wait(id, exec).await.expect("wait exec");
+        self.delete(id, exec).await.expect("delete exec");
+        status
+    }
+
+    pub async fn wait(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
+        let req = api::WaitRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
+        Ok(self.task.wait(patient(), &req).await?.exit_status)
+    }
+
+    pub async fn state(&self, id: &str, exec: &str) -> ttrpc::Result<api::StateResponse> {
+        let req = api::StateRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
+        self.task.state(patient(), &req).await
+    }
+
+    pub async fn kill(&self, id: &str, exec: &str, signal: u32) -> ttrpc::Result<()> {
+        let req = api::KillRequest { id: id.into(), exec_id: exec.into(), signal, ..Default::default() };
+        self.task.kill(patient(), &req).await.map(|_| ())
+    }
+
+    pub async fn delete(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
+        let req = api::DeleteRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
+        Ok(self.task.delete(patient(), &req).await?.exit_status)
+    }
+
+    pub async fn pids(&self, id: &str) -> ttrpc::Result<Vec<u32>> {
+        let req = api::PidsRequest { id: id.into(), ..Default::default() };
+        Ok(self.task.pids(patient(), &req).await?.processes.iter().map(|p| p.pid).collect())
+    }
+
+    pub async fn close_stdin(&self, id: &str, exec: &str) -> ttrpc::Result<()> {
+        let req = api::CloseIORequest { id: id.into(), exec_id: exec.into(), stdin: true, ..Default::default() };
+        self.task.close_io(patient(), &req).await.map(|_| ())
+    }
+
+    pub async fn resize(&self, id: &str, width: u32, height: u32) -> ttrpc::Result<()> {
+        let req = api::ResizePtyRequest { id: id.into(), width, height, ..Default::default() };
+        self.task.resize_pty(patient(), &req).await.map(|_| ())
+    }
+
+    /// The shim's process and the VM's.
+    pub async fn pid(&self, id: &str) -> (u32, u32) {
+        let req = api::ConnectRequest { id: id.into(), ..Default::default() };
+        let answer = self.task.connect(patient(), &req).await.expect("connect");
+        (answer.shim_pid, answer.task_pid)
+    }
+
+    pub async fn shutdown(&self, now: bool) -> ttrpc::Result<()> {
+        let req = api::ShutdownRequest { id: "x".into(), now, ..Default::default() };
+        self.task.shutdown(patient(), &req).await.map(|_| ())
+    }
+
+    /// A call that is not there yet.
+    pub async fn pause(&self, id: &str) -> ttrpc::Result<()> {
+        let req = api::PauseRequest { id: id.into(), ..Default::default() };
+        self.task.pause(patient(), &req).await.map(|_| ())
+    }
+}

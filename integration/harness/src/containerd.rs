@@ -1,0 +1,187 @@
+//! A private containerd with the shim, its guests real and emulated; driven by `ctr`.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::{Census, cached, program};
+
+/// The image every node has.
+pub const IMAGE: &str = "localhost/busybox:s390x";
+
+/// One node; when it goes, everything on it has to be gone.
+#[derive(Debug)]
+pub struct Containerd {
+    dir: TempDir,
+    version: String,
+    daemon: Option<Child>,
+    census: Census,
+}
+
+impl Containerd {
+    pub fn new() -> Self {
+        Self::version("1.6")
+    }
+
+    pub fn version(version: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("temporary folder");
+        let at = |name: &str| dir.path().join(name);
+        fs::DirBuilder::new().mode(0o700).create(at("run")).expect("run");
+        let show = |path: PathBuf| path.display().to_string();
+        let config = format!(
+            "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = \"{}\"\n",
+            show(at("root")), show(at("state")), show(at("c.sock")),
+        );
+        fs::write(at("containerd.toml"), config).expect("config");
+        let config = format!(
+            "[qemu]\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\ninitrd = \"{}\"\n\
+             kernel_parameters = \"console=ttysclp0 panic=-1 quiet cgroup_no_v1=all\"\nmemory_mib = 512\n\
+             [vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n[rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n",
+            show(cached("guest/kernel")), show(cached("guest/initrd.img")),
+            show(cached("tools/bin/vhost-device-vsock")), show(at("layers")),
+        );
+        fs::write(at("config.toml"), config).expect("config");
+        let census = Census::take(&[at("run")]);
+        let mut node = Self { dir, version: version.to_owned(), daemon: None, census };
+        node.up();
+        let image = show(cached("guest/busybox.tar"));
+        node.ctr_ok(&["image", "import", "--platform", "linux/s390x", &image]);
+        node
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn search_path(&self) -> String {
+        let bin = program("containerd-shim-kata-se-v2");
+        let own = cached(&format!("containerd/{}/usr", self.version));
+        let system = std::env::var("PATH").unwrap_or_default();
+        let bin = bin.parent().expect("folder").display();
+        format!("{bin}:{0}/bin:{0}/sbin:{system}", own.display())
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn up(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.path("containerd.log")).expect("log");
+        let mut command = Command::new(cached(&format!("containerd/{}/usr/bin/containerd", self.version)));
+        command
+            .arg("--config")
+            .arg(self.path("containerd.toml"))
+            .env("PATH", self.search_path())
+            .env("KATA_SE_RUN_DIR", self.path("run"))
+            .env("KATA_SE_CONFIG", self.path("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("log"))
+            .stderr(log);
+        self.daemon = Some(command.spawn().expect("containerd"));
+        let end = Instant::now() + Duration::from_secs(20);
+        while !self.ctr(&["version"]).status.success() {
+            assert!(Instant::now() < end, "containerd does not start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Kills the daemon; shims live on.
+    pub fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().ok();
+            daemon.wait().ok();
+        }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("containerd.log")).unwrap_or_default()
+    }
+
+    /// `ctr` with these words; the command is not run yet.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(cached(&format!("containerd/{}/usr/bin/ctr", self.version)));
+        command.arg("--address").arg(self.path("c.sock")).args(words).stdin(Stdio::null());
+        command
+    }
+
+    pub fn ctr(&self, words: &[&str]) -> Output {
+        self.command(words).output().expect("ctr")
+    }
+
+    pub fn ctr_ok(&self, words: &[&str]) -> String {
+        let output = self.ctr(words);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "ctr {words:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    /// `ctr run` of the image with our runtime: options, then the container's id, then its program.
+    pub fn run(&self, options: &[&str], id: &str, args: &[&str]) -> Command {
+        let mut words = vec!["run", "--platform", "linux/s390x", "--runtime", "io.containerd.kata-se.v2"];
+        words.extend_from_slice(options);
+        words.extend([IMAGE, id]);
+        words.extend_from_slice(args);
+        self.command(&words)
+    }
+
+    /// `ctr task exec` in a running container.
+    pub fn exec(&self, id: &str, exec: &str, args: &[&str]) -> Output {
+        self.ctr(&[&["task", "exec", "--exec-id", exec, id], args].concat())
+    }
+
+    /// A container that runs until it is killed, once it has printed `up`.
+    pub fn running(&self, options: &[&str], id: &str, script: &str) -> Child {
+        use std::io::{BufRead, BufReader};
+        let script = format!("echo up; {script}");
+        let mut child = self
+            .run(options, id, &["sh", "-c", &script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("ctr run");
+        let mut line = String::new();
+        let mut reader = BufReader::new(child.stdout.as_mut().expect("stdout"));
+        reader.read_line(&mut line).expect("read");
+        assert_eq!(line, "up\n", "{}", self.log());
+        child
+    }
+
+    /// Kills a running container and removes it.
+    pub fn remove(&self, id: &str) {
+        self.ctr(&["task", "kill", "--signal", "KILL", id]);
+        self.ctr(&["task", "rm", "--force", id]);
+        self.ctr(&["container", "rm", id]);
+    }
+
+    pub fn assert_clean(&self) {
+        self.census.assert_clean();
+    }
+}
+
+impl Default for Containerd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let ids = String::from_utf8_lossy(&self.ctr(&["task", "ls", "-q"]).stdout).into_owned();
+        for id in ids.lines() {
+            self.remove(id);
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of containerd\n{}", self.log());
+        }
+        self.kill();
+        for entry in fs::read_dir(self.path("state")).into_iter().flatten().flatten() {
+            // Mounts of bundles whose tasks were never removed.
+            Command::new("umount").arg("-R").arg(entry.path()).output().ok();
+        }
+        if !std::thread::panicking() {
+            self.assert_clean();
+        }
+    }
+}

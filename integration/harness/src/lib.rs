@@ -1,0 +1,46 @@
+//! What the integration tests stand on: a census of everything a pod may leave, a stage that calls
+//! the shim as its callers do, and a private containerd.
+
+// Test code: a failed assumption ends the test, programs are started plainly.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+#![allow(clippy::print_stderr, clippy::cast_possible_truncation)]
+
+mod bundle;
+mod caller;
+mod census;
+mod containerd;
+mod events;
+mod netns;
+mod stage;
+mod wait;
+
+pub use bundle::Bundle;
+pub use caller::{Code, Shim, code};
+pub use census::Census;
+pub use containerd::{Containerd, IMAGE};
+pub use events::{Event, Events};
+pub use netns::PodNetns;
+pub use stage::Stage;
+pub use wait::{eventually, within};
+
+use std::path::PathBuf;
+
+/// A folder named by the environment that the test scripts set.
+pub fn folder(variable: &str) -> PathBuf {
+    let named = std::env::var_os(variable);
+    named.unwrap_or_else(|| panic!("{variable} is not set: run the tests by hack/test")).into()
+}
+
+/// A built program of ours.
+pub fn program(name: &str) -> PathBuf {
+    let path = folder("KATA_SE_BIN_DIR").join(name);
+    assert!(path.is_file(), "{} is not built: run the tests by hack/test", path.display());
+    path
+}
+
+/// A file of the cache.
+pub fn cached(name: &str) -> PathBuf {
+    let path = folder("KATA_SE_CACHE").join(name);
+    assert!(path.exists(), "{} is missing: run hack/setup", path.display());
+    path
+}

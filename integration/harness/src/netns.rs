@@ -1,0 +1,84 @@
+//! A pod's network namespace as CNI would make it: a veth pair, IPv4 and IPv6, a default route.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// Removed with the last reference.
+#[derive(Debug)]
+pub struct PodNetwork {
+    name: String,
+    link: String,
+}
+
+/// A namespace with `eth0` (10.88.N.2/24, fd88:N::2/64); the host's side has .1 and ::1.
+pub type PodNetns = PodNetwork;
+
+impl PodNetwork {
+    pub fn new() -> Self {
+        let number = std::process::id() % 200 + NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
+        let (name, link) = (format!("kst{}-{number}", std::process::id()), format!("kst{number}"));
+        let made = Self { name, link };
+        let (name, link) = (made.name.as_str(), made.link.as_str());
+        ip(&format!("netns add {name}"));
+        ip(&format!("link add {link} type veth peer name eth0 netns {name}"));
+        ip(&format!("addr add 10.88.{}.1/24 dev {link}", number % 250));
+        ip(&format!("-6 addr add fd88:{number:x}::1/64 dev {link} nodad"));
+        ip(&format!("link set {link} up"));
+        ip(&format!("-n {name} link set lo up"));
+        ip(&format!("-n {name} addr add 10.88.{}.2/24 dev eth0", number % 250));
+        ip(&format!("-n {name} -6 addr add fd88:{number:x}::2/64 dev eth0 nodad"));
+        ip(&format!("-n {name} link set eth0 mtu 1450 up"));
+        ip(&format!("-n {name} route add default via 10.88.{}.1", number % 250));
+        ip(&format!("-n {name} -6 route add default via fd88:{number:x}::1"));
+        made
+    }
+
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn addresses(&self, inside: bool, v6: bool) -> String {
+        let place = if inside { vec!["-n", &self.name, "-o", "addr", "show", "dev", "eth0"] } else { vec!["-o", "addr", "show", "dev", &self.link] };
+        let text = Command::new("ip").args(place).output().expect("ip").stdout;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let family = if v6 { "inet6" } else { "inet" };
+        let mut words = text.lines().filter(|l| !l.contains("scope link")).flat_map(str::split_whitespace);
+        words.find(|w| *w == family).expect("family");
+        words.next().and_then(|a| a.split('/').next()).expect("address").to_owned()
+    }
+
+    /// The pod's own address.
+    pub fn pod(&self, v6: bool) -> String {
+        self.addresses(true, v6)
+    }
+
+    /// The host's address on the pod's network.
+    pub fn host(&self, v6: bool) -> String {
+        self.addresses(false, v6)
+    }
+}
+
+impl Default for PodNetwork {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for PodNetwork {
+    fn drop(&mut self) {
+        for command in [format!("link del {}", self.link), format!("netns del {}", self.name)] {
+            Command::new("ip").args(command.split(' ')).output().ok();
+        }
+    }
+}
+
+fn ip(command: &str) {
+    let ran = Command::new("ip").args(command.split(' ')).output().expect("ip");
+    assert!(ran.status.success(), "ip {command}: {}", String::from_utf8_lossy(&ran.stderr));
+}

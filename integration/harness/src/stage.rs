@@ -1,0 +1,210 @@
+//! A stage for tests without a VM: the real shim, called directly, with QEMU's double and the test
+//! agent as a plain process. Everything stands below one temporary folder.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{Bundle, Census, Events, Shim, program};
+
+/// One stage; when it goes, everything on it has to be gone.
+#[derive(Debug)]
+pub struct Stage {
+    dir: TempDir,
+    census: Census,
+    pub events: Events,
+    /// More environment for `start`, say a failpoint.
+    pub environment: Mutex<Vec<(String, String)>>,
+    /// Log fifos, kept open so that the shim's lines can be read.
+    logs: Mutex<Vec<File>>,
+}
+
+impl Stage {
+    pub async fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "needs root: it makes cgroups");
+        let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("temporary folder");
+        let at = |name: &str| dir.path().join(name);
+        for name in ["bin", "bundles", "guest", "stdio", "record"] {
+            fs::create_dir(at(name)).expect(name);
+        }
+        fs::DirBuilder::new().mode(0o700).create(at("run")).expect("run");
+        symlink(program("qemu-double"), at("bin/qemu")).expect("link");
+        fs::write(at("kernel"), b"").expect("kernel");
+        fs::write(at("initrd"), b"").expect("initrd");
+        let events = Events::listen(&at("events.sock")).await;
+        let census = Census::take(&[at("run"), at("bin")]);
+        let stage = Self { dir, census, events, environment: Mutex::default(), logs: Mutex::default() };
+        stage.double(|_| ());
+        stage.config("");
+        stage
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes the double's orders, changed by `change`.
+    pub fn double(&self, change: impl FnOnce(&mut Value)) {
+        let mut orders = json!({
+            "agent": program("guest-agent"),
+            "root": self.path("guest"),
+            "record": self.path("record/requests"),
+            "script": self.path("record/script"),
+        });
+        change(&mut orders);
+        // Written whole: the double may be reading.
+        fs::write(self.path("bin/.new"), orders.to_string()).expect("double.json");
+        fs::rename(self.path("bin/.new"), self.path("bin/double.json")).expect("double.json");
+    }
+
+    /// Tells the agent to misbehave.
+    pub fn script(&self, rules: &Value) {
+        let text = json!({"rules": rules}).to_string();
+        fs::write(self.path("record/.new"), text).expect("script");
+        fs::rename(self.path("record/.new"), self.path("record/script")).expect("script");
+    }
+
+    /// Writes the configuration with more lines at its end.
+    pub fn config(&self, more: &str) {
+        let at = |name: &str| self.path(name).display().to_string();
+        let text = format!(
+            "[qemu]\npath = \"{}\"\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\n\
+             initrd = \"{}\"\nmemory_mib = 256\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n\
+             [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\ncall_timeout_s = 5\ncreate_timeout_s = 5\nconnect_timeout_s = 10\n{more}",
+            at("bin/qemu"), at("kernel"), at("initrd"), at("bin/qemu"), at("layers"),
+        );
+        fs::write(self.path("config.toml"), text).expect("config");
+    }
+
+    /// Makes a bundle with a small root file system.
+    pub fn bundle(&self, id: &str, bundle: &Bundle) -> PathBuf {
+        let dir = self.path("bundles").join(id);
+        fs::create_dir_all(dir.join("rootfs/bin")).expect("rootfs");
+        fs::write(dir.join("rootfs/bin/sh"), b"not run: the guest is a plain process").expect("rootfs");
+        fs::write(dir.join("config.json"), bundle.config.to_string()).expect("config.json");
+        let log = dir.join("log");
+        if nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).is_ok() {
+            use std::os::unix::fs::OpenOptionsExt;
+            let mut options = File::options();
+            let file = options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(&log);
+            self.logs.lock().expect("logs").push(file.expect("log"));
+        }
+        dir
+    }
+
+    /// What the shims of this stage have logged so far.
+    pub fn log(&self) -> String {
+        let mut text = Vec::new();
+        for mut log in self.logs.lock().expect("logs").iter() {
+            let mut chunk = [0; 65536];
+            while let Ok(count @ 1..) = log.read(&mut chunk) {
+                text.extend_from_slice(&chunk[..count]);
+            }
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    fn command(&self, id: &str, bundle: &Path, action: &str) -> Command {
+        let mut command = Command::new(program("containerd-shim-kata-se-v2"));
+        command
+            .args(["-namespace", "tests", "-address", &self.path("c.sock").display().to_string()])
+            .args(["-publish-binary", "/bin/true", "-id", id, action])
+            .current_dir(bundle)
+            .env("KATA_SE_RUN_DIR", self.path("run"))
+            .env("KATA_SE_CONFIG", self.path("config.toml"))
+            .env("TTRPC_ADDRESS", self.path("events.sock"))
+            .envs(self.environment.lock().expect("environment").iter().cloned())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `start`, as containerd to 2.2 and CRI-O call it.
+    pub fn start_output(&self, id: &str, bundle: &Path) -> Output {
+        self.command(id, bundle, "start").output().expect("run the shim")
+    }
+
+    /// `start` with something on stdin.
+    pub fn start_with_input(&self, id: &str, bundle: &Path, input: &[u8]) -> Output {
+        use std::io::Write;
+        let mut command = self.command(id, bundle, "start");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("shim");
+        child.stdin.take().expect("stdin").write_all(input).expect("write");
+        child.wait_with_output().expect("shim")
+    }
+
+    /// Starts the shim of a new pod (or finds a pod's) and connects.
+    pub async fn shim(&self, id: &str, bundle: &Path) -> Shim {
+        let output = self.start_output(id, bundle);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "start: {text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stderr.is_empty(), "start prints: {}", String::from_utf8_lossy(&output.stderr));
+        Shim::connect(&text, &self.path("stdio")).await
+    }
+
+    /// A pod whose first container runs `bundle`, created and started.
+    pub async fn running(&self, id: &str, bundle: &Bundle) -> Shim {
+        let dir = self.bundle(id, bundle);
+        let shim = self.shim(id, &dir).await;
+        shim.create(id, &dir, ["", "", ""]).await.expect("create");
+        shim.start(id, "").await.expect("start");
+        shim
+    }
+
+    /// `delete`, as containerd calls it when the shim cannot be reached.
+    pub fn delete_output(&self, id: &str) -> Output {
+        let bundle = self.path("bundles").join(id);
+        self.command(id, &bundle, "delete").output().expect("run the shim")
+    }
+
+    pub fn delete(&self, id: &str) {
+        let output = self.delete_output(id);
+        assert!(output.status.success(), "delete {id}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Kills, deletes and shuts down what a finished test left running on purpose.
+    pub async fn end(&self, shim: &Shim, id: &str) {
+        if shim.kill(id, "", 9).await.is_ok() {
+            shim.wait(id, "").await.ok();
+        }
+        shim.delete(id, "").await.expect("delete");
+        shim.shutdown(true).await.expect("shutdown");
+        self.assert_clean();
+    }
+
+    /// Everything of every pod is gone.
+    pub fn assert_clean(&self) {
+        self.census.assert_clean();
+    }
+
+    /// The requests the agent got: method names with their JSON.
+    pub fn requests(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.path("record/requests")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The mode of a file, for asking who may read it.
+    pub fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).expect("stat").permissions().mode() & 0o7777
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.path("bundles")).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            self.delete_output(&id);
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the shims\n{}", self.log());
+        } else {
+            self.assert_clean();
+        }
+    }
+}

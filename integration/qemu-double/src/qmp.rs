@@ -1,0 +1,167 @@
+//! QMP as QEMU speaks it, for the few commands the shim uses.
+
+use std::io::{IoSliceMut, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::sys::signal::{Signal, raise};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use serde_json::{Value, json};
+
+use crate::options::Options;
+use crate::{Double, fail};
+
+struct Serving<'a> {
+    double: &'a Double,
+    options: &'a Options,
+    out: Arc<Mutex<UnixStream>>,
+    kept: Vec<OwnedFd>,
+    agent: Option<u32>,
+}
+
+/// Serves until `quit`, the agent's end, or the other side's.
+pub(crate) fn serve(double: &Double, options: &Options) -> ! {
+    let stream = take(options.qmp);
+    let out = Arc::new(Mutex::new(stream.try_clone().unwrap_or_else(|e| fail(70, &e.to_string()))));
+    let mut serving = Serving { double, options, out, kept: Vec::new(), agent: None };
+    if double.greet {
+        serving.say(&json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}}));
+    }
+    let mut buffer = Vec::new();
+    loop {
+        let (bytes, fds) = receive(&stream);
+        if bytes.is_empty() {
+            // QEMU lives on when its QMP peer closes.
+            loop {
+                std::thread::park();
+            }
+        }
+        serving.kept.extend(fds);
+        buffer.extend(bytes);
+        while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            let asked: Value = serde_json::from_slice(&line).unwrap_or_default();
+            serving.answer(&asked);
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn take(fd: RawFd) -> UnixStream {
+    // SAFETY: the number comes from the command line; nobody else in this process uses it.
+    UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[allow(unsafe_code)]
+fn receive(stream: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
+    let mut bytes = vec![0; 65536];
+    let mut space = nix::cmsg_space!([RawFd; 4]);
+    let mut fds = Vec::new();
+    let count = {
+        let mut data = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<()>(stream.as_raw_fd(), &mut data, Some(&mut space), flags) {
+            Ok(message) => {
+                for control in message.cmsgs().into_iter().flatten() {
+                    if let ControlMessageOwned::ScmRights(received) = control {
+                        // SAFETY: descriptors just received are nobody else's.
+                        fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                    }
+                }
+                message.bytes
+            }
+            Err(_) => 0,
+        }
+    };
+    bytes.truncate(count);
+    (bytes, fds)
+}
+
+impl Serving<'_> {
+    fn say(&self, value: &Value) {
+        say(&self.out, value);
+    }
+
+    fn answer(&mut self, asked: &Value) {
+        let command = asked["execute"].as_str().unwrap_or_default();
+        if self.double.hang_on.as_deref() == Some(command) {
+            return;
+        }
+        let id = &asked["id"];
+        if self.double.refuse.as_deref() == Some(command) {
+            return self.say(&json!({"error": {"class": "GenericError", "desc": format!("{command} refused")}, "id": id}));
+        }
+        let value = match command {
+            "add-fd" => json!({"fdset-id": self.kept.len(), "fd": 100 + self.kept.len()}),
+            "qmp_capabilities" | "cont" | "remove-fd" | "blockdev-add" | "device_add" | "blockdev-del"
+            | "device_del" | "quit" => json!({}),
+            "query-status" => json!({"status": "running", "running": true}),
+            _ => {
+                let desc = format!("The command {command} has not been found");
+                return self.say(&json!({"error": {"class": "CommandNotFound", "desc": desc}, "id": id}));
+            }
+        };
+        self.say(&json!({"return": value, "id": id}));
+        match command {
+            "cont" => self.run_guest(),
+            "device_del" => {
+                let device = &asked["arguments"]["id"];
+                let stamp = json!({"seconds": 1, "microseconds": 2});
+                self.say(&json!({"event": "DEVICE_DELETED", "data": {"path": "/x/virtio-backend"}, "timestamp": stamp}));
+                self.say(&json!({"event": "DEVICE_DELETED", "data": {"device": device, "path": "/x"}, "timestamp": stamp}));
+            }
+            "quit" if !self.double.ignore_quit => self.end(false, "host-qmp-quit"),
+            _ => {}
+        }
+    }
+
+    fn run_guest(&mut self) {
+        if let Some(text) = &self.double.console {
+            take(self.options.console).write_all(text.as_bytes()).ok();
+        }
+        if let Some(signal) = self.double.die_at_cont.and_then(|n| Signal::try_from(n).ok()) {
+            raise(signal).ok();
+        }
+        if self.double.no_agent {
+            return;
+        }
+        let mut agent = self.start_agent();
+        self.agent = Some(agent.id());
+        let out = Arc::clone(&self.out);
+        std::thread::spawn(move || {
+            // An agent that is process 1 powers its guest off.
+            agent.wait().ok();
+            say(&out, &json!({"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}));
+            std::process::exit(0);
+        });
+    }
+
+    fn start_agent(&self) -> Child {
+        let socket = self.options.vsock.with_file_name("vsock");
+        let mut command = Command::new(&self.double.agent);
+        command.arg("--listen").arg(format!("unix:{}", socket.display()));
+        command.arg("--root").arg(&self.double.root).arg("--die-with-parent");
+        for (option, path) in [("--record", &self.double.record), ("--script", &self.double.script)] {
+            if let Some(path) = path {
+                command.arg(option).arg(path);
+            }
+        }
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.spawn().unwrap_or_else(|e| fail(70, &format!("{}: {e}", self.double.agent.display())))
+    }
+
+    fn end(&self, guest: bool, reason: &str) -> ! {
+        self.say(&json!({"event": "SHUTDOWN", "data": {"guest": guest, "reason": reason}}));
+        if let Some(agent) = self.agent.and_then(|pid| i32::try_from(pid).ok()) {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent), Signal::SIGKILL).ok();
+        }
+        std::process::exit(0)
+    }
+}
+
+fn say(out: &Mutex<UnixStream>, value: &Value) {
+    let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+    out.write_all(format!("{value}\r\n").as_bytes()).ok();
+}
