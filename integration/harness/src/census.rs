@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 /// One count. Two counts of a clean host are equal.
 #[derive(Clone, Debug)]
 pub struct Census {
-    folders: Vec<PathBuf>,
+    names: PathBuf,
+    files: PathBuf,
     found: BTreeSet<String>,
 }
 
 impl Census {
-    /// Counts now; files are counted below `folders` only, and processes and sockets that name them.
-    pub fn take(folders: &[PathBuf]) -> Self {
+    /// Counts now; processes and sockets only that name the folder `names`, files below `files` only.
+    pub fn take(names: &Path, files: &Path) -> Self {
         let mut found = BTreeSet::new();
-        processes(folders, &mut found);
+        processes(names, &mut found);
         cgroups(Path::new("/sys/fs/cgroup"), &mut found);
         lines("/proc/self/mountinfo", &mut found, |line| {
             let target = line.split(' ').nth(4)?;
@@ -25,21 +26,19 @@ impl Census {
         });
         lines("/proc/net/unix", &mut found, |line| {
             let path = line.split(' ').next_back().filter(|p| p.starts_with('/'))?;
-            named(path, folders).then(|| format!("socket {path}"))
+            named(path, names).then(|| format!("socket {path}"))
         });
         networks(&mut found);
         for line in output("losetup", &["--all", "--noheadings", "--output", "NAME,BACK-FILE"]).lines() {
             found.insert(format!("loop {line}"));
         }
-        for folder in folders {
-            files(folder, &mut found);
-        }
-        Self { folders: folders.to_vec(), found }
+        list_files(files, &mut found);
+        Self { names: names.to_path_buf(), files: files.to_path_buf(), found }
     }
 
     /// What is there now and was not then, or the other way round.
     pub fn difference(&self) -> Vec<String> {
-        let now = Self::take(&self.folders);
+        let now = Self::take(&self.names, &self.files);
         let gone = self.found.difference(&now.found).map(|x| format!("- {x}"));
         let new = now.found.difference(&self.found).map(|x| format!("+ {x}"));
         gone.chain(new).collect()
@@ -59,13 +58,13 @@ impl Census {
     }
 }
 
-fn named(text: &str, folders: &[PathBuf]) -> bool {
-    folders.iter().any(|folder| text.contains(&*folder.to_string_lossy()))
+fn named(text: &str, folder: &Path) -> bool {
+    text.contains(&*folder.to_string_lossy())
 }
 
 /// Processes that name our folders or stand in a cgroup of ours; zombies that somebody else has to
 /// reap are gone for us.
-fn processes(folders: &[PathBuf], found: &mut BTreeSet<String>) {
+fn processes(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let path = entry.path();
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
@@ -73,7 +72,7 @@ fn processes(folders: &[PathBuf], found: &mut BTreeSet<String>) {
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let cgroup = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
         let ours = command.contains("containerd-shim-kata-se") || cgroup.contains("kata-se-");
-        if !command.is_empty() && pid != std::process::id() && (ours || named(&command, folders)) {
+        if !command.is_empty() && pid != std::process::id() && (ours || named(&command, folder)) {
             found.insert(format!("process {pid} {}", command.chars().take(120).collect::<String>()));
         }
     }
@@ -106,11 +105,11 @@ fn networks(found: &mut BTreeSet<String>) {
     }
 }
 
-fn files(dir: &Path, found: &mut BTreeSet<String>) {
+fn list_files(dir: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         found.insert(format!("file {}", entry.path().display()));
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            files(&entry.path(), found);
+            list_files(&entry.path(), found);
         }
     }
 }

@@ -46,7 +46,7 @@ impl Containerd {
             show(cached("tools/bin/vhost-device-vsock")), show(at("layers")),
         );
         fs::write(at("config.toml"), config).expect("config");
-        let census = Census::take(&[at("run")]);
+        let census = Census::take(&at("run"), &at("run"));
         let mut node = Self { dir, version: version.to_owned(), daemon: None, census };
         node.up();
         let image = show(cached("guest/busybox.tar"));

@@ -38,7 +38,7 @@ impl Stage {
         fs::write(at("kernel"), b"").expect("kernel");
         fs::write(at("initrd"), b"").expect("initrd");
         let events = Events::listen(&at("events.sock")).await;
-        let census = Census::take(&[at("run"), at("bin")]);
+        let census = Census::take(dir.path(), &at("run"));
         let stage = Self { dir, census, events, environment: Mutex::default(), logs: Mutex::default() };
         stage.double(|_| ());
         stage.config("");

@@ -1,0 +1,99 @@
+//! Every caller finds the shim: containerd 1.6 to 2.3 and CRI-O, each in its own dialect; what is
+//! printed is exactly what they parse.
+
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use containerd_shim_protos::protobuf::Message;
+use harness::{Bundle, Shim, Stage};
+
+#[tokio::test]
+async fn a_bare_address_for_old_callers_also_in_the_bundle() {
+    let stage = Stage::new().await;
+    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
+    let output = stage.start_output("c1", &dir);
+    let address = String::from_utf8(output.stdout).expect("text");
+    assert!(address.starts_with("unix:///") && !address.contains('\n'), "{address}");
+    assert_eq!(std::fs::read_to_string(dir.join("address")).expect("address"), address);
+    let again = stage.start_output("c1", &dir);
+    assert!(!again.status.success(), "the same sandbox cannot be started twice");
+    let shim = Shim::connect(&address, &stage.path("stdio")).await;
+    shim.shutdown(true).await.expect("shutdown");
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_bootstrap_result_for_containerd_2_3() {
+    let stage = Stage::new().await;
+    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
+    let params = BootstrapParams {
+        instance_id: "c1".into(),
+        namespace: "tests".into(),
+        containerd_ttrpc_address: stage.path("events.sock").display().to_string(),
+        ..Default::default()
+    };
+    let output = stage.start_with_input("c1", &dir, &params.write_to_bytes().expect("encode"));
+    let result = BootstrapResult::parse_from_bytes(&output.stdout).expect("a bootstrap result");
+    assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
+    let shim = Shim::connect(&result.address, &stage.path("stdio")).await;
+    shim.shutdown(true).await.expect("shutdown");
+    stage.assert_clean();
+}
+
+/// The service under the name of containerd 1.x and CRI-O, which the client crate no longer speaks.
+#[tokio::test]
+async fn the_task_service_has_both_names() {
+    use containerd_shim_protos::api::{ConnectRequest, ConnectResponse};
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    for name in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
+        let client = ttrpc::r#async::Client::connect(&shim.address).await.expect("connect");
+        let payload = ConnectRequest { id: "c1".into(), ..Default::default() };
+        let request = ttrpc::Request {
+            service: name.into(),
+            method: "Connect".into(),
+            payload: payload.write_to_bytes().expect("encode"),
+            timeout_nano: 5_000_000_000,
+            ..Default::default()
+        };
+        let answer = client.request(request).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let answer = ConnectResponse::parse_from_bytes(&answer.payload).expect("decode");
+        assert!(answer.shim_pid > 0 && answer.task_pid > 0, "{name}");
+    }
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn events_are_not_needed_and_wait_for_a_containerd_that_is_away() {
+    let mut stage = Stage::new().await;
+    stage.events.down().await;
+    let shim = stage.running("c1", &Bundle::sh("exit 3")).await;
+    assert_eq!(shim.wait("c1", "").await, Ok(3));
+    stage.events.up().await;
+    harness::eventually("the events come", 10, || stage.events.seen().len() >= 3).await;
+    assert_eq!(stage.events.lines(), ["create c1", "start c1", "exit c1 3"]);
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn version_info_and_failures_are_one_clean_answer() {
+    let shim = harness::program("containerd-shim-kata-se-v2");
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(&shim);
+        command.args(args).current_dir("/tmp").stdin(std::process::Stdio::null()).output().expect("shim")
+    };
+    let version = run(&["-v"]);
+    assert!(version.status.success() && version.stdout.starts_with(b"containerd-shim-kata-se-v2 0."));
+    let info = run(&["-info"]);
+    let info = containerd_shim_protos::types::introspection::RuntimeInfo::parse_from_bytes(&info.stdout);
+    assert_eq!(info.expect("info").name, "io.containerd.kata-se.v2");
+    for (args, wanted) in [
+        (vec!["-namespace", "n", "-id", "c1", "start"], "kata-se: read /tmp/config.json: No such file"),
+        (vec!["-namespace", "n", "-id", "c1", "dance"], "kata-se: unknown action \"dance\""),
+        (vec!["-wrong"], "kata-se: unknown flag -wrong"),
+        (vec![], "kata-se: no action"),
+    ] {
+        let output = run(&args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && output.stdout.is_empty(), "{args:?}");
+        assert!(text.starts_with(wanted) && text.lines().count() == 1, "{text}");
+    }
+}

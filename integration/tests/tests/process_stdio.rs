@@ -1,0 +1,165 @@
+//! What a process writes arrives whole, in order, on the right stream; what it is sent arrives to
+//! its end; and a reader that stops delays nobody else.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use harness::{Bundle, Shim, Stage, within};
+
+/// Reads a fifo to its end on a thread.
+fn reader(path: PathBuf) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path).expect("open").read_to_end(&mut bytes).expect("read");
+        bytes
+    })
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("utf-8")
+}
+
+async fn exec(shim: &Shim, exec: &str, script: &str, streams: [&str; 3]) {
+    shim.exec("c1", exec, Bundle::process(&["/bin/sh", "-c", script]), streams).await.expect("exec");
+    shim.start("c1", exec).await.expect("start");
+}
+
+#[tokio::test]
+async fn both_streams_are_complete_and_apart() {
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    for round in 0..20 {
+        let (out, err) = (shim.fifo(&format!("r{round}"), "out"), shim.fifo(&format!("r{round}"), "err"));
+        let (one, two) = (reader(out.clone()), reader(err.clone()));
+        let name = format!("e{round}");
+        exec(&shim, &name, "echo to-out; echo to-err >&2; printf last", ["", text(&out), text(&err)]).await;
+        assert_eq!(shim.wait("c1", &name).await, Ok(0));
+        shim.delete("c1", &name).await.expect("delete");
+        assert_eq!(one.join().expect("join"), b"to-out\nlast");
+        assert_eq!(two.join().expect("join"), b"to-err\n");
+    }
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn sixty_four_mebibytes_arrive_byte_by_byte() {
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let out = shim.fifo("big", "out");
+    let reading = reader(out.clone());
+    let script = "i=0; while [ $i -lt 64 ]; do head -c 1048576 /dev/zero | tr '\\0' \"\\\\$((i % 8 + 60))\"; i=$((i+1)); done";
+    exec(&shim, "big", script, ["", text(&out), ""]).await;
+    assert_eq!(within("its end", 120, shim.wait("c1", "big")).await, Ok(0));
+    let got = reading.join().expect("join");
+    assert_eq!(got.len(), 64 << 20);
+    for (index, block) in got.chunks(1 << 20).enumerate() {
+        let wanted = u8::from_str_radix(&format!("{}", index % 8 + 60), 8).expect("octal");
+        assert!(block.iter().all(|b| *b == wanted), "block {index} has {:?}, not {wanted}", block.first());
+    }
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn input_goes_through_to_its_end() {
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    // The end by the writer that goes, and by CloseIO while the writer stays.
+    for close_io in [false, true] {
+        let name = format!("in{close_io}");
+        let (input, out) = (shim.fifo(&name, "in"), shim.fifo(&name, "out"));
+        let reading = reader(out.clone());
+        exec(&shim, &name, "wc -c; echo done", [text(&input), text(&out), ""]).await;
+        let path = input.clone();
+        let writer = tokio::task::spawn_blocking(move || {
+            let mut file = std::fs::OpenOptions::new().write(true).open(path).expect("open");
+            file.write_all(&vec![b'x'; 300_000]).expect("write");
+            file
+        });
+        let file = within("the input is taken", 10, writer).await.expect("join");
+        if close_io {
+            shim.close_stdin("c1", &name).await.expect("close");
+        } else {
+            drop(file);
+        }
+        assert_eq!(within("its end", 10, shim.wait("c1", &name)).await, Ok(0));
+        assert_eq!(String::from_utf8_lossy(&reading.join().expect("join")), "300000\ndone\n");
+    }
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn a_reader_that_never_reads_delays_its_own_stream_only() {
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let (out, err) = (shim.fifo("slow", "out"), shim.fifo("slow", "err"));
+    let errors = reader(err.clone());
+    exec(&shim, "slow", "echo fine >&2; head -c 10000000 /dev/zero", ["", text(&out), text(&err)]).await;
+    assert_eq!(shim.run_exec("c1", "other", &["/bin/true"]).await, 0, "others go on");
+    let state = shim.state("c1", "slow").await.expect("state");
+    assert_eq!(state.status.value(), 2, "its writer is held back");
+    // A reader comes late: nothing is lost.
+    let bytes = within("the late reader", 30, tokio::task::spawn_blocking(move || reader(out).join())).await;
+    assert_eq!(bytes.expect("join").expect("join").len(), 10_000_000);
+    assert_eq!(shim.wait("c1", "slow").await, Ok(0));
+    assert_eq!(errors.join().expect("join"), b"fine\n");
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn nobody_reading_at_all_holds_an_exit_back_for_a_bounded_time() {
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let out = shim.fifo("mute", "out");
+    exec(&shim, "mute", "head -c 150000 /dev/zero", ["", text(&out), ""]).await;
+    let began = std::time::Instant::now();
+    assert_eq!(within("its exit", 20, shim.wait("c1", "mute")).await, Ok(0));
+    assert!(began.elapsed() > Duration::from_secs(5), "a late reader has time: {:?}", began.elapsed());
+    shim.delete("c1", "mute").await.expect("delete");
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn files_and_programs_can_take_the_output() {
+    use std::os::unix::fs::PermissionsExt;
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let file = stage.path("stdio/file");
+    let uri = format!("file://{}", file.display());
+    exec(&shim, "f1", "echo one", ["", &uri, &uri]).await;
+    assert_eq!(shim.wait("c1", "f1").await, Ok(0));
+    assert_eq!(std::fs::read_to_string(&file).expect("read"), "one\n");
+
+    let program = stage.path("stdio/logger");
+    let result = stage.path("stdio/logged");
+    let script = "#!/bin/sh\n{ echo \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\"; cat <&3; cat <&4; } > \"$2.new\"\nmv \"$2.new\" \"$2\"\n";
+    std::fs::write(&program, script).expect("write");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    let uri = format!("binary://{}?to={}", program.display(), result.display());
+    exec(&shim, "b1", "echo out; echo err >&2", ["", &uri, &uri]).await;
+    assert_eq!(shim.wait("c1", "b1").await, Ok(0));
+    harness::eventually("the program ends with its input", 5, || result.exists()).await;
+    let logged = std::fs::read_to_string(&result).expect("read");
+    assert_eq!(logged, format!("c1 tests to {}\nout\nerr\n", result.display()));
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn a_terminal_is_one_stream_with_a_size() {
+    let stage = Stage::new().await;
+    let dir = stage.bundle("c1", &Bundle::sh("read go; stty size; echo bye >&2; exit 4").terminal());
+    let shim = stage.shim("c1", &dir).await;
+    let (input, out) = (shim.fifo("c1", "in"), shim.fifo("c1", "out"));
+    let reading = reader(out.clone());
+    let streams = [text(&input), text(&out), ""];
+    shim.create_for("c1", &dir, streams, true, Duration::from_secs(10)).await.expect("create");
+    shim.start("c1", "").await.expect("start");
+    shim.resize("c1", 111, 33).await.expect("resize");
+    std::fs::OpenOptions::new().write(true).open(&input).expect("open").write_all(b"go\n").expect("write");
+    assert_eq!(within("its end", 10, shim.wait("c1", "")).await, Ok(4));
+    shim.delete("c1", "").await.expect("delete");
+    shim.shutdown(false).await.expect("shutdown");
+    let seen = String::from_utf8_lossy(&reading.join().expect("join")).into_owned();
+    assert!(seen.contains("33 111") && seen.contains("bye"), "{seen}");
+    stage.assert_clean();
+}
