@@ -112,15 +112,16 @@ impl Agent {
         bound: Option<Duration>,
         ask: &(impl Fn(AgentServiceClient, Metadata) -> F + Send + Sync),
     ) -> ttrpc::Result<T> {
-        // The guest learns the same limit; ours is what is relied on.
+        // Our limit is what is relied on; the library's own, which takes the connection for broken,
+        // comes later.
         let metadata = match bound {
-            Some(bound) => ttrpc::context::with_duration(bound),
+            Some(bound) => ttrpc::context::with_duration(bound + Duration::from_secs(1)),
             None => ttrpc::context::with_timeout(0),
         };
         let answer = ask(connected.client.clone(), metadata);
         match bound {
             None => answer.await,
-            Some(bound) => timeout(bound + Duration::from_millis(200), answer).await.unwrap_or_else(|_| {
+            Some(bound) => timeout(bound, answer).await.unwrap_or_else(|_| {
                 Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
             }),
         }

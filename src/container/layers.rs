@@ -358,8 +358,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let layer = dir.path().join("l");
         fs::create_dir(&layer).expect("mkdir");
-        let first = key(&[layer.clone()]).expect("key");
-        assert_eq!(key(&[layer.clone()]), Ok(first.clone()));
+        let first = key(std::slice::from_ref(&layer)).expect("key");
+        assert_eq!(key(std::slice::from_ref(&layer)), Ok(first.clone()));
         fs::remove_dir(&layer).expect("rmdir");
         fs::create_dir(dir.path().join("other")).expect("takes the inode");
         fs::create_dir(&layer).expect("mkdir");

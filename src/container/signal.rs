@@ -23,20 +23,24 @@ impl Pod {
         self.advance(id, Input::KillAsked)?;
         let guest = self.guest().map_err(|e| e.with_code(Code::NotFound))?;
         let is_kill = i32::try_from(signal) == Ok(SIGKILL);
-        let asked =
-            timeout(limits::KILL_ANSWER, guest.agent.signal_process(id, signal, all && is_kill)).await;
+        let asking = guest.agent.signal_process(id, signal, all && is_kill);
+        let asked = timeout(limits::KILL_ANSWER, asking).await.unwrap_or_else(|_| {
+            let seconds = limits::KILL_ANSWER.as_secs();
+            Err(Error::deadline(format!("the guest did not answer within {seconds} s")))
+        });
         match asked {
-            Ok(answer) => answer.map_err(|e| e.context(format!("signal {signal} to {id}"))),
             // A guest that does not answer cannot hold the pod: the sandbox's KILL kills the VM.
-            Err(_) if is_kill && self.parts.sandbox.is(&id.container) && id.exec.is_none() => {
-                warn!(self.log(), "the guest does not answer: killing the VM");
+            Err(e)
+                if matches!(e.code(), Code::DeadlineExceeded | Code::Unavailable)
+                    && is_kill
+                    && self.parts.sandbox.is(&id.container)
+                    && id.exec.is_none() =>
+            {
+                warn!(self.log(), "killing the VM: {}", e);
                 guest.vm.kill();
                 Ok(())
             }
-            Err(_) => Err(Error::deadline(format!(
-                "signal {signal} to {id}: the guest did not answer within {} s",
-                limits::KILL_ANSWER.as_secs()
-            ))),
+            asked => asked.map_err(|e| e.context(format!("signal {signal} to {id}"))),
         }
     }
 

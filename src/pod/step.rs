@@ -30,7 +30,7 @@ steps! {
 }
 
 /// Called right after a step; with the feature `failpoints` it does what the environment says:
-/// `KATA_SE_FAILPOINT=<step>=kill|EIO|ENOSPC|EMFILE|ETIMEDOUT|hang`.
+/// `KATA_SE_FAILPOINT=<step>=kill|EIO|ENOSPC|EMFILE|ETIMEDOUT`.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn reached(_: Step) -> Result<()> {

@@ -42,6 +42,9 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
             Err(_) => {}
         }
     }
+    if let Err(e) = reached(Step::SandboxDestroyed) {
+        warn!(pod.log(), "{}", e);
+    }
     if let Err(e) = guest.vm.stop(grace).await {
         warn!(pod.log(), "stop the VM: {}", e);
     }

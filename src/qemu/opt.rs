@@ -52,9 +52,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    type Pair = (Vec<u8>, Vec<u8>);
+
     /// QEMU's own reading of an option string, written from its manual: values end at a single
     /// comma; two commas stand for one.
-    fn parse(text: &[u8]) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
+    fn parse(text: &[u8]) -> (Vec<u8>, Vec<Pair>) {
         let mut parts: Vec<Vec<u8>> = vec![Vec::new()];
         let mut at = 0;
         while let Some(c) = text.get(at) {

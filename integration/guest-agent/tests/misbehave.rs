@@ -1,6 +1,6 @@
 //! A scripted agent misbehaves exactly as its script says, and the rest goes on as usual.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
 mod support;
 

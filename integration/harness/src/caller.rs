@@ -7,9 +7,9 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::TaskClient;
-use ttrpc::context::{Context, with_duration};
-use ttrpc::r#async::Client;
 pub use ttrpc::Code;
+use ttrpc::r#async::Client;
+use ttrpc::context::{Context, with_duration};
 
 /// Longer than anything that works.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -83,8 +83,15 @@ impl Shim {
         Ok(self.task.start(patient(), &req).await?.pid)
     }
 
-    pub async fn exec(&self, id: &str, exec: &str, process: Vec<u8>, [i, o, e]: [&str; 3]) -> ttrpc::Result<()> {
-        let spec = Any { type_url: "types.containerd.io/process".into(), value: process, ..Default::default() };
+    pub async fn exec(
+        &self,
+        id: &str,
+        exec: &str,
+        process: Vec<u8>,
+        [i, o, e]: [&str; 3],
+    ) -> ttrpc::Result<()> {
+        let spec =
+            Any { type_url: "types.containerd.io/process".into(), value: process, ..Default::default() };
         let req = api::ExecProcessRequest {
             id: id.into(),
             exec_id: exec.into(),
@@ -132,7 +139,8 @@ impl Shim {
     }
 
     pub async fn close_stdin(&self, id: &str, exec: &str) -> ttrpc::Result<()> {
-        let req = api::CloseIORequest { id: id.into(), exec_id: exec.into(), stdin: true, ..Default::default() };
+        let req =
+            api::CloseIORequest { id: id.into(), exec_id: exec.into(), stdin: true, ..Default::default() };
         self.task.close_io(patient(), &req).await.map(|_| ())
     }
 

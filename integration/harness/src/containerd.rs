@@ -35,15 +35,19 @@ impl Containerd {
         let config = format!(
             "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
              \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = \"{}\"\n",
-            show(at("root")), show(at("state")), show(at("c.sock")),
+            show(at("root")),
+            show(at("state")),
+            show(at("c.sock")),
         );
         fs::write(at("containerd.toml"), config).expect("config");
         let config = format!(
             "[qemu]\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\ninitrd = \"{}\"\n\
              kernel_parameters = \"console=ttysclp0 panic=-1 quiet cgroup_no_v1=all\"\nmemory_mib = 512\n\
              [vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n[rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n",
-            show(cached("guest/kernel")), show(cached("guest/initrd.img")),
-            show(cached("tools/bin/vhost-device-vsock")), show(at("layers")),
+            show(cached("guest/kernel")),
+            show(cached("guest/initrd.img")),
+            show(cached("tools/bin/vhost-device-vsock")),
+            show(at("layers")),
         );
         fs::write(at("config.toml"), config).expect("config");
         let census = Census::take(&at("run"), &at("run"));
@@ -68,7 +72,8 @@ impl Containerd {
 
     /// Starts the daemon and waits until it answers.
     pub fn up(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.path("containerd.log")).expect("log");
+        let log =
+            fs::File::options().create(true).append(true).open(self.path("containerd.log")).expect("log");
         let mut command = Command::new(cached(&format!("containerd/{}/usr/bin/containerd", self.version)));
         command
             .arg("--config")

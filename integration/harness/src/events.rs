@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use containerd_shim_protos::api::Empty;
 use containerd_shim_protos::events::task as pb;
 use containerd_shim_protos::protobuf::Message;
-use containerd_shim_protos::api::Empty;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Events as Service, create_events};
 use ttrpc::r#async::{Server, TtrpcContext};
@@ -80,8 +80,12 @@ fn of(topic: &str, bytes: &[u8]) -> Event {
         Event { topic: topic.to_owned(), id, status }
     };
     match topic {
-        "/tasks/create" => event(&pb::TaskCreate::parse_from_bytes(bytes).expect("create").container_id, "", None),
-        "/tasks/start" => event(&pb::TaskStart::parse_from_bytes(bytes).expect("start").container_id, "", None),
+        "/tasks/create" => {
+            event(&pb::TaskCreate::parse_from_bytes(bytes).expect("create").container_id, "", None)
+        }
+        "/tasks/start" => {
+            event(&pb::TaskStart::parse_from_bytes(bytes).expect("start").container_id, "", None)
+        }
         "/tasks/exec-added" => {
             let e = pb::TaskExecAdded::parse_from_bytes(bytes).expect("exec-added");
             event(&e.container_id, &e.exec_id, None)

@@ -44,7 +44,11 @@ impl PodNetwork {
     }
 
     fn addresses(&self, inside: bool, v6: bool) -> String {
-        let place = if inside { vec!["-n", &self.name, "-o", "addr", "show", "dev", "eth0"] } else { vec!["-o", "addr", "show", "dev", &self.link] };
+        let place = if inside {
+            vec!["-n", &self.name, "-o", "addr", "show", "dev", "eth0"]
+        } else {
+            vec!["-o", "addr", "show", "dev", &self.link]
+        };
         let text = Command::new("ip").args(place).output().expect("ip").stdout;
         let text = String::from_utf8_lossy(&text).into_owned();
         let family = if v6 { "inet6" } else { "inet" };

@@ -77,7 +77,11 @@ impl Stage {
             "[qemu]\npath = \"{}\"\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\n\
              initrd = \"{}\"\nmemory_mib = 256\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n\
              [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\ncall_timeout_s = 5\ncreate_timeout_s = 5\nconnect_timeout_s = 10\n{more}",
-            at("bin/qemu"), at("kernel"), at("initrd"), at("bin/qemu"), at("layers"),
+            at("bin/qemu"),
+            at("kernel"),
+            at("initrd"),
+            at("bin/qemu"),
+            at("layers"),
         );
         fs::write(self.path("config.toml"), text).expect("config");
     }
@@ -133,8 +137,12 @@ impl Stage {
     pub fn start_with_input(&self, id: &str, bundle: &Path, input: &[u8]) -> Output {
         use std::io::Write;
         let mut command = self.command(id, bundle, "start");
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("shim");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("shim");
         child.stdin.take().expect("stdin").write_all(input).expect("write");
         child.wait_with_output().expect("shim")
     }
@@ -158,9 +166,14 @@ impl Stage {
     }
 
     /// `delete`, as containerd calls it when the shim cannot be reached.
-    pub fn delete_output(&self, id: &str) -> Output {
+    pub fn delete_command(&self, id: &str) -> Command {
         let bundle = self.path("bundles").join(id);
-        self.command(id, &bundle, "delete").output().expect("run the shim")
+        fs::create_dir_all(&bundle).expect("bundle");
+        self.command(id, &bundle, "delete")
+    }
+
+    pub fn delete_output(&self, id: &str) -> Output {
+        self.delete_command(id).output().expect("run the shim")
     }
 
     pub fn delete(&self, id: &str) {

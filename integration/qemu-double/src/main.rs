@@ -52,7 +52,8 @@ fn main() {
     }
     let options = options::parse(&args).unwrap_or_else(|e| fail(1, &e));
     let told = called.parent().unwrap_or(Path::new("/")).join("double.json");
-    let text = std::fs::read_to_string(&told).unwrap_or_else(|e| fail(70, &format!("{}: {e}", told.display())));
+    let text =
+        std::fs::read_to_string(&told).unwrap_or_else(|e| fail(70, &format!("{}: {e}", told.display())));
     let double: Double =
         serde_json::from_str(&text).unwrap_or_else(|e| fail(70, &format!("{}: {e}", told.display())));
     if let Some(exit) = &double.exit {

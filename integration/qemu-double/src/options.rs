@@ -4,8 +4,24 @@ use std::path::PathBuf;
 
 /// Options with a value, and without.
 const WITH: [&str; 18] = [
-    "-name", "-display", "-object", "-machine", "-cpu", "-m", "-smp", "-kernel", "-initrd", "-append",
-    "-chardev", "-mon", "-device", "-netdev", "-add-fd", "-blockdev", "-action", "-sandbox",
+    "-name",
+    "-display",
+    "-object",
+    "-machine",
+    "-cpu",
+    "-m",
+    "-smp",
+    "-kernel",
+    "-initrd",
+    "-append",
+    "-chardev",
+    "-mon",
+    "-device",
+    "-netdev",
+    "-add-fd",
+    "-blockdev",
+    "-action",
+    "-sandbox",
 ];
 const WITHOUT: [&str; 4] = ["-nodefaults", "-no-user-config", "-no-reboot", "-S"];
 

@@ -27,7 +27,9 @@ pub(crate) fn serve(double: &Double, options: &Options) -> ! {
     let out = Arc::new(Mutex::new(stream.try_clone().unwrap_or_else(|e| fail(70, &e.to_string()))));
     let mut serving = Serving { double, options, out, kept: Vec::new(), agent: None };
     if double.greet {
-        serving.say(&json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}}));
+        serving.say(
+            &json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}}),
+        );
     }
     let mut buffer = Vec::new();
     loop {
@@ -91,7 +93,9 @@ impl Serving<'_> {
         }
         let id = &asked["id"];
         if self.double.refuse.as_deref() == Some(command) {
-            return self.say(&json!({"error": {"class": "GenericError", "desc": format!("{command} refused")}, "id": id}));
+            return self.say(
+                &json!({"error": {"class": "GenericError", "desc": format!("{command} refused")}, "id": id}),
+            );
         }
         let value = match command {
             "add-fd" => json!({"fdset-id": self.kept.len(), "fd": 100 + self.kept.len()}),

@@ -1,6 +1,8 @@
 //! A container's life is what containerd relies on: pids, exit codes, states, events in order, and
 //! errors with the codes callers look for.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
 use harness::{Bundle, Code, Stage, code, eventually, within};
 
 const NONE: [&str; 3] = ["", "", ""];
@@ -33,7 +35,9 @@ async fn a_container_from_create_to_shutdown() {
 async fn exit_codes_are_codes_or_128_and_the_signal() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
-    for (script, status) in [("exit 0", 0), ("exit 1", 1), ("exit 255", 255), ("kill -9 $$", 137), ("kill -15 $$", 143)] {
+    for (script, status) in
+        [("exit 0", 0), ("exit 1", 1), ("exit 255", 255), ("kill -9 $$", 137), ("kill -15 $$", 143)]
+    {
         let exec = format!("e{status}");
         assert_eq!(shim.run_exec("c1", &exec, &["/bin/sh", "-c", script]).await, status, "{script}");
     }
@@ -62,9 +66,10 @@ async fn a_running_exec_can_be_killed_and_everyone_who_waits_is_told() {
     shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NONE).await.expect("exec");
     assert_eq!(code(&shim.kill("c1", "e1", 9).await), Some(Code::FAILED_PRECONDITION), "not started");
     shim.start("c1", "e1").await.expect("start");
-    let (one, two, three, ()) = tokio::join!(shim.wait("c1", "e1"), shim.wait("c1", "e1"), shim.wait("c1", "e1"), async {
-        shim.kill("c1", "e1", 9).await.expect("kill");
-    });
+    let (one, two, three, ()) =
+        tokio::join!(shim.wait("c1", "e1"), shim.wait("c1", "e1"), shim.wait("c1", "e1"), async {
+            shim.kill("c1", "e1", 9).await.expect("kill");
+        });
     assert_eq!((one, two, three), (Ok(137), Ok(137), Ok(137)));
     assert_eq!(shim.delete("c1", "e1").await, Ok(137));
     stage.end(&shim, "c1").await;
@@ -152,7 +157,15 @@ async fn a_pod_of_three_containers_is_one_shim_and_one_vm() {
         .iter()
         .filter(|r| r["call"] == "CreateContainer")
         .map(|r| r.to_string())
-        .map(|text| if text.contains("pod_sandbox") { "sandbox" } else if text.contains("pod_container") { "member" } else { "?" })
+        .map(|text| {
+            if text.contains("pod_sandbox") {
+                "sandbox"
+            } else if text.contains("pod_container") {
+                "member"
+            } else {
+                "?"
+            }
+        })
         .collect();
     assert_eq!(types, ["sandbox", "member", "member"]);
     shim.kill("m1", "", 9).await.expect("kill");

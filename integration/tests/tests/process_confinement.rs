@@ -1,0 +1,114 @@
+//! QEMU gets what it is meant to have and nothing else; what we make is ours alone.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::MetadataExt;
+
+use harness::{Bundle, Stage};
+
+fn fds(pid: u32) -> BTreeSet<String> {
+    let dir = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("fds");
+    let link = |e: std::fs::DirEntry| std::fs::read_link(e.path()).unwrap_or_default().display().to_string();
+    dir.flatten()
+        .filter(|e| e.file_name().to_string_lossy().parse::<i32>().is_ok_and(|n| n > 2))
+        .map(link)
+        .map(|target| target.split(['[', ':']).next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+#[allow(unsafe_code)]
+async fn qemu_and_the_shim_inherit_nothing_by_accident() {
+    let stage = Stage::new().await;
+    // A hundred descriptors without CLOEXEC in the caller.
+    let file = std::fs::File::open("/etc/passwd").expect("open");
+    let leaked: Vec<std::fs::File> = (0..100)
+        .map(|_| {
+            // SAFETY: `dup` of an open descriptor; nobody else owns what it returns.
+            unsafe { std::fs::File::from_raw_fd(nix::libc::dup(file.as_raw_fd())) }
+        })
+        .collect();
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let (shim_pid, vm) = shim.pid("c1").await;
+    drop(leaked);
+    for pid in [shim_pid, vm] {
+        assert!(!fds(pid).contains("/etc/passwd"), "{:?}", fds(pid));
+    }
+    let double = std::fs::read_link(format!("/proc/{vm}/exe")).expect("exe");
+    assert!(double.ends_with("qemu-double"));
+    // QMP, the console and the agent's sockets, and the image layers that were plugged.
+    let meant = |name: &String| ["socket", "pipe"].contains(&name.as_str()) || name.contains("/layers/");
+    assert!(fds(vm).iter().all(meant), "{:?}", fds(vm));
+    let environment = std::fs::read(format!("/proc/{vm}/environ")).expect("environ");
+    assert_eq!(environment, b"", "QEMU's environment is empty");
+    assert_eq!(std::fs::read_link(format!("/proc/{vm}/cwd")).expect("cwd"), std::path::Path::new("/"));
+    let limits = std::fs::read_to_string(format!("/proc/{vm}/limits")).expect("limits");
+    assert!(limits.lines().any(|l| l.starts_with("Max core file size") && l.contains(" 0 ")), "{limits}");
+    let cgroups = std::fs::read_to_string(format!("/proc/{vm}/cgroup")).expect("cgroup");
+    assert!(cgroups.contains("/kata-se-tests/kata-se-"), "{cgroups}");
+    let own = std::fs::read_to_string(format!("/proc/{shim_pid}/cgroup")).expect("cgroup");
+    assert!(!own.contains("kata-se-"), "the shim is never in the cgroup that it kills: {own}");
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn what_is_made_is_private_whatever_the_umask() {
+    let stage = Stage::new().await;
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    nix::sys::stat::umask(before);
+    let mut seen = 0;
+    let mut folders = vec![stage.path("run"), stage.path("layers")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("list").flatten() {
+            let meta = entry.metadata().expect("stat");
+            assert_eq!(meta.uid(), 0);
+            let name = entry.path();
+            // The vsock sockets are the device's; the folder above is closed.
+            let inner = name.components().any(|c| c.as_os_str() == "pack")
+                || name.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vsock"));
+            assert!(inner || meta.mode() & 0o077 == 0, "{}: mode {:o}", name.display(), meta.mode());
+            seen += 1;
+            if meta.is_dir() {
+                folders.push(name);
+            }
+        }
+    }
+    assert!(seen > 5, "{seen}");
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_ours_alone_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let stage = Stage::new().await;
+    std::fs::set_permissions(stage.path("run"), std::fs::Permissions::from_mode(0o777)).expect("chmod");
+    let dir = stage.bundle("c1", &Bundle::sh("true"));
+    let output = stage.start_output("c1", &dir);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    std::fs::set_permissions(stage.path("run"), std::fs::Permissions::from_mode(0o700)).expect("chmod");
+    assert!(text.contains("mode 777") && text.contains("remove it"), "{text}");
+}
+
+#[tokio::test]
+async fn no_secret_is_in_any_log_or_state() {
+    let stage = Stage::new().await;
+    let canary = "CANARY-7c1f";
+    let mut bundle = Bundle::sh(&format!("echo {canary}; sleep 1000"));
+    bundle.config["process"]["env"] = serde_json::json!([format!("TOKEN={canary}"), "PATH=/usr/bin:/bin"]);
+    bundle.config["annotations"] = serde_json::json!({"secret": canary});
+    let shim = stage.running("c1", &bundle).await;
+    shim.exec("c1", "e1", Bundle::process(&["/no/such", canary]), ["", "", ""]).await.expect("exec");
+    shim.start("c1", "e1").await.expect_err("missing");
+    let mut text = stage.log();
+    for entry in std::fs::read_dir(stage.path("run")).expect("run").flatten() {
+        for file in std::fs::read_dir(entry.path()).expect("pod").flatten() {
+            text += &std::fs::read_to_string(file.path()).unwrap_or_default();
+        }
+    }
+    assert!(text.contains("created container c1"), "{text}");
+    assert!(!text.contains(canary), "{text}");
+    stage.end(&shim, "c1").await;
+}

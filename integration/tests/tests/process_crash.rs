@@ -1,0 +1,275 @@
+//! A pod that fails or whose shim is killed at any step leaves the node as it was.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::os::unix::process::CommandExt;
+use std::time::{Duration, Instant};
+
+use harness::{Bundle, Code, PodNetns, Shim, Stage, code, within};
+use kata_se::pod::step::Step;
+
+const NONE: [&str; 3] = ["", "", ""];
+
+/// Steps of a pod's end; the others belong to its beginning.
+const ENDING: [Step; 4] =
+    [Step::ContainerRemoved, Step::SandboxDestroyed, Step::VmStopped, Step::ScopeUndone];
+
+fn failpoint(stage: &Stage, step: Step, what: &str) {
+    let point = ("KATA_SE_FAILPOINT".to_owned(), format!("{}={what}", step.name()));
+    *stage.environment.lock().expect("environment") = vec![point];
+}
+
+/// Everything a pod does once, as far as it comes: a sandbox with network, a member, an exec, the end.
+async fn whole_life(stage: &Stage, netns: &PodNetns) -> ttrpc::Result<()> {
+    let dir = stage.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
+    let output = stage.start_output("s1", &dir);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let address = String::from_utf8(output.stdout).expect("address");
+    let shim = Shim::connect(&address, &stage.path("stdio")).await;
+    shim.create("s1", &dir, NONE).await?;
+    shim.start("s1", "").await?;
+    let member = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    shim.create("m1", &member, NONE).await?;
+    shim.start("m1", "").await?;
+    shim.exec("m1", "e1", Bundle::process(&["/bin/true"]), NONE).await?;
+    shim.start("m1", "e1").await?;
+    shim.wait("m1", "e1").await?;
+    shim.kill("m1", "", 9).await?;
+    shim.wait("m1", "").await?;
+    shim.delete("m1", "").await?;
+    shim.kill("s1", "", 9).await?;
+    shim.wait("s1", "").await?;
+    shim.delete("s1", "").await?;
+    shim.shutdown(false).await
+}
+
+#[tokio::test]
+async fn the_walk_passes_every_step_that_exists() {
+    // A step that no walk reaches would make the crash tests below say nothing about it.
+    let stage = Stage::new().await;
+    let netns = PodNetns::new();
+    for step in Step::ALL {
+        failpoint(&stage, *step, "EIO");
+        let result = within("an end", 60, whole_life(&stage, &netns)).await;
+        let said = result.err().map(|e| e.to_string()).unwrap_or_default() + &stage.log();
+        assert!(
+            said.contains(&format!("failpoint {}", step.name())),
+            "{}: never reached: {said}",
+            step.name()
+        );
+        stage.delete("m1");
+        stage.delete("s1");
+    }
+}
+
+#[tokio::test]
+async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
+    let stage = Stage::new().await;
+    let netns = PodNetns::new();
+    let clean = harness::Census::take(&stage.path(""), &stage.path("run"));
+    for step in Step::ALL {
+        failpoint(&stage, *step, "kill");
+        within("an end", 60, whole_life(&stage, &netns)).await.ok();
+        let began = Instant::now();
+        stage.delete("m1");
+        stage.delete("s1");
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{}: delete took {:?}",
+            step.name(),
+            began.elapsed()
+        );
+        clean.assert_clean();
+        stage.delete("s1"); // again: no change, no error
+        clean.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn an_error_at_any_step_of_create_is_undone_before_it_is_answered() {
+    let stage = Stage::new().await;
+    let netns = PodNetns::new();
+    let clean = harness::Census::take(&stage.path(""), &stage.path("run"));
+    let begins = Step::ALL.iter().filter(|s| !ENDING.contains(s));
+    for (index, step) in begins.enumerate() {
+        let errors = ["EIO", "ENOSPC", "EMFILE", "ETIMEDOUT"];
+        failpoint(&stage, *step, errors[index % errors.len()]);
+        let dir = stage.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
+        let shim = stage.shim("s1", &dir).await;
+        let served = harness::Census::take(&stage.path(""), &stage.path("run"));
+        match shim.create("s1", &dir, NONE).await {
+            Ok(_) => shim.shutdown(true).await.expect("shutdown"), // the step is not one of Create's
+            Err(e) => {
+                assert!(e.to_string().contains("create container s1"), "{e}");
+                let left: Vec<_> = served.difference().into_iter().filter(|d| !d.contains("/pack")).collect();
+                let left: Vec<_> = left.into_iter().filter(|d| !d.contains("journal")).collect();
+                assert!(left.is_empty(), "{}: {left:?}", step.name());
+                shim.shutdown(true).await.expect("shutdown");
+            }
+        }
+        clean.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn a_create_that_failed_can_be_repeated_at_once() {
+    let stage = Stage::new().await;
+    let dir = stage.bundle("c1", &Bundle::sh("exit 5"));
+    let shim = stage.shim("c1", &dir).await;
+    stage.double(|orders| orders["refuse"] = "blockdev-add".into());
+    let e = shim.create("c1", &dir, NONE).await.expect_err("refused").to_string();
+    assert!(e.contains("blockdev-add refused"), "{e}");
+    stage.double(|_| ());
+    shim.create("c1", &dir, NONE).await.expect("the same id, the same shim");
+    shim.start("c1", "").await.expect("start");
+    assert_eq!(shim.wait("c1", "").await, Ok(5));
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn delete_works_without_a_shim_twice_and_at_once() {
+    let stage = Stage::new().await;
+    stage.bundle("never", &Bundle::sh("true"));
+    stage.delete("never");
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let (pid, _) = shim.pid("c1").await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL)
+        .expect("kill");
+    // Its configuration and QEMU may be gone too.
+    std::fs::remove_file(stage.path("config.toml")).expect("remove");
+    std::fs::remove_file(stage.path("bin/qemu")).expect("remove");
+    let both = [stage.delete_command("c1"), stage.delete_command("c1")]
+        .map(|mut command| std::thread::spawn(move || command.output().expect("the shim")));
+    for one in both {
+        let output = one.join().expect("join");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn delete_of_a_member_leaves_the_living_pod_alone_and_of_the_sandbox_ends_it() {
+    let stage = Stage::new().await;
+    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let dir = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    shim.create("m1", &dir, NONE).await.expect("create");
+    shim.start("m1", "").await.expect("start");
+    stage.delete("m1");
+    assert_eq!(shim.state("m1", "").await.expect("state").status.value(), 2, "untouched");
+    // A shim that lives but hangs: stopped.
+    let (pid, _) = shim.pid("s1").await;
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("stop");
+    let began = Instant::now();
+    stage.delete("s1");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_create_that_its_client_gave_up_is_ended_by_delete() {
+    let stage = Stage::new().await;
+    stage.script(&serde_json::json!([{"call": "CreateContainer", "hang": true}]));
+    let dir = stage.bundle("c1", &Bundle::sh("true"));
+    let shim = stage.shim("c1", &dir).await;
+    let given_up = shim.create_for("c1", &dir, NONE, false, Duration::from_millis(1500)).await;
+    assert!(given_up.is_err(), "{given_up:?}");
+    let deleted = within("the cancelled create", 10, shim.delete("c1", "")).await;
+    assert_eq!(code(&deleted), Some(Code::NOT_FOUND));
+    shim.shutdown(false).await.expect("shutdown");
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn qemu_killed_under_a_running_pod_ends_each_process_once() {
+    let stage = Stage::new().await;
+    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    for id in ["m1", "m2"] {
+        let dir = stage.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
+        shim.create(id, &dir, NONE).await.expect("create");
+        shim.start(id, "").await.expect("start");
+        shim.exec(id, "e1", Bundle::process(&["/bin/sleep", "1000"]), NONE).await.expect("exec");
+        shim.start(id, "e1").await.expect("start");
+    }
+    let dir = stage.bundle("m3", &Bundle::sh("sleep 1000").member("s1"));
+    shim.create("m3", &dir, NONE).await.expect("created, never started");
+    let (_, vm) = shim.pid("s1").await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vm as i32), nix::sys::signal::Signal::SIGKILL)
+        .expect("kill");
+    let began = Instant::now();
+    for (id, exec) in [("s1", ""), ("m1", ""), ("m2", ""), ("m3", ""), ("m1", "e1"), ("m2", "e1")] {
+        assert_eq!(within("its end", 5, shim.wait(id, exec)).await, Ok(137), "{id} {exec}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    for id in ["m1", "m2", "m3", "s1"] {
+        within("delete without an agent", 2, shim.delete(id, "")).await.expect("delete");
+    }
+    shim.shutdown(false).await.expect("shutdown");
+    harness::eventually("all events", 5, || {
+        stage.events.lines().iter().filter(|l| l.starts_with("delete")).count() == 4
+    })
+    .await;
+    let mut exits: Vec<_> = stage.events.lines().into_iter().filter(|l| l.starts_with("exit")).collect();
+    exits.sort();
+    assert_eq!(
+        exits,
+        ["exit m1 137", "exit m1/e1 137", "exit m2 137", "exit m2/e1 137", "exit m3 137", "exit s1 137"]
+    );
+    stage.assert_clean();
+}
+
+/// Leaks one thing of each kind until it is dropped.
+struct Leak {
+    dir: tempfile::TempDir,
+    process: std::process::Child,
+    _socket: std::os::unix::net::UnixListener,
+}
+
+const LEAKED_CGROUP: &str = "/sys/fs/cgroup/pids/kata-se-leak";
+
+impl Leak {
+    fn new(dir: tempfile::TempDir) -> Self {
+        use std::process::{Command, Stdio};
+        let at = |name: &str| dir.path().join(name);
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000; true"]).arg(at("named")).process_group(0);
+        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sh");
+        let socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("socket");
+        let leak = Self { process, _socket: socket, dir };
+        std::fs::write(leak.dir.path().join("run/file"), b"").expect("file");
+        std::fs::create_dir(LEAKED_CGROUP).expect("cgroup");
+        leak.sh("mkdir mounted && mount -t tmpfs none mounted");
+        leak.sh("ip tuntap add dev ksleak mode tap && tc qdisc add dev ksleak ingress");
+        leak
+    }
+
+    fn sh(&self, command: &str) {
+        let status =
+            std::process::Command::new("sh").args(["-c", command]).current_dir(self.dir.path()).status();
+        assert!(std::thread::panicking() || status.expect("sh").success(), "{command}");
+    }
+}
+
+impl Drop for Leak {
+    fn drop(&mut self) {
+        self.sh("ip link del ksleak; umount mounted; true");
+        std::fs::remove_dir(LEAKED_CGROUP).ok();
+        let group = nix::unistd::Pid::from_raw(self.process.id() as i32);
+        nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).ok();
+        self.process.wait().ok();
+    }
+}
+
+#[test]
+fn a_leak_of_any_kind_is_caught() {
+    let dir = tempfile::Builder::new().prefix("kst").tempdir().expect("folder");
+    std::fs::create_dir(dir.path().join("run")).expect("run");
+    let census = harness::Census::take(dir.path(), &dir.path().join("run"));
+    let leak = Leak::new(dir);
+    let found = census.difference().join("\n");
+    drop(leak);
+    for wanted in ["process", "file", "socket", "cgroup", "mount", "link ksleak", "qdisc"] {
+        assert!(found.contains(&format!("+ {wanted}")), "{wanted} in:\n{found}");
+    }
+    assert!(census.difference().is_empty());
+}
