@@ -42,14 +42,26 @@ pub const DIAL_TRY: Duration = Duration::from_secs(1);
 /// First and longest pause between two attempts to connect to the agent.
 pub const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
-/// Bytes asked for with one ReadStdout or ReadStderr. Two of them may be buffered per stream.
+/// Bytes asked for with one ReadStdout or ReadStderr.
 pub const READ_BYTES: u32 = 64 << 10;
+
+/// Bytes of one stream held for a sink that is slow, beside the last answer and what is being written:
+/// 208 KiB in all.
+pub const STREAM_BUFFER: usize = 128 << 10;
+
+/// Bytes given to a sink at once.
+pub const SINK_BYTES: usize = 16 << 10;
 
 /// Bytes sent with one WriteStdin.
 pub const WRITE_BYTES: usize = 32 << 10;
 
 /// How long a process' end may wait for a reader that does not take its output.
 pub const OUTPUT_DRAIN: Duration = Duration::from_secs(10);
+
+/// One WaitProcess for a process whose output nobody takes, and the pause before the next: what it writes
+/// while one is under way would be lost if it ended then.
+pub const STUCK_WAIT: Duration = Duration::from_millis(50);
+pub const STUCK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause between two reads of a stream that answered empty: first and longest.
 pub const EMPTY_READ_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use crate::agent::client::{Agent, Limit};
+use crate::agent::client::Agent;
 use crate::agent::convert;
 use crate::agent::messages::agent as pb;
+use crate::agent::method::Method;
 use crate::ccw::DevNo;
 use crate::error::{Code, Error, Result};
 use crate::ids::{ContainerId, ProcessId, SandboxId};
@@ -29,7 +30,7 @@ pub enum OutputStream {
 impl Agent {
     pub async fn update_interface(&self, interface: &InterfacePlan, devno: DevNo) -> Result<()> {
         let req = convert::interface(interface, devno);
-        self.call("UpdateInterface", Limit::Call, |c, m| {
+        self.call(Method::UpdateInterface, |c, m| {
             let req = &req;
             async move { c.update_interface(m, req).await }
         })
@@ -39,7 +40,7 @@ impl Agent {
 
     pub async fn update_routes(&self, routes: &[RoutePlan]) -> Result<()> {
         let req = convert::routes(routes);
-        self.call("UpdateRoutes", Limit::Call, |c, m| {
+        self.call(Method::UpdateRoutes, |c, m| {
             let req = &req;
             async move { c.update_routes(m, req).await }
         })
@@ -49,7 +50,7 @@ impl Agent {
 
     pub async fn add_neighbours(&self, neighbours: &[NeighbourPlan]) -> Result<()> {
         let req = convert::neighbours(neighbours);
-        self.call("AddARPNeighbors", Limit::Call, |c, m| {
+        self.call(Method::AddARPNeighbors, |c, m| {
             let req = &req;
             async move { c.add_arp_neighbors(m, req).await }
         })
@@ -72,7 +73,7 @@ impl Agent {
             sandbox_id: id.as_str().to_owned(),
             ..Default::default()
         };
-        self.call("CreateSandbox", Limit::Call, |c, m| {
+        self.call(Method::CreateSandbox, |c, m| {
             let req = &req;
             async move { c.create_sandbox(m, req).await }
         })
@@ -84,7 +85,7 @@ impl Agent {
         let req =
             pb::GuestDetailsRequest { mem_block_size: true, mem_hotplug_probe: true, ..Default::default() };
         let mut answer = self
-            .call("GetGuestDetails", Limit::Call, |c, m| {
+            .call(Method::GetGuestDetails, |c, m| {
                 let req = &req;
                 async move { c.get_guest_details(m, req).await }
             })
@@ -113,7 +114,7 @@ impl Agent {
             sandbox_pidns: shared_pid_namespace,
             ..Default::default()
         };
-        self.call("CreateContainer", Limit::Create, |c, m| {
+        self.call(Method::CreateContainer, |c, m| {
             let req = &req;
             async move { c.create_container(m, req).await }
         })
@@ -123,7 +124,7 @@ impl Agent {
 
     pub async fn start_container(&self, id: &ContainerId) -> Result<()> {
         let req = pb::StartContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
-        self.call("StartContainer", Limit::Call, |c, m| {
+        self.call(Method::StartContainer, |c, m| {
             let req = &req;
             async move { c.start_container(m, req).await }
         })
@@ -138,7 +139,7 @@ impl Agent {
             process: Some(convert::process(process)).into(),
             ..Default::default()
         };
-        self.call("ExecProcess", Limit::Call, |c, m| {
+        self.call(Method::ExecProcess, |c, m| {
             let req = &req;
             async move { c.exec_process(m, req).await }
         })
@@ -155,7 +156,7 @@ impl Agent {
             signal,
             ..Default::default()
         };
-        self.call("SignalProcess", Limit::Call, |c, m| {
+        self.call(Method::SignalProcess, |c, m| {
             let req = &req;
             async move { c.signal_process(m, req).await }
         })
@@ -165,13 +166,25 @@ impl Agent {
 
     /// Waits for the end: exit code, or 128 + signal. Unread output is lost with the answer.
     pub async fn wait_process(&self, id: &ProcessId) -> Result<u32> {
+        self.wait(Method::WaitProcess, id).await
+    }
+
+    /// The same for a moment; None: it goes on.
+    pub async fn wait_process_shortly(&self, id: &ProcessId) -> Result<Option<u32>> {
+        match self.wait(Method::WaitProcessShortly, id).await {
+            Err(e) if e.code() == Code::DeadlineExceeded => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
+    async fn wait(&self, method: Method, id: &ProcessId) -> Result<u32> {
         let req = pb::WaitProcessRequest {
             container_id: id.container.as_str().to_owned(),
             exec_id: id.agent_exec_id().to_owned(),
             ..Default::default()
         };
         let answer = self
-            .call("WaitProcess", Limit::LongPoll, |c, m| {
+            .call(method, |c, m| {
                 let req = &req;
                 async move { c.wait_process(m, req).await }
             })
@@ -190,14 +203,14 @@ impl Agent {
         };
         let answer = match stream {
             OutputStream::Stdout => {
-                self.call("ReadStdout", Limit::LongPoll, |c, m| {
+                self.call(Method::ReadStdout, |c, m| {
                     let req = &req;
                     async move { c.read_stdout(m, req).await }
                 })
                 .await
             }
             OutputStream::Stderr => {
-                self.call("ReadStderr", Limit::LongPoll, |c, m| {
+                self.call(Method::ReadStderr, |c, m| {
                     let req = &req;
                     async move { c.read_stderr(m, req).await }
                 })
@@ -227,7 +240,7 @@ impl Agent {
             data,
             ..Default::default()
         };
-        self.call("WriteStdin", Limit::LongPoll, |c, m| {
+        self.call(Method::WriteStdin, |c, m| {
             let req = &req;
             async move { c.write_stdin(m, req).await }
         })
@@ -241,7 +254,7 @@ impl Agent {
             exec_id: id.agent_exec_id().to_owned(),
             ..Default::default()
         };
-        self.call("CloseStdin", Limit::Call, |c, m| {
+        self.call(Method::CloseStdin, |c, m| {
             let req = &req;
             async move { c.close_stdin(m, req).await }
         })
@@ -257,7 +270,7 @@ impl Agent {
             column: columns,
             ..Default::default()
         };
-        self.call("TtyWinResize", Limit::Call, |c, m| {
+        self.call(Method::TtyWinResize, |c, m| {
             let req = &req;
             async move { c.tty_win_resize(m, req).await }
         })
@@ -273,7 +286,7 @@ impl Agent {
             ..Default::default()
         };
         let answer = self
-            .call("RemoveContainer", Limit::Call, |c, m| {
+            .call(Method::RemoveContainer, |c, m| {
                 let req = &req;
                 async move { c.remove_container(m, req).await }
             })
@@ -287,7 +300,7 @@ impl Agent {
     /// Ends the sandbox; an agent that is the guest's first process powers it off.
     pub async fn destroy_sandbox(&self) -> Result<()> {
         let req = pb::DestroySandboxRequest::new();
-        self.call("DestroySandbox", Limit::Call, |c, m| {
+        self.call(Method::DestroySandbox, |c, m| {
             let req = &req;
             async move { c.destroy_sandbox(m, req).await }
         })
@@ -299,7 +312,7 @@ impl Agent {
     pub async fn oom_event(&self) -> Result<ContainerId> {
         let req = pb::GetOOMEventRequest::new();
         let event = self
-            .call("GetOOMEvent", Limit::LongPoll, |c, m| {
+            .call(Method::GetOOMEvent, |c, m| {
                 let req = &req;
                 async move { c.get_oom_event(m, req).await }
             })

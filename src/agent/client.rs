@@ -12,21 +12,11 @@ use crate::agent::dial::{self, Transport};
 use crate::agent::messages::agent_ttrpc::AgentServiceClient;
 use crate::agent::messages::health::CheckRequest;
 use crate::agent::messages::health_ttrpc::HealthClient;
+use crate::agent::method::{Limit, Method};
 use crate::config::AgentConfig;
 use crate::error::{Code, Error, Result};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
-
-/// How long a call may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
-    /// Ends when its process does, or with the VM: no limit of its own.
-    LongPoll,
-    /// CreateContainer: mounts, image pulls.
-    Create,
-    /// Everything else.
-    Call,
-}
 
 /// The connection to one guest's agent; clones share it.
 #[derive(Clone)]
@@ -72,18 +62,17 @@ impl Agent {
 
     /// One call: ends with the answer, at its limit, or with the VM, whichever is first.
     ///
-    /// A lost connection is made anew once. Only calls that change nothing, or can be told to have
-    /// happened, are repeated (`LongPoll`): CreateContainer asked twice destroys what runs.
+    /// A lost connection is made anew once, and the call repeated if its method allows.
     pub(crate) async fn call<T, F: Future<Output = ttrpc::Result<T>> + Send>(
         &self,
-        name: &str,
-        limit: Limit,
+        method: Method,
         ask: impl Fn(AgentServiceClient, Metadata) -> F + Send + Sync,
     ) -> Result<T> {
-        let bound = match limit {
+        let bound = match method.limit() {
             Limit::LongPoll => None,
             Limit::Create => Some(self.inner.config.create_timeout),
             Limit::Call => Some(self.inner.config.call_timeout),
+            Limit::Short => Some(limits::STUCK_WAIT),
         };
         let mut gone = self.inner.gone.clone();
         let attempts = async {
@@ -94,7 +83,7 @@ impl Agent {
                 Err(e) => return Err(translate(e, bound)),
             };
             let again = self.reconnect(connected.number).await?;
-            if limit == Limit::LongPoll {
+            if method.again() {
                 return self.once(&again, bound, &ask).await.map_err(|e| translate(e, bound));
             }
             Err(Error::unavailable(format!("the connection broke ({lost})")))
@@ -103,7 +92,7 @@ impl Agent {
             result = attempts => result,
             end = dial::ended(&mut gone) => Err(end),
         };
-        result.map_err(|e| e.context(format!("agent {name}")))
+        result.map_err(|e| e.context(format!("agent {}", method.name())))
     }
 
     async fn once<T, F: Future<Output = ttrpc::Result<T>> + Send>(
@@ -113,9 +102,9 @@ impl Agent {
         ask: &(impl Fn(AgentServiceClient, Metadata) -> F + Send + Sync),
     ) -> ttrpc::Result<T> {
         // Our limit is what is relied on; the library's own, which takes the connection for broken,
-        // comes later.
+        // comes later. The agent keeps that one: a wait that we gave up ends there soon.
         let metadata = match bound {
-            Some(bound) => ttrpc::context::with_duration(bound + Duration::from_secs(1)),
+            Some(bound) => ttrpc::context::with_duration(bound + bound.min(Duration::from_secs(10)) / 10),
             None => ttrpc::context::with_timeout(0),
         };
         let answer = ask(connected.client.clone(), metadata);

@@ -5,3 +5,4 @@ pub mod client;
 mod convert;
 pub mod dial;
 mod messages;
+mod method;

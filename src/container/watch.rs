@@ -3,7 +3,8 @@
 //! The agent throws unread output away when WaitProcess answers, and no call tells that a process
 //! ended without taking its output. So both streams are read to their first empty answer, then
 //! WaitProcess is called, and the pumps go on reading, ever slower, until it answers: a policy
-//! that hides output makes every answer empty, and the process must not block on a full pipe.
+//! that hides output makes every answer empty, and the process must not block on a full pipe. Output
+//! that nobody takes cannot be read to its end: then the end is asked for all the same.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -56,9 +57,9 @@ impl Streams {
 /// Lives as long as the process; tells its end once.
 pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, streams: Streams) {
     let exited = channel::Sender::new(false);
-    let mut pumps = vec![spawn_pump(&guest, &id, OutputStream::Stdout, streams.stdout, &exited)];
+    let mut pumps = vec![copy(&guest, &id, OutputStream::Stdout, streams.stdout, &exited)];
     if let Some(sink) = streams.stderr {
-        pumps.push(spawn_pump(&guest, &id, OutputStream::Stderr, sink, &exited));
+        pumps.push(copy(&guest, &id, OutputStream::Stderr, sink, &exited));
     }
     if let Some(input) = streams.stdin {
         let (guest, id) = (Arc::clone(&guest), id.clone());
@@ -72,10 +73,7 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
             }
         }));
     }
-    for pump in &mut pumps {
-        pump.first_end().await;
-    }
-    let (status, input) = match guest.agent.wait_process(&id).await {
+    let (status, input) = match wait_for_end(&guest, &id, &mut pumps).await {
         Ok(status) => (status, Input::Exited),
         Err(e) => {
             if guest.vm.gone().borrow().is_none() {
@@ -87,15 +85,46 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
     let at = SystemTime::now();
     exited.send_replace(true);
     let draining = async {
-        for pump in pumps {
-            pump.finished().await;
+        for pump in &mut pumps {
+            pump.signals.finished().await;
         }
     };
-    if timeout(limits::OUTPUT_DRAIN, draining).await.is_err() {
+    drop(timeout(limits::OUTPUT_DRAIN, draining).await);
+    if pumps.iter().any(|pump| !pump.task.is_finished()) {
         warn!(pod.log(), "{}: nobody reads its output; the rest is dropped", id);
     }
     info!(pod.log(), "{} exited", id; "status" => status);
     pod.end_process(&id, input, status, at);
+}
+
+/// One stream being copied; ended with this.
+struct Copying {
+    signals: Signals,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The process' status, once both streams had their end; earlier, and in short waits, while one of
+/// them is stuck.
+async fn wait_for_end(guest: &Guest, id: &ProcessId, pumps: &mut [Copying]) -> Result<u32> {
+    loop {
+        let mut ended = true;
+        for pump in pumps.iter_mut() {
+            ended &= pump.signals.first_end().await;
+        }
+        if ended {
+            return guest.agent.wait_process(id).await;
+        }
+        if let Some(status) = guest.agent.wait_process_shortly(id).await? {
+            return Ok(status);
+        }
+        tokio::time::sleep(limits::STUCK_PAUSE).await;
+    }
 }
 
 /// The end of a process cannot be known without the agent: a guest that lost it is dead.
@@ -106,17 +135,15 @@ fn lost(pod: &Pod, guest: &Guest, id: &ProcessId, e: &crate::error::Error) {
     }
 }
 
-fn spawn_pump(
+fn copy(
     guest: &Arc<Guest>,
     id: &ProcessId,
     stream: OutputStream,
     sink: Sink,
     exited: &channel::Sender<bool>,
-) -> Signals {
-    let (guest, id, exited) = (Arc::clone(guest), id.clone(), exited.subscribe());
-    pump::start(sink, exited, move |pump| {
-        tasks::spawn(async move {
-            pump.run(|len| guest.agent.read_output(&id, stream, len)).await;
-        });
-    })
+) -> Copying {
+    let (guest, id) = (Arc::clone(guest), id.clone());
+    let (pump, signals) = pump::new(sink, exited.subscribe());
+    let task = tasks::spawn(async move { pump.run(|len| guest.agent.read_output(&id, stream, len)).await });
+    Copying { signals, task }
 }

@@ -1,12 +1,15 @@
 //! One output stream, from ReadStdout/ReadStderr to its sink.
 //!
-//! The next read is under way while the last one is being written, never two reads at once. Three
-//! chunks at most are held: one read, one waiting, one being written.
+//! The next read is under way while the last one is being written, never two reads at once. What the
+//! sink does not take yet is held, up to a bound; then nothing more is read and the process is held
+//! back. A sink that takes nothing for long makes the pump say so (`Stuck`): the process' end must
+//! become known all the same.
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 use crate::error::Result;
 use crate::limits;
@@ -21,10 +24,12 @@ pub(crate) struct Pump {
     progress: watch::Sender<Progress>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Reading,
-    /// The stream answered empty for the first time.
+    /// What was read last has not been taken for the longest time a process' end may wait.
+    Stuck,
+    /// The stream answered empty, or cannot be read any more.
     FirstEnd,
     Finished,
 }
@@ -33,22 +38,25 @@ enum Progress {
 #[derive(Debug)]
 pub(crate) struct Signals(watch::Receiver<Progress>);
 
-/// Makes a pump and hands it to `launch`, which runs it.
-pub(crate) fn start(sink: Sink, exited: watch::Receiver<bool>, launch: impl FnOnce(Pump)) -> Signals {
+/// Makes a pump and what it tells.
+pub(crate) fn new(sink: Sink, exited: watch::Receiver<bool>) -> (Pump, Signals) {
     let (progress, signals) = watch::channel(Progress::Reading);
-    launch(Pump { sink, exited, progress });
-    Signals(signals)
+    (Pump { sink, exited, progress }, Signals(signals))
 }
 
 impl Signals {
-    /// Returns when the stream has answered empty once, or cannot be read any more.
-    pub(crate) async fn first_end(&mut self) {
-        drop(self.0.wait_for(|p| *p >= Progress::FirstEnd).await);
+    /// Returns when the stream has answered empty once or cannot be read any more (true), or when
+    /// its sink is stuck (false).
+    pub(crate) async fn first_end(&mut self) -> bool {
+        match self.0.wait_for(|p| *p != Progress::Reading).await {
+            Ok(progress) => *progress != Progress::Stuck,
+            Err(_) => true,
+        }
     }
 
-    /// Returns when everything is written.
-    pub(crate) async fn finished(mut self) {
-        drop(self.0.wait_for(|p| *p >= Progress::Finished).await);
+    /// Returns when everything is written, or when the sink is stuck.
+    pub(crate) async fn finished(&mut self) {
+        drop(self.0.wait_for(|p| matches!(p, Progress::Finished | Progress::Stuck)).await);
     }
 }
 
@@ -58,25 +66,25 @@ impl Pump {
         mut self,
         read: impl Fn(u32) -> F + Send,
     ) {
-        let (chunks, mut waiting) = mpsc::channel::<Vec<u8>>(1);
-        let progress = &self.progress;
-        let reading = read_all(read, chunks, &mut self.exited, progress);
-        let sink = &mut self.sink;
-        let writing = async {
-            let mut broken = false;
-            while let Some(chunk) = waiting.recv().await {
-                // A sink that failed takes nothing more; the process must not block on it.
-                broken = broken || sink.write_all(&chunk).await.is_err();
-            }
-        };
-        tokio::join!(reading, writing);
+        let (held, waiting) = tokio::io::duplex(limits::STREAM_BUFFER);
+        let reading = read_all(read, held, &mut self.exited, &self.progress);
+        tokio::join!(reading, write_all(waiting, &mut self.sink));
         self.progress.send_replace(Progress::Finished);
+    }
+}
+
+async fn write_all(mut waiting: DuplexStream, sink: &mut Sink) {
+    let mut chunk = vec![0; limits::SINK_BYTES];
+    let mut broken = false;
+    while let Ok(count @ 1..) = waiting.read(&mut chunk).await {
+        // A sink that failed takes nothing more; the process must not block on it.
+        broken = broken || sink.write_all(chunk.get(..count).unwrap_or_default()).await.is_err();
     }
 }
 
 async fn read_all<F: Future<Output = Result<Vec<u8>>> + Send>(
     read: impl Fn(u32) -> F + Send,
-    chunks: mpsc::Sender<Vec<u8>>,
+    mut held: DuplexStream,
     exited: &mut watch::Receiver<bool>,
     progress: &watch::Sender<Progress>,
 ) {
@@ -85,18 +93,31 @@ async fn read_all<F: Future<Output = Result<Vec<u8>>> + Send>(
     while let Ok(chunk) = read(limits::READ_BYTES).await {
         if !chunk.is_empty() {
             pause = first_pause;
-            if chunks.send(chunk).await.is_err() {
+            if !hold(&mut held, &chunk, progress).await {
                 break;
             }
             continue;
         }
-        progress.send_if_modified(|p| std::mem::replace(p, Progress::FirstEnd) == Progress::Reading);
+        progress.send_replace(Progress::FirstEnd);
         if !pause_unless_exited(pause, exited).await {
             break;
         }
         pause = (pause * 2).min(longest);
     }
-    progress.send_if_modified(|p| std::mem::replace(p, Progress::FirstEnd) == Progress::Reading);
+    progress.send_replace(Progress::FirstEnd);
+}
+
+/// Puts a chunk where the sink takes it from; false: nobody takes it any more.
+async fn hold(held: &mut DuplexStream, chunk: &[u8], progress: &watch::Sender<Progress>) -> bool {
+    let taking = held.write_all(chunk);
+    tokio::pin!(taking);
+    if let Ok(taken) = timeout(limits::OUTPUT_DRAIN, &mut taking).await {
+        return taken.is_ok();
+    }
+    let before = progress.send_replace(Progress::Stuck);
+    let taken = taking.await.is_ok();
+    progress.send_replace(before);
+    taken
 }
 
 /// False: the process was waited for, nothing can come any more.
@@ -126,13 +147,12 @@ mod tests {
 
     async fn pump(sink: Sink, data: Vec<Vec<u8>>, exited: watch::Receiver<bool>) -> Signals {
         let data = Mutex::new(VecDeque::from(data));
-        let mut made = None;
-        let signals = start(sink, exited, |p| made = Some(p));
+        let (pump, signals) = new(sink, exited);
         let read = |_| {
             let next = data.lock().expect("lock").pop_front().unwrap_or_default();
             async { Ok(next) }
         };
-        made.expect("pump").run(read).await;
+        pump.run(read).await;
         signals
     }
 

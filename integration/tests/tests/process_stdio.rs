@@ -96,11 +96,17 @@ async fn a_reader_that_never_reads_delays_its_own_stream_only() {
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     let (out, err) = (shim.fifo("slow", "out"), shim.fifo("slow", "err"));
     let errors = reader(err.clone());
-    exec(&shim, "slow", "echo fine >&2; head -c 10000000 /dev/zero", ["", text(&out), text(&err)]).await;
+    // The other stream's end leaves nothing to wait for but this reader.
+    let script = "echo fine >&2; exec 2>&-; head -c 10000000 /dev/zero";
+    exec(&shim, "slow", script, ["", text(&out), text(&err)]).await;
     assert_eq!(shim.run_exec("c1", "other", &["/bin/true"]).await, 0, "others go on");
     let state = shim.state("c1", "slow").await.expect("state");
     assert_eq!(state.status.value(), 2, "its writer is held back");
-    // A reader comes late: nothing is lost.
+    // A reader comes so late that the shim has begun to look for its end: nothing is lost.
+    harness::eventually("its end is looked for", 15, || {
+        stage.requests().iter().any(|r| r["call"] == "WaitProcess" && r.to_string().contains("\"slow\""))
+    })
+    .await;
     let bytes = within("the late reader", 30, tokio::task::spawn_blocking(move || reader(out).join())).await;
     assert_eq!(bytes.expect("join").expect("join").len(), 10_000_000);
     assert_eq!(shim.wait("c1", "slow").await, Ok(0));
@@ -118,6 +124,13 @@ async fn nobody_reading_at_all_holds_an_exit_back_for_a_bounded_time() {
     assert_eq!(within("its exit", 20, shim.wait("c1", "mute")).await, Ok(0));
     assert!(began.elapsed() > Duration::from_secs(5), "a late reader has time: {:?}", began.elapsed());
     shim.delete("c1", "mute").await.expect("delete");
+
+    // More than is held for it: the process is held back, and its end is known all the same.
+    let out = shim.fifo("full", "out");
+    exec(&shim, "full", "head -c 1000000 /dev/zero", ["", text(&out), ""]).await;
+    shim.kill("c1", "full", 9).await.expect("kill");
+    assert_eq!(within("its exit", 20, shim.wait("c1", "full")).await, Ok(137));
+    shim.delete("c1", "full").await.expect("delete");
     stage.end(&shim, "c1").await;
 }
 

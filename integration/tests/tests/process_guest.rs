@@ -1,0 +1,202 @@
+//! A guest that hangs, lies or goes away: every call has an end, and the pod stays in our hands.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::time::{Duration, Instant};
+
+use harness::{Bundle, Code, PodNetns, Shim, Stage, code, eventually, within};
+use serde_json::{Value, json};
+
+const NONE: [&str; 3] = ["", "", ""];
+
+/// The limit of a call in these tests.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// The three ways of not answering: never, after the limit, and half an answer.
+fn silences(call: &str) -> [Value; 3] {
+    [
+        json!([{"call": call, "skip": true, "hang": true}]),
+        json!([{"call": call, "skip": true, "delay_ms": 1500}]),
+        json!([{"call": call, "skip": true, "cut": 5}]),
+    ]
+}
+
+async fn stage_with_short_limits() -> Stage {
+    let stage = Stage::new().await;
+    std::fs::create_dir(stage.path("config.d")).expect("folder");
+    let limits = "[agent]\ncall_timeout_s = 1\ncreate_timeout_s = 1\n";
+    std::fs::write(stage.path("config.d/limits.toml"), limits).expect("drop-in");
+    stage
+}
+
+/// The call's limit is kept, and told.
+async fn ends<T: std::fmt::Debug>(call: &str, asking: impl Future<Output = ttrpc::Result<T>>) {
+    let began = Instant::now();
+    let result = within(call, 10, asking).await;
+    let took = began.elapsed();
+    assert_eq!(code(&result), Some(Code::DEADLINE_EXCEEDED), "{call}: {result:?}");
+    let text = result.expect_err("no answer").to_string();
+    assert!(text.contains(&format!("agent {call}: no answer within 1 s")), "{text}");
+    assert!(took >= LIMIT && took < LIMIT * 2, "{call}: {took:?}");
+}
+
+/// KILL and Delete end a pod whatever its guest does.
+async fn end_all_the_same(stage: &Stage, shim: &Shim) {
+    within("KILL", 12, shim.kill("c1", "", 9)).await.ok();
+    assert_eq!(within("its end", 10, shim.wait("c1", "")).await, Ok(137));
+    within("delete", 10, shim.delete("c1", "")).await.expect("delete");
+    shim.shutdown(true).await.expect("shutdown");
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_create_whose_guest_stops_answering_fails_and_is_undone() {
+    let netns = PodNetns::new();
+    let stage = stage_with_short_limits().await;
+    let calls = [
+        "UpdateInterface",
+        "UpdateRoutes",
+        "AddARPNeighbors",
+        "CreateSandbox",
+        "GetGuestDetails",
+        "CreateContainer",
+    ];
+    let dir = stage.bundle("c1", &Bundle::sh("true").network(&netns.path()));
+    for call in calls {
+        for silence in silences(call) {
+            stage.script(&silence);
+            let shim = stage.shim("c1", &dir).await;
+            let began = Instant::now();
+            let result = within("an error", 10, shim.create("c1", &dir, NONE)).await;
+            assert_eq!(code(&result), Some(Code::DEADLINE_EXCEEDED), "{call}: {result:?}");
+            let text = result.expect_err("no answer").to_string();
+            assert!(text.contains(&format!("agent {call}: no answer within 1 s")), "{text}");
+            assert!(began.elapsed() < Duration::from_secs(9), "{call}: {:?}", began.elapsed());
+            shim.shutdown(true).await.expect("shutdown");
+            stage.assert_clean();
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_call_of_a_running_pod_has_an_end() {
+    let stage = stage_with_short_limits().await;
+    for way in 0..3 {
+        let dir = stage.bundle("c1", &Bundle::sh("sleep 1000").terminal());
+        let shim = stage.shim("c1", &dir).await;
+        let (input, out) = (shim.fifo("c1", "in"), shim.fifo("c1", "out"));
+        let streams = [input.to_str().expect("utf-8"), out.to_str().expect("utf-8"), ""];
+        shim.create_for("c1", &dir, streams, true, Duration::from_secs(10)).await.expect("create");
+        let silence = |call: &str| stage.script(&silences(call)[way]);
+        silence("StartContainer");
+        // Nobody knows then whether it runs: it counts as ended.
+        ends("StartContainer", shim.start("c1", "")).await;
+        stage.end(&shim, "c1").await;
+
+        stage.script(&json!([]));
+        let shim = stage.shim("c1", &dir).await;
+        shim.create_for("c1", &dir, streams, true, Duration::from_secs(10)).await.expect("create");
+        shim.start("c1", "").await.expect("start");
+        silence("TtyWinResize");
+        ends("TtyWinResize", shim.resize("c1", 80, 25)).await;
+        silence("ExecProcess");
+        shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NONE).await.expect("exec");
+        ends("ExecProcess", shim.start("c1", "e1")).await;
+        shim.delete("c1", "e1").await.expect("delete");
+        silence("SignalProcess");
+        ends("SignalProcess", shim.kill("c1", "", 15)).await;
+        // Input that the guest does not take is lost; nothing else is.
+        silence("WriteStdin");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&input)
+            .and_then(|mut f| std::io::Write::write_all(&mut f, b"x"))
+            .expect("write");
+        silence("DestroySandbox");
+        end_all_the_same(&stage, &shim).await;
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_the_guest_does_not_remove_is_said_and_goes_with_its_pod() {
+    let stage = stage_with_short_limits().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000").sandbox()).await;
+    for (n, silence) in silences("RemoveContainer").iter().enumerate() {
+        let id = format!("m{n}");
+        let dir = stage.bundle(&id, &Bundle::sh("exit 3").member("c1"));
+        shim.create(&id, &dir, NONE).await.expect("create");
+        shim.start(&id, "").await.expect("start");
+        assert_eq!(shim.wait(&id, "").await, Ok(3));
+        stage.script(silence);
+        ends("RemoveContainer", shim.delete(&id, "")).await;
+        stage.script(&json!([]));
+    }
+    end_all_the_same(&stage, &shim).await;
+}
+
+#[tokio::test]
+async fn a_start_that_hangs_fails_and_leaves_a_container_that_can_be_deleted() {
+    let stage = Stage::new().await;
+    stage.script(&json!([{"call": "StartContainer", "hang": true}]));
+    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
+    let shim = stage.shim("c1", &dir).await;
+    shim.create("c1", &dir, NONE).await.expect("create");
+    let started = within("an error", 8, shim.start("c1", "")).await;
+    assert_eq!(code(&started), Some(Code::DEADLINE_EXCEEDED), "{started:?}");
+    assert!(started.expect_err("hung").to_string().contains("agent StartContainer: no answer within 5 s"));
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn one_slow_container_does_not_slow_the_pod() {
+    let stage = Stage::new().await;
+    stage.config("");
+    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    stage.script(&json!([{"call": "CreateContainer", "request": {"containerId": "m1"}, "hang": true},
+        {"call": "CreateContainer", "hang": true}]));
+    let dir = stage.bundle("m1", &Bundle::sh("true").member("s1"));
+    let slow = shim.clone();
+    let creating = tokio::spawn(async move { slow.create("m1", &dir, NONE).await });
+    eventually("the call hangs", 5, || {
+        stage.requests().iter().filter(|r| r["call"] == "CreateContainer").count() == 2
+    })
+    .await;
+    for _ in 0..50 {
+        let began = std::time::Instant::now();
+        shim.state("s1", "").await.expect("state");
+        assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
+    }
+    assert_eq!(shim.run_exec("s1", "e1", &["/bin/true"]).await, 0);
+    assert!(creating.await.expect("join").is_err());
+    stage.end(&shim, "s1").await;
+}
+
+#[tokio::test]
+async fn lies_of_a_guest_are_harmless() {
+    let stage = Stage::new().await;
+    stage.script(&json!([
+        {"call": "WaitProcess", "nth": 1, "answer": {"status": -7}},
+        {"call": "WaitProcess", "nth": 2, "answer": {"status": 70000}},
+    ]));
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    for exec in ["e1", "e2"] {
+        shim.exec("c1", exec, Bundle::process(&["/bin/true"]), NONE).await.expect("exec");
+        shim.start("c1", exec).await.expect("start");
+        let status = within("an end", 20, shim.wait("c1", exec)).await.expect("wait");
+        assert!(status <= 255, "{status}");
+    }
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn a_connection_lost_while_waiting_loses_no_exit_code() {
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    stage.script(&json!([{"call": "StatsContainer", "close": true}, {"call": "SignalProcess", "nth": 1, "close": true}]));
+    shim.exec("c1", "e1", Bundle::process(&["/bin/sh", "-c", "sleep 2; exit 6"]), NONE).await.expect("exec");
+    shim.start("c1", "e1").await.expect("start");
+    let lost = shim.kill("c1", "", 18).await;
+    assert_eq!(code(&lost), Some(Code::UNAVAILABLE), "not repeated: {lost:?}");
+    assert_eq!(within("its end", 10, shim.wait("c1", "e1")).await, Ok(6));
+    stage.end(&shim, "c1").await;
+}
