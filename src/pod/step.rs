@@ -26,11 +26,16 @@ steps! {
     ConfigRead, CgroupOwed, CgroupMade, NetworkScanned, TapOwed, TapMade, MirrorMade, HelperSpawned,
     QemuSpawned, QmpReady, GuestRunning, AgentReady, NetworkSent, SandboxMade, LayersPacked,
     DiskPlugged, ContainerMade, ContainerStarted, ExecMade, ExecStarted, ContainerRemoved,
-    SandboxDestroyed, VmStopped, ScopeUndone,
+    SandboxDestroyed, VmStopped, UndoPaid, ScopeUndone,
 }
 
-/// Called right after a step; with the feature `failpoints` it does what the environment says:
-/// `KATA_SE_FAILPOINT=<step>=kill|EIO|ENOSPC|EMFILE|ETIMEDOUT`.
+/// Where the failpoint stands, in a build with the feature: a file that tests write.
+#[cfg(feature = "failpoints")]
+pub const ENVIRONMENT: &str = "KATA_SE_FAILPOINT";
+
+/// Called right after a step; with the feature `failpoints` it does what the file named by the
+/// environment says: `<step>=kill|EIO|ENOSPC|EMFILE|ETIMEDOUT`, with `#<n>` behind it only at the
+/// nth time that this process comes there.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn reached(_: Step) -> Result<()> {
@@ -41,9 +46,17 @@ pub fn reached(_: Step) -> Result<()> {
 pub fn reached(step: Step) -> Result<()> {
     use crate::error::Context;
     use nix::libc;
-    let Ok(wanted) = std::env::var("KATA_SE_FAILPOINT") else { return Ok(()) };
-    let Some((name, what)) = wanted.split_once('=') else { return Ok(()) };
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static TIMES: AtomicU32 = AtomicU32::new(0);
+    let wanted = std::env::var_os(ENVIRONMENT).and_then(|path| std::fs::read_to_string(path).ok());
+    let wanted = wanted.unwrap_or_default();
+    let (point, nth) = wanted.split_once('#').unwrap_or((&wanted, ""));
+    let Some((name, what)) = point.split_once('=') else { return Ok(()) };
     if name != step.name() {
+        return Ok(());
+    }
+    let times = TIMES.fetch_add(1, Ordering::Relaxed) + 1;
+    if nth.parse().is_ok_and(|nth: u32| nth != times) {
         return Ok(());
     }
     let errno = match what {

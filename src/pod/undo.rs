@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result};
 use crate::host::{cgroup, netlink};
 use crate::pod::journal;
+use crate::pod::step::{Step, reached};
 
 /// One resource that must not outlive the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,8 +56,8 @@ fn remove_file(dir: &Path, name: &str) -> Result<()> {
 pub fn pay_back(dir: &Path) -> Result<()> {
     let mut owed = journal::read(dir)?;
     owed.reverse();
-    let failed: Vec<String> =
-        owed.iter().filter_map(|undo| undo.pay_back(dir).err()).map(|e| e.to_string()).collect();
+    let pay = |undo: &Undo| undo.pay_back(dir).and_then(|()| reached(Step::UndoPaid));
+    let failed: Vec<String> = owed.iter().filter_map(|undo| pay(undo).err()).map(|e| e.to_string()).collect();
     if failed.is_empty() { Ok(()) } else { Err(Error::internal(format!("clean up: {}", failed.join("; ")))) }
 }
 

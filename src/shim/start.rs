@@ -138,10 +138,14 @@ fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u3
 
 /// What the server needs of the environment, and nothing else.
 fn environment(dialect: &Dialect) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
-    let mut kept: Vec<_> = [config_files::ENVIRONMENT, RUN_DIR_ENVIRONMENT, "KATA_SE_FAILPOINT"]
-        .into_iter()
-        .filter_map(|name| Some((name.into(), std::env::var_os(name)?)))
-        .collect();
+    let names = [
+        config_files::ENVIRONMENT,
+        RUN_DIR_ENVIRONMENT,
+        #[cfg(feature = "failpoints")]
+        crate::pod::step::ENVIRONMENT,
+    ];
+    let mut kept: Vec<_> =
+        names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect();
     let events = match dialect {
         Dialect::Bootstrap { events } => Some(events.into()),
         Dialect::Address => std::env::var_os(serve::EVENTS_ENVIRONMENT),

@@ -10,13 +10,28 @@ use kata_se::pod::step::Step;
 
 const NONE: [&str; 3] = ["", "", ""];
 
-/// Steps of a pod's end; the others belong to its beginning.
-const ENDING: [Step; 4] =
-    [Step::ContainerRemoved, Step::SandboxDestroyed, Step::VmStopped, Step::ScopeUndone];
+/// Steps that belong to a pod's end or to a process; the others are all on the way of its Create.
+const LATER: [Step; 8] = [
+    Step::ContainerStarted,
+    Step::ExecMade,
+    Step::ExecStarted,
+    Step::ContainerRemoved,
+    Step::SandboxDestroyed,
+    Step::VmStopped,
+    Step::UndoPaid,
+    Step::ScopeUndone,
+];
 
-fn failpoint(stage: &Stage, step: Step, what: &str) {
-    let point = ("KATA_SE_FAILPOINT".to_owned(), format!("{}={what}", step.name()));
-    *stage.environment.lock().expect("environment") = vec![point];
+/// What every shim and every `delete` of the stage does at a step; empty: nothing.
+fn failpoint(stage: &Stage, what: &str) {
+    std::fs::write(stage.path("failpoint"), what).expect("failpoint");
+}
+
+async fn stage_with_failpoint() -> Stage {
+    let stage = Stage::new().await;
+    let file = stage.path("failpoint").display().to_string();
+    stage.environment.lock().expect("environment").push(("KATA_SE_FAILPOINT".to_owned(), file));
+    stage
 }
 
 /// Everything a pod does once, as far as it comes: a sandbox with network, a member, an exec, the end.
@@ -46,10 +61,10 @@ async fn whole_life(stage: &Stage, netns: &PodNetns) -> ttrpc::Result<()> {
 #[tokio::test]
 async fn the_walk_passes_every_step_that_exists() {
     // A step that no walk reaches would make the crash tests below say nothing about it.
-    let stage = Stage::new().await;
+    let stage = stage_with_failpoint().await;
     let netns = PodNetns::new();
     for step in Step::ALL {
-        failpoint(&stage, *step, "EIO");
+        failpoint(&stage, &format!("{}=EIO", step.name()));
         let result = within("an end", 60, whole_life(&stage, &netns)).await;
         let said = result.err().map(|e| e.to_string()).unwrap_or_default() + &stage.log();
         assert!(
@@ -57,6 +72,7 @@ async fn the_walk_passes_every_step_that_exists() {
             "{}: never reached: {said}",
             step.name()
         );
+        failpoint(&stage, "");
         stage.delete("m1");
         stage.delete("s1");
     }
@@ -64,50 +80,76 @@ async fn the_walk_passes_every_step_that_exists() {
 
 #[tokio::test]
 async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
-    let stage = Stage::new().await;
+    let stage = stage_with_failpoint().await;
     let netns = PodNetns::new();
     let clean = harness::Census::take(&stage.path(""), &stage.path("run"));
-    for step in Step::ALL {
-        failpoint(&stage, *step, "kill");
-        within("an end", 60, whole_life(&stage, &netns)).await.ok();
-        let began = Instant::now();
-        stage.delete("m1");
-        stage.delete("s1");
-        assert!(
-            began.elapsed() < Duration::from_secs(5),
-            "{}: delete took {:?}",
-            step.name(),
-            began.elapsed()
-        );
-        clean.assert_clean();
-        stage.delete("s1"); // again: no change, no error
-        clean.assert_clean();
+    for round in 1..=3 {
+        for step in Step::ALL {
+            // In later rounds at the step of the member, or of the next undo, where there is one.
+            failpoint(&stage, &format!("{}=kill#{round}", step.name()));
+            within("an end", 60, whole_life(&stage, &netns)).await.ok();
+            failpoint(&stage, "");
+            let began = Instant::now();
+            stage.delete("m1");
+            stage.delete("s1");
+            assert!(
+                began.elapsed() < Duration::from_secs(5),
+                "{}: delete took {:?}",
+                step.name(),
+                began.elapsed()
+            );
+            clean.assert_clean();
+            stage.delete("s1"); // again: no change, no error
+            clean.assert_clean();
+        }
     }
 }
 
 #[tokio::test]
-async fn an_error_at_any_step_of_create_is_undone_before_it_is_answered() {
-    let stage = Stage::new().await;
+async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
+    let stage = stage_with_failpoint().await;
     let netns = PodNetns::new();
     let clean = harness::Census::take(&stage.path(""), &stage.path("run"));
-    let begins = Step::ALL.iter().filter(|s| !ENDING.contains(s));
-    for (index, step) in begins.enumerate() {
-        let errors = ["EIO", "ENOSPC", "EMFILE", "ETIMEDOUT"];
-        failpoint(&stage, *step, errors[index % errors.len()]);
-        let dir = stage.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
-        let shim = stage.shim("s1", &dir).await;
-        let served = harness::Census::take(&stage.path(""), &stage.path("run"));
-        match shim.create("s1", &dir, NONE).await {
-            Ok(_) => shim.shutdown(true).await.expect("shutdown"), // the step is not one of Create's
-            Err(e) => {
-                assert!(e.to_string().contains("create container s1"), "{e}");
-                let left: Vec<_> = served.difference().into_iter().filter(|d| !d.contains("/pack")).collect();
-                let left: Vec<_> = left.into_iter().filter(|d| !d.contains("journal")).collect();
-                assert!(left.is_empty(), "{}: {left:?}", step.name());
-                shim.shutdown(true).await.expect("shutdown");
-            }
+    for step in Step::ALL.iter().filter(|s| !LATER.contains(s)) {
+        for error in ["EIO", "ENOSPC", "EMFILE", "ETIMEDOUT"] {
+            let point = format!("{}={error}", step.name());
+            let dir = stage.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
+            let shim = stage.shim("s1", &dir).await;
+            let served = harness::Census::take(&stage.path(""), &stage.path("run"));
+            failpoint(&stage, &point);
+            let e = shim.create("s1", &dir, NONE).await.expect_err(&point).to_string();
+            assert!(e.contains("create container s1") && e.contains("failpoint"), "{e}");
+            let own = |line: &String| ["/pack", "/journal", "/log"].iter().any(|name| line.contains(name));
+            let left: Vec<_> = served.difference().into_iter().filter(|line| !own(line)).collect();
+            assert!(left.is_empty(), "{point}: {left:?}");
+            failpoint(&stage, "");
+            shim.create("s1", &dir, NONE).await.expect("the same id at once");
+            shim.shutdown(true).await.expect("shutdown");
+            clean.assert_clean();
         }
+    }
+}
+
+#[tokio::test]
+async fn delete_killed_at_any_undo_is_finished_by_the_next_one() {
+    let stage = stage_with_failpoint().await;
+    let netns = PodNetns::new();
+    let clean = harness::Census::take(&stage.path(""), &stage.path("run"));
+    for nth in 1.. {
+        let bundle = Bundle::sh("sleep 1000").sandbox().network(&netns.path());
+        let shim = stage.running("s1", &bundle).await;
+        let (pid, _) = shim.pid("s1").await;
+        let pid = nix::unistd::Pid::from_raw(pid as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
+        failpoint(&stage, &format!("{}=kill#{nth}", Step::UndoPaid.name()));
+        let killed = !stage.delete_output("s1").status.success();
+        failpoint(&stage, "");
+        stage.delete("s1");
         clean.assert_clean();
+        if !killed {
+            assert!(nth > 5, "only {nth} undos");
+            return;
+        }
     }
 }
 
