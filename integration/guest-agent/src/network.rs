@@ -1,6 +1,6 @@
 //! The guest's network by netlink: interfaces, routes, neighbours. On the host it is only checked and remembered.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
@@ -351,9 +351,11 @@ async fn add_route(handle: &Handle, route: &Route) -> Result<()> {
         .output_interface(index)
         .protocol(RouteProtocol::Boot)
         .scope(RouteScope::from(scope));
-    if let Some((ip, bits)) = destination(&route.dest)? {
-        message = message.destination_prefix(ip, bits).trying("address")?;
-    }
+    // The default route too: its destination says which family is meant.
+    let v6 = route.family.enum_value_or_default() == IPFamily::v6;
+    let everywhere = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let (ip, bits) = destination(&route.dest)?.unwrap_or((everywhere, 0));
+    message = message.destination_prefix(ip, bits).trying("address")?;
     if !route.gateway.is_empty() {
         message = message.gateway(address(&route.gateway)?).trying("address")?;
     }
@@ -361,8 +363,6 @@ async fn add_route(handle: &Handle, route: &Route) -> Result<()> {
         message = message.pref_source(address(&route.source)?).trying("address")?;
     }
     let mut message = message.build();
-    let v6 = route.family.enum_value_or_default() == IPFamily::v6;
-    message.header.address_family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     message.header.flags = RouteFlags::from_bits_retain(route.flags);
     if route.mtu != 0 {
         message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));

@@ -50,6 +50,18 @@ impl Bundle {
         self
     }
 
+    /// The same two by CRI-O's annotations.
+    pub fn crio_sandbox(mut self, sandbox: &str) -> Self {
+        self.config["annotations"] =
+            json!({"io.kubernetes.cri-o.ContainerType": "sandbox", "io.kubernetes.cri-o.SandboxID": sandbox});
+        self
+    }
+
+    pub fn crio_member(mut self, sandbox: &str) -> Self {
+        self.config["annotations"] = json!({"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": sandbox});
+        self
+    }
+
     pub fn terminal(mut self) -> Self {
         self.config["process"]["terminal"] = true.into();
         self

@@ -78,6 +78,24 @@ impl Shim {
         Ok(self.task.create(with_duration(deadline), &req).await?.pid)
     }
 
+    /// On an overlay of `layers`, topmost first, as the overlayfs snapshotter would mount it.
+    pub async fn create_on(&self, id: &str, bundle: &Path, layers: &[&Path]) -> ttrpc::Result<u32> {
+        let layers: Vec<String> = layers.iter().map(|l| l.display().to_string()).collect();
+        let overlay = api::Mount {
+            type_: "overlay".into(),
+            source: "overlay".into(),
+            options: vec![format!("lowerdir={}", layers.join(":"))],
+            ..Default::default()
+        };
+        let req = api::CreateTaskRequest {
+            id: id.into(),
+            bundle: bundle.display().to_string(),
+            rootfs: vec![overlay],
+            ..Default::default()
+        };
+        Ok(self.task.create(patient(), &req).await?.pid)
+    }
+
     pub async fn start(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
         let req = api::StartRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
         Ok(self.task.start(patient(), &req).await?.pid)

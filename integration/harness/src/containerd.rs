@@ -28,13 +28,18 @@ impl Containerd {
     }
 
     pub fn version(version: &str) -> Self {
+        Self::with(version, "")
+    }
+
+    /// `more`: sections added to containerd's configuration.
+    pub fn with(version: &str, more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("temporary folder");
         let at = |name: &str| dir.path().join(name);
         fs::DirBuilder::new().mode(0o700).create(at("run")).expect("run");
         let show = |path: PathBuf| path.display().to_string();
         let config = format!(
             "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = \"{}\"\n",
+             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = \"{}\"\n{more}",
             show(at("root")),
             show(at("state")),
             show(at("c.sock")),
@@ -53,13 +58,17 @@ impl Containerd {
         let census = Census::take(&at("run"), &at("run"));
         let mut node = Self { dir, version: version.to_owned(), daemon: None, census };
         node.up();
-        let image = show(cached("guest/busybox.tar"));
-        node.ctr_ok(&["image", "import", "--platform", "linux/s390x", &image]);
+        node.import("busybox.tar", "overlayfs");
         node
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The folder of the only pod there is.
+    pub fn pod_dir(&self) -> PathBuf {
+        crate::stage::only_folder(&self.path("run"))
     }
 
     fn search_path(&self) -> String {
@@ -122,11 +131,23 @@ impl Containerd {
         text
     }
 
+    /// Takes an image of the cache and unpacks it.
+    pub fn import(&self, archive: &str, snapshotter: &str) {
+        let path = cached(&format!("guest/{archive}")).display().to_string();
+        let words = ["image", "import", "--snapshotter", snapshotter, "--platform", "linux/s390x", &path];
+        self.ctr_ok(&words);
+    }
+
     /// `ctr run` of the image with our runtime: options, then the container's id, then its program.
     pub fn run(&self, options: &[&str], id: &str, args: &[&str]) -> Command {
+        self.run_of(IMAGE, options, id, args)
+    }
+
+    /// The same of another image, or of a directory with `--rootfs`.
+    pub fn run_of(&self, image: &str, options: &[&str], id: &str, args: &[&str]) -> Command {
         let mut words = vec!["run", "--platform", "linux/s390x", "--runtime", "io.containerd.kata-se.v2"];
         words.extend_from_slice(options);
-        words.extend([IMAGE, id]);
+        words.extend([image, id]);
         words.extend_from_slice(args);
         self.command(&words)
     }

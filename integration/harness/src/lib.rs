@@ -21,9 +21,10 @@ pub use containerd::{Containerd, IMAGE};
 pub use events::{Event, Events};
 pub use netns::PodNetns;
 pub use stage::Stage;
-pub use wait::{eventually, within};
+pub use wait::{eventually, until, within};
 
 use std::path::PathBuf;
+use std::process::Command;
 
 /// A folder named by the environment that the test scripts set.
 pub fn folder(variable: &str) -> PathBuf {
@@ -36,6 +37,19 @@ pub fn program(name: &str) -> PathBuf {
     let path = folder("KATA_SE_BIN_DIR").join(name);
     assert!(path.is_file(), "{} is not built: run the tests by hack/test", path.display());
     path
+}
+
+/// A built program of ours as a command; of another architecture under the runner that is named.
+pub fn command(name: &str) -> Command {
+    let program = program(name);
+    match std::env::var_os("KATA_SE_RUNNER") {
+        None => Command::new(program),
+        Some(runner) => {
+            let mut command = Command::new(runner);
+            command.arg(program);
+            command
+        }
+    }
 }
 
 /// A file of the cache.

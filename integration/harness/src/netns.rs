@@ -1,4 +1,5 @@
-//! A pod's network namespace as CNI would make it: a veth pair, IPv4 and IPv6, a default route.
+//! A pod's network namespace as CNI would make it: a veth pair, IPv4 and IPv6, a default route, and a
+//! permanent neighbour.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +33,10 @@ impl PodNetwork {
         ip(&format!("-n {name} link set eth0 mtu 1450 up"));
         ip(&format!("-n {name} route add default via 10.88.{}.1", number % 250));
         ip(&format!("-n {name} -6 route add default via fd88:{number:x}::1"));
+        ip(&format!(
+            "-n {name} neigh add 10.88.{}.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent",
+            number % 250
+        ));
         made
     }
 

@@ -196,6 +196,11 @@ impl Stage {
         self.census.assert_clean();
     }
 
+    /// The folder of the only pod there is.
+    pub fn pod_dir(&self) -> PathBuf {
+        only_folder(&self.path("run"))
+    }
+
     /// The requests the agent got: method names with their JSON.
     pub fn requests(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.path("record/requests")).unwrap_or_default();
@@ -206,6 +211,13 @@ impl Stage {
     pub fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).expect("stat").permissions().mode() & 0o7777
     }
+}
+
+/// The only folder in a folder.
+pub(crate) fn only_folder(dir: &Path) -> PathBuf {
+    let found: Vec<PathBuf> = fs::read_dir(dir).expect("list").flatten().map(|e| e.path()).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.into_iter().next().expect("one")
 }
 
 impl Drop for Stage {

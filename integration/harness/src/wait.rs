@@ -14,6 +14,15 @@ pub async fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> boo
     }
 }
 
+/// The same, where nothing else has to go on meanwhile.
+pub fn until(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(seconds);
+    while !holds() {
+        assert!(std::time::Instant::now() < end, "not within {seconds} s: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// The result of `work`; panics with `what` after `seconds`.
 pub async fn within<T>(what: &str, seconds: u64, work: impl Future<Output = T>) -> T {
     let done = timeout(Duration::from_secs(seconds), work).await;

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::{Containerd, eventually};
+use harness::{Containerd, until};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -52,7 +52,7 @@ fn exit_codes_signals_and_execs_of_one_guest() {
     // An exec that is killed, while the container goes on.
     let mut sleeping = node.command(&["task", "exec", "--exec-id", "s", "c1", "sleep", "1000"]);
     let mut sleeping = sleeping.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("ctr");
-    eventually_sync("the exec runs", || {
+    until("the exec runs", 10, || {
         node.ctr(&["task", "kill", "--exec-id", "s", "--signal", "KILL", "c1"]).status.success()
     });
     assert_eq!(sleeping.wait().expect("wait").code(), Some(137));
@@ -155,10 +155,4 @@ fn digest(data: &[u8]) -> String {
     child.stdin.take().expect("stdin").write_all(data).expect("write");
     let output = child.wait_with_output().expect("sha256sum");
     text(&output.stdout).split(' ').next().expect("sum").to_owned()
-}
-
-/// Waits for a condition, ten seconds at most.
-fn eventually_sync(what: &str, mut met: impl FnMut() -> bool) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("runtime");
-    runtime.block_on(eventually(what, 10, &mut met));
 }

@@ -75,11 +75,27 @@ async fn events_are_not_needed_and_wait_for_a_containerd_that_is_away() {
     stage.end(&shim, "c1").await;
 }
 
+/// CRI-O has no event socket, mounts the root file system itself, and reads the address from the bundle.
+#[tokio::test]
+async fn crios_pods_need_no_events() {
+    let stage = Stage::new().await;
+    stage.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));
+    let shim = stage.running("s1", &Bundle::sh("sleep 1000").crio_sandbox("s1")).await;
+    let dir = stage.bundle("m1", &Bundle::sh("exit 4").crio_member("s1"));
+    assert_eq!(stage.shim("m1", &dir).await.address, shim.address);
+    assert_eq!(std::fs::read_to_string(dir.join("address")).expect("address"), shim.address);
+    shim.create("m1", &dir, ["", "", ""]).await.expect("create");
+    shim.start("m1", "").await.expect("start");
+    assert_eq!(shim.wait("m1", "").await, Ok(4));
+    shim.delete("m1", "").await.expect("delete");
+    stage.end(&shim, "s1").await;
+    assert!(stage.events.seen().is_empty());
+}
+
 #[tokio::test]
 async fn version_info_and_failures_are_one_clean_answer() {
-    let shim = harness::program("containerd-shim-kata-se-v2");
     let run = |args: &[&str]| {
-        let mut command = std::process::Command::new(&shim);
+        let mut command = harness::command("containerd-shim-kata-se-v2");
         command.args(args).current_dir("/tmp").stdin(std::process::Stdio::null()).output().expect("shim")
     };
     let version = run(&["-v"]);

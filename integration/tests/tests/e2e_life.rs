@@ -1,0 +1,65 @@
+//! The Task API's promises on a real guest, asked as containerd asks: waiters, taken and unknown names,
+//! a container that is deleted before it starts.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::path::Path;
+
+use harness::{Bundle, Code, Containerd, Shim, code, within};
+
+const NONE: [&str; 3] = ["", "", ""];
+
+/// A bundle whose root file system needs nothing: it is never started.
+fn bundle(node: &Containerd, id: &str) -> std::path::PathBuf {
+    let dir = node.path(id);
+    std::fs::create_dir_all(dir.join("rootfs/bin")).expect("rootfs");
+    let member = Bundle::new(&["/bin/true"]).member("pod");
+    std::fs::write(dir.join("config.json"), member.config.to_string()).expect("config.json");
+    dir
+}
+
+async fn waiters(shim: &Shim) {
+    shim.exec("pod", "e1", Bundle::process(&["sleep", "1000"]), NONE).await.expect("exec");
+    shim.start("pod", "e1").await.expect("start");
+    let (one, two, three, ()) =
+        tokio::join!(shim.wait("pod", "e1"), shim.wait("pod", "e1"), shim.wait("pod", "e1"), async {
+            shim.kill("pod", "e1", 15).await.expect("kill");
+        });
+    assert_eq!((one, two, three), (Ok(143), Ok(143), Ok(143)), "everyone who waits is told");
+    assert_eq!(shim.wait("pod", "e1").await, Ok(143), "also later");
+    assert_eq!(shim.delete("pod", "e1").await, Ok(143));
+}
+
+async fn names(shim: &Shim, dir: &Path) {
+    assert_eq!(code(&shim.create("pod", dir, NONE).await), Some(Code::ALREADY_EXISTS));
+    for (id, exec) in [("cx", ""), ("cx", "e1"), ("pod", "ex")] {
+        assert_eq!(code(&shim.start(id, exec).await), Some(Code::NOT_FOUND));
+        assert_eq!(code(&shim.state(id, exec).await), Some(Code::NOT_FOUND));
+        assert_eq!(code(&shim.wait(id, exec).await), Some(Code::NOT_FOUND));
+        assert_eq!(code(&shim.kill(id, exec, 9).await), Some(Code::NOT_FOUND));
+        assert_eq!(code(&shim.delete(id, exec).await), Some(Code::NOT_FOUND));
+        assert_eq!(code(&shim.close_stdin(id, exec).await), Some(Code::NOT_FOUND));
+    }
+    assert_eq!(code(&shim.pids("cx").await), Some(Code::NOT_FOUND));
+}
+
+#[tokio::test]
+async fn waiters_names_and_deletes_of_one_guest() {
+    let node = Containerd::new();
+    let options = ["--rm", "--annotation", "io.kubernetes.cri.container-type=sandbox"];
+    let mut running = node.running(&options, "pod", "trap 'exit 0' TERM; while :; do sleep 0.1; done");
+    let address = format!("unix://{}", node.pod_dir().join("s").display());
+    let shim = Shim::connect(&address, &node.path("run")).await;
+    waiters(&shim).await;
+    let dir = bundle(&node, "member");
+    names(&shim, &dir).await;
+    for _ in 0..2 {
+        shim.create("member", &dir, NONE).await.expect("create");
+        assert_eq!(shim.delete("member", "").await, Ok(0), "never started");
+        assert_eq!(code(&shim.state("member", "").await), Some(Code::NOT_FOUND));
+    }
+    node.ctr_ok(&["task", "kill", "pod"]);
+    let ended = within("its end", 20, tokio::task::spawn_blocking(move || running.wait())).await;
+    assert_eq!(ended.expect("join").expect("ctr").code(), Some(0));
+    node.assert_clean();
+}
