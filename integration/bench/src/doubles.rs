@@ -1,0 +1,123 @@
+//! The shim with doubles for QEMU and the guest: what is measured is its own time.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use harness::{Bundle, Shim, Stage};
+use kata_se::agent::calls::OutputStream;
+use kata_se::agent::client::Agent;
+use kata_se::agent::dial::Transport;
+use kata_se::config::AgentConfig;
+use kata_se::ids::{ContainerId, ExecId, ProcessId};
+use kata_se::oci::bundle::parse_process;
+use kata_se::oci::guest_spec::guest_process;
+use tokio::sync::watch;
+
+use crate::process::cpu;
+use crate::table::{Table, Wanted, median};
+
+const ROUNDS: usize = 20;
+const EXECS: u32 = 100;
+
+pub(crate) async fn measure(table: &mut Table) {
+    table.heading("with doubles, milliseconds, median");
+    let stage = Stage::new().await;
+    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
+    let layer = dir.join("rootfs");
+    let (mut starts, mut to_exec, mut from_answer, mut deletes) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        let shim = stage.shim("c1", &dir).await;
+        starts.push(began.elapsed());
+        let asked = SystemTime::now();
+        shim.create_on("c1", &dir, &[&layer]).await.expect("create");
+        let answered = SystemTime::now();
+        let log = stage.log();
+        to_exec.push(since(asked, logged(&log, "qemu_spawned")));
+        from_answer.push(since(logged(&log, "agent_ready"), answered));
+        stage.end(&shim, "c1").await;
+        let began = Instant::now();
+        stage.delete("c1");
+        deletes.push(began.elapsed());
+    }
+    table.row("command start", median(starts), None, Wanted::AtMost(30.0));
+    table.row("Create to the exec of QEMU", median(to_exec), None, Wanted::AtMost(30.0));
+    table.row("the agent's first answer to Create's return", median(from_answer), None, Wanted::AtMost(50.0));
+    table.row("command delete, nothing left to do", median(deletes), None, Wanted::AtMost(15.0));
+
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let (pid, _) = shim.pid("c1").await;
+    let before = cpu(pid);
+    let through = through_shim(&shim).await;
+    let used = cpu(pid).saturating_sub(before) / EXECS;
+    let direct = directly(&agent(&stage.pod_dir()).await, "c1").await;
+    table.row("exec true over the agent's own time", through - direct, None, Wanted::AtMost(5.0));
+    table.row("  the whole exec; the agent's own time", through, Some(direct), Wanted::Nothing);
+    table.row("CPU of the shim for one exec", crate::table::ms(used), None, Wanted::Nothing);
+    stage.end(&shim, "c1").await;
+}
+
+fn since(from: SystemTime, to: SystemTime) -> Duration {
+    to.duration_since(from).unwrap_or_default()
+}
+
+/// When the shim logged the last line of this step.
+fn logged(log: &str, step: &str) -> SystemTime {
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let line = lines.rfind(|line| line["step"] == step).expect("a line of the step");
+    humantime::parse_rfc3339(line["time"].as_str().expect("time")).expect("time")
+}
+
+async fn through_shim(shim: &Shim) -> f64 {
+    let mut times = Vec::new();
+    for n in 0..EXECS {
+        let began = Instant::now();
+        assert_eq!(shim.run_exec("c1", &format!("s{n}"), &["/bin/true"]).await, 0);
+        times.push(began.elapsed());
+    }
+    median(times)
+}
+
+/// The same calls as the shim makes, straight to the agent.
+async fn directly(agent: &Agent, container: &str) -> f64 {
+    let mut times = Vec::new();
+    for n in 0..EXECS {
+        let id = process(container, &format!("d{n}"));
+        let began = Instant::now();
+        exec(agent, &id, &["/bin/true"]).await;
+        let to_end = |stream| {
+            let id = &id;
+            async move { while !read(agent, id, stream).await.is_empty() {} }
+        };
+        tokio::join!(to_end(OutputStream::Stdout), to_end(OutputStream::Stderr));
+        assert_eq!(agent.wait_process(&id).await, Ok(0));
+        times.push(began.elapsed());
+    }
+    median(times)
+}
+
+pub(crate) fn process(container: &str, exec: &str) -> ProcessId {
+    let container = ContainerId::parse(container).expect("id");
+    ProcessId { container, exec: Some(ExecId::parse(exec).expect("id")) }
+}
+
+pub(crate) async fn exec(agent: &Agent, id: &ProcessId, args: &[&str]) {
+    let process = guest_process(parse_process(&Bundle::process(args)).expect("process"));
+    agent.exec_process(id, &process).await.expect("exec");
+}
+
+pub(crate) async fn read(agent: &Agent, id: &ProcessId, stream: OutputStream) -> Vec<u8> {
+    agent.read_output(id, stream, kata_se::limits::READ_BYTES).await.expect("read")
+}
+
+/// A second connection to a pod's agent.
+pub(crate) async fn agent(pod: &Path) -> Agent {
+    let (alive, gone) = watch::channel(None);
+    std::mem::forget(alive); // as long as the program
+    let socket = pod.join("vsock");
+    assert!(fs::exists(&socket).expect("socket"), "{}", socket.display());
+    let limit = Duration::from_secs(10);
+    let config = AgentConfig { connect_timeout: limit, create_timeout: limit, call_timeout: limit };
+    Agent::connect(Transport::Hybrid { socket }, config, gone).await.expect("agent")
+}
