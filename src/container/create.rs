@@ -98,7 +98,7 @@ impl Pod {
 
     async fn make(self: &Arc<Self>, request: &CreateRequest, bundle: &Bundle) -> Result<()> {
         let spec = guest_spec(bundle, &request.id, &request.bundle)?;
-        let plan = rootfs::plan(request)?;
+        let plan = rootfs::plan(request, bundle)?;
         let (guest, disk) = match bundle.role {
             Role::Member { .. } => {
                 let guest = self.guest()?;

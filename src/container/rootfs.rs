@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::container::layers::{Image, Packer};
 use crate::error::{Context, Error, Result};
 use crate::ids::ContainerId;
+use crate::oci::bundle::Bundle;
 use crate::oci::storage::{Storage, block_rootfs, packed_rootfs};
 use crate::plan::rootfs::{RootfsPlan, decide};
 use crate::pod::guest::Layer;
@@ -26,8 +27,8 @@ pub(crate) enum RootfsDisk {
 }
 
 /// Decides how the request's root file system travels.
-pub(crate) fn plan(request: &CreateRequest) -> Result<RootfsPlan> {
-    decide(&request.rootfs, &request.bundle.join("rootfs"))
+pub(crate) fn plan(request: &CreateRequest, bundle: &Bundle) -> Result<RootfsPlan> {
+    decide(&request.rootfs, &bundle.root(&request.bundle))
 }
 
 /// Packs or opens it. `leaf`: the pod's cgroup, once it is made.

@@ -86,6 +86,11 @@ impl Bundle {
         Some(found.path().as_deref().filter(|p| !p.as_os_str().is_empty()))
     }
 
+    /// The root file system's folder on the host: `root.path`, below the bundle unless it is absolute.
+    pub fn root(&self, bundle: &Path) -> PathBuf {
+        self.spec.root().as_ref().map_or_else(|| bundle.join("rootfs"), |root| bundle.join(root.path()))
+    }
+
     pub fn cgroups_path(&self) -> Option<String> {
         self.spec.linux().as_ref()?.cgroups_path().as_ref().map(|p| p.display().to_string())
     }
@@ -121,6 +126,17 @@ mod tests {
 
     fn read(value: &Value) -> Result<Bundle> {
         parse(value.to_string().as_bytes(), &ContainerId::parse("c1").expect("id"))
+    }
+
+    #[test]
+    fn the_root_stands_below_the_bundle_or_where_the_spec_says() {
+        let id = ContainerId::parse("c1").expect("id");
+        for (path, wanted) in [("rootfs", "/b/rootfs"), ("/var/lib/merged", "/var/lib/merged")] {
+            let mut config = whole();
+            config["root"]["path"] = path.into();
+            let bundle = parse(config.to_string().as_bytes(), &id).expect("parse");
+            assert_eq!(bundle.root(Path::new("/b")), Path::new(wanted));
+        }
     }
 
     #[test]

@@ -30,10 +30,10 @@ pub enum RootfsPlan {
 /// File systems a guest mounts from a block device.
 const BLOCK_TYPES: [&str; 4] = ["ext4", "ext3", "xfs", "erofs"];
 
-/// Decides from the mounts; without any, the bundle's own `rootfs` is already mounted.
-pub fn decide(mounts: &[RootfsMount], bundle_rootfs: &Path) -> Result<RootfsPlan> {
+/// Decides from the mounts; without any (CRI-O, `ctr run --rootfs`), the spec's root is already there.
+pub fn decide(mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> {
     let mount = match mounts {
-        [] => return Ok(RootfsPlan::Private { directory: bundle_rootfs.to_path_buf() }),
+        [] => return Ok(RootfsPlan::Private { directory: absolute("root.path", &root.to_string_lossy())? }),
         [one] => one,
         many => {
             return Err(Error::unimplemented(format!(

@@ -134,8 +134,10 @@ impl Containerd {
     /// Takes an image of the cache and unpacks it.
     pub fn import(&self, archive: &str, snapshotter: &str) {
         let path = cached(&format!("guest/{archive}")).display().to_string();
-        let words = ["image", "import", "--snapshotter", snapshotter, "--platform", "linux/s390x", &path];
-        self.ctr_ok(&words);
+        // containerd 2 would unpack in the daemon, which knows this machine's own platform only.
+        let here: &[&str] = if self.version == "2" { &["--local"] } else { &[] };
+        let words = ["--snapshotter", snapshotter, "--platform", "linux/s390x", &path];
+        self.ctr_ok(&[&["image", "import"], here, &words].concat());
     }
 
     /// `ctr run` of the image with our runtime: options, then the container's id, then its program.

@@ -5,15 +5,16 @@
 
 use std::path::Path;
 
-use harness::{Bundle, Code, Containerd, Shim, code, within};
+use harness::{Bundle, Code, Containerd, Shim, cached, code, within};
 
 const NONE: [&str; 3] = ["", "", ""];
 
-/// A bundle whose root file system needs nothing: it is never started.
+/// A bundle of a container that is never started; its program must be there all the same.
 fn bundle(node: &Containerd, id: &str) -> std::path::PathBuf {
     let dir = node.path(id);
     std::fs::create_dir_all(dir.join("rootfs/bin")).expect("rootfs");
-    let member = Bundle::new(&["/bin/true"]).member("pod");
+    std::fs::copy(cached("guest/programs/bin/busybox"), dir.join("rootfs/bin/busybox")).expect("busybox");
+    let member = Bundle::new(&["/bin/busybox", "true"]).member("pod");
     std::fs::write(dir.join("config.json"), member.config.to_string()).expect("config.json");
     dir
 }
@@ -51,8 +52,8 @@ async fn waiters_names_and_deletes_of_one_guest() {
     let address = format!("unix://{}", node.pod_dir().join("s").display());
     let shim = Shim::connect(&address, &node.path("run")).await;
     waiters(&shim).await;
+    names(&shim, &node.path("state/io.containerd.runtime.v2.task/default/pod")).await;
     let dir = bundle(&node, "member");
-    names(&shim, &dir).await;
     for _ in 0..2 {
         shim.create("member", &dir, NONE).await.expect("create");
         assert_eq!(shim.delete("member", "").await, Ok(0), "never started");
