@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use nix::libc::SIGKILL;
 use slog::warn;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Code, Error, Result};
 use crate::ids::ProcessId;
 use crate::lifecycle::process::{Input, Phase};
 use crate::limits;
-use crate::pod::Pod;
+use crate::pod::guest::Guest;
+use crate::pod::{Pod, tasks};
 
 impl Pod {
     /// Signals a process, or (`all`) every process of the container. Finished: NotFound.
@@ -28,6 +29,9 @@ impl Pod {
             let seconds = limits::KILL_ANSWER.as_secs();
             Err(Error::deadline(format!("the guest did not answer within {seconds} s")))
         });
+        if asked.is_ok() && id.exec.is_none() {
+            self.watch_unstarted(&guest, id);
+        }
         match asked {
             // A guest that does not answer cannot hold the pod: the sandbox's KILL kills the VM.
             Err(e)
@@ -42,6 +46,24 @@ impl Pod {
             }
             asked => asked.map_err(|e| e.context(format!("signal {signal} to {id}"))),
         }
+    }
+
+    /// A container that was never started has no watcher; the signal may have ended it.
+    fn watch_unstarted(self: &Arc<Self>, guest: &Arc<Guest>, id: &ProcessId) {
+        let (pod, guest, id) = (Arc::clone(self), Arc::clone(guest), id.clone());
+        drop(tasks::spawn(async move {
+            let until = Instant::now() + limits::KILL_ANSWER;
+            let unstarted = || pod.lock().process(&id).is_ok_and(|p| p.phase() == Phase::Created);
+            while unstarted() && Instant::now() < until {
+                match guest.agent.wait_process_shortly(&id).await {
+                    Ok(Some(status)) => {
+                        return pod.end_process(&id, Input::Exited, status, std::time::SystemTime::now());
+                    }
+                    Ok(None) => sleep(limits::EMPTY_READ_PAUSE.0).await,
+                    Err(_) => return,
+                }
+            }
+        }));
     }
 
     /// Waits until Create has ended.

@@ -183,6 +183,25 @@ impl Containerd {
         self.ctr(&["container", "rm", id]);
     }
 
+    fn has_pods(&self) -> bool {
+        fs::read_dir(self.path("run")).is_ok_and(|mut pods| pods.next().is_some())
+    }
+
+    /// Ends pods that a failed test left, without containerd.
+    fn end_pods(&self) {
+        for pod in fs::read_dir(self.path("run")).into_iter().flatten().flatten() {
+            let holder = fs::read_to_string(pod.path().join("lock")).unwrap_or_default();
+            Command::new("kill").args(["-KILL", holder.trim()]).output().ok();
+        }
+        let bundles = self.path("state/io.containerd.runtime.v2.task/default");
+        for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
+            let mut command = Command::new(program("containerd-shim-kata-se-v2"));
+            command.args(["-namespace", "default", "-address"]).arg(self.path("c.sock"));
+            command.arg("-id").arg(bundle.file_name()).arg("delete").current_dir(bundle.path());
+            command.env("KATA_SE_RUN_DIR", self.path("run")).stdin(Stdio::null()).output().ok();
+        }
+    }
+
     pub fn assert_clean(&self) {
         self.census.assert_clean();
     }
@@ -203,7 +222,15 @@ impl Drop for Containerd {
         if std::thread::panicking() {
             eprintln!("--- log of containerd\n{}", self.log());
         }
+        // Deletes may be under way on behalf of other callers.
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.has_pods() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.kill();
+        if self.has_pods() {
+            self.end_pods();
+        }
         for entry in fs::read_dir(self.path("state")).into_iter().flatten().flatten() {
             // Mounts of bundles whose tasks were never removed.
             Command::new("umount").arg("-R").arg(entry.path()).output().ok();

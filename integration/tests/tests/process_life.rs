@@ -124,10 +124,16 @@ async fn a_container_that_was_never_started_can_be_deleted() {
     let shim = stage.shim("c1", &dir).await;
     shim.create("c1", &dir, NONE).await.expect("create");
     assert_eq!(shim.delete("c1", "").await, Ok(0));
+    // containerd's own way: it kills, waits for the end, then deletes.
+    shim.create("c1", &dir, NONE).await.expect("create");
+    shim.kill("c1", "", 9).await.expect("kill");
+    assert_eq!(within("its end", 5, shim.wait("c1", "")).await, Ok(137));
+    assert_eq!(shim.delete("c1", "").await, Ok(137));
     shim.shutdown(false).await.expect("shutdown");
     stage.assert_clean();
-    eventually("events", 5, || stage.events.seen().len() == 2).await;
-    assert_eq!(stage.events.lines(), ["create c1", "delete c1 0"]);
+    eventually("events", 5, || stage.events.seen().len() == 5).await;
+    let wanted = ["create c1", "delete c1 0", "create c1", "exit c1 137", "delete c1 137"];
+    assert_eq!(stage.events.lines(), wanted);
 }
 
 #[tokio::test]
