@@ -85,7 +85,15 @@ pub(crate) fn measure(table: &mut Table, runtime: &tokio::runtime::Runtime) {
         node.ctr_ok(&["task", "kill", "--signal", "KILL", id]);
         child.wait().expect("ctr");
     }
+    remove_runcs_cgroup();
     node.assert_clean();
+}
+
+/// runc leaves the folder in which its container's cgroup stood.
+fn remove_runcs_cgroup() {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        fs::remove_dir(hierarchy.path().join("default")).ok();
+    }
 }
 
 fn timed(mut command: Command) -> Duration {
