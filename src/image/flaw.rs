@@ -1,0 +1,76 @@
+//! What is wrong with an image: which field, where, with which value, against which limit.
+
+use std::fmt;
+
+use crate::error::{Code, Error};
+
+/// Why a file is refused as a Secure Execution image. One line when shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// There is no header anywhere: some other kind of file, of `size` bytes.
+    NotSealed { size: u64 },
+    /// A field has a value that it can not have.
+    Field { field: &'static str, offset: u64, value: u64, limit: Limit, text: &'static str },
+    /// The file ended before its size when it was read: somebody writes to it.
+    Shrank { field: &'static str, offset: u64, wanted: u64, size: u64 },
+    /// The file can not be read.
+    Unreadable { field: &'static str, offset: u64, text: String },
+}
+
+/// What a value had to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    Exactly(u64),
+    AtLeast(u64),
+    AtMost(u64),
+    Within(u64, u64),
+    MultipleOf(u64),
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(n) => write!(f, "{n:#x}"),
+            Self::AtLeast(n) => write!(f, "at least {n:#x}"),
+            Self::AtMost(n) => write!(f, "at most {n:#x}"),
+            Self::Within(low, high) => write!(f, "{low:#x} to {high:#x}"),
+            Self::MultipleOf(n) => write!(f, "a multiple of {n:#x}"),
+        }
+    }
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSealed { size } => write!(
+                f,
+                "not a Secure Execution image: no header in its {size} bytes: QEMU would boot it \
+                 unprotected; seal it with pvimg"
+            ),
+            Self::Field { field, offset, value, limit, text } => {
+                write!(f, "damaged image: {field} at {offset:#x} is {value:#x}, must be {limit}: {text}")
+            }
+            Self::Shrank { field, offset, wanted, size } => write!(
+                f,
+                "the image changes while it is read: {field}: {wanted} bytes at {offset:#x} are gone, the \
+                 file had {size} bytes: replace images by renaming, not in place"
+            ),
+            Self::Unreadable { field, offset, text } => {
+                write!(f, "the image can not be read: {field} at {offset:#x}: {text}")
+            }
+        }
+    }
+}
+
+impl Flaw {
+    /// The same as the program's error. A method and not `From`, so that `?` stays unambiguous for
+    /// everybody else.
+    pub fn into_error(self) -> Error {
+        let code = match self {
+            Self::NotSealed { .. } | Self::Field { .. } => Code::FailedPrecondition,
+            Self::Shrank { .. } => Code::Unavailable,
+            Self::Unreadable { .. } => Code::Internal,
+        };
+        Error::new(code, self.to_string())
+    }
+}

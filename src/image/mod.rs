@@ -1,0 +1,32 @@
+//! Secure Execution images: what a file says about itself, read without any key.
+//!
+//! An image is the guest's memory from address 0 on: an offset in the file is an address in the
+//! guest. Who may run it, and on which machine, is decided elsewhere (`plan`).
+
+mod flaw;
+mod header;
+mod ipib;
+mod read;
+mod source;
+
+pub use flaw::{Flaw, Limit};
+pub use header::{CustomerKey, Header, KeyHash, KeySlot, PlainFlags};
+pub use ipib::{Component, Ipib, Kind};
+pub use read::read;
+pub use source::ReadAt;
+
+/// One page, in bytes: the unit of everything in an image.
+pub const PAGE: u64 = 4096;
+
+/// What an image file says about itself. Its parts are consistent with each other and lie inside
+/// the file; whether the content is what was sealed is another question (the digests).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedImage {
+    /// Of the whole file, bytes.
+    pub size: u64,
+    /// Where in the file the header begins.
+    pub header_at: u64,
+    pub header: Header,
+    /// The list of components; tools before s390-tools 2.17 did not say where it is.
+    pub ipib: Option<Ipib>,
+}
