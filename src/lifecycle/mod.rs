@@ -1,4 +1,5 @@
-//! The state table of a process: what may happen when, as data.
+//! What may happen when, as data: the state table of a process, and the ends a VM can have.
 
+pub mod diagnosis;
 pub mod process;
 pub mod vm;

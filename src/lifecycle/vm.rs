@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::lifecycle::diagnosis::Diagnosis;
+
 /// Why a VM is gone; set once, final.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VmEnd {
@@ -20,9 +22,10 @@ pub enum VmEnd {
     Panicked {
         text: String,
     },
-    /// Never came up.
-    StartFailed {
-        text: String,
+    /// QEMU or the guest's loader said why; `words`: how QEMU ended and its last words, for the log.
+    Explained {
+        diagnosis: Diagnosis,
+        words: String,
     },
 }
 
@@ -33,7 +36,7 @@ impl fmt::Display for VmEnd {
             Self::Exited { code, text } => write!(f, "QEMU ended with exit code {code}: {text}"),
             Self::Killed { signal, text } => write!(f, "QEMU was killed by signal {signal}: {text}"),
             Self::Panicked { text } => write!(f, "the guest kernel panicked: {text}"),
-            Self::StartFailed { text } => write!(f, "the VM did not start: {text}"),
+            Self::Explained { diagnosis, .. } => diagnosis.fmt(f),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::pod::guest::Guest;
 use crate::pod::network::{self, PodNetwork};
 use crate::pod::step::{Step, reached};
 use crate::pod::undo::Undo;
-use crate::pod::{Pod, tasks};
+use crate::pod::{Pod, supervise, tasks};
 use crate::qemu::launch::{Vm, Wires};
 use crate::qemu::vsock_device;
 
@@ -100,6 +100,7 @@ async fn start_vm(pod: &Pod, ground: &Ground, plan: &VmPlan, fds: FdTable, wires
     let entry = cgroup::enter(&ground.leaf)?;
     let (vm, streams) = Vm::spawn(ground.config.qemu.path.clone(), plan, fds, entry, wires)?;
     drop(tasks::spawn(Arc::clone(&vm).watch(streams)));
+    drop(tasks::spawn(supervise::tell_end(pod.log().clone(), Arc::clone(&vm))));
     debug!(pod.log(), "QEMU started"; "step" => "qemu_spawned", "qemu" => vm.pid());
     reached(Step::QemuSpawned)?;
     vm.ready().await?;

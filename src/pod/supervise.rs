@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use slog::{info, warn};
+use slog::{Logger, info, warn};
 
 use crate::ids::ProcessId;
 use crate::lifecycle::process::{Input, Phase};
@@ -10,6 +10,7 @@ use crate::lifecycle::vm::VmEnd;
 use crate::pod::event::Event;
 use crate::pod::guest::Guest;
 use crate::pod::{Pod, tasks};
+use crate::qemu::launch::Vm;
 
 /// Watches over a guest until its end.
 pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
@@ -20,11 +21,22 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
         Err(_) => None,
     };
     poll.abort();
-    match &end {
-        Some(VmEnd::AskedToStop) | None => info!(pod.log(), "the VM has ended"),
-        Some(end) => warn!(pod.log(), "{}", end),
+    if matches!(end, Some(VmEnd::AskedToStop) | None) {
+        info!(pod.log(), "the VM has ended");
     }
     end_processes(&pod);
+}
+
+/// Logs a VM's end that nobody asked for, in full; from QEMU's start on, also while it boots.
+pub(crate) async fn tell_end(log: Logger, vm: Arc<Vm>) {
+    let mut gone = vm.gone();
+    let Ok(end) = gone.wait_for(Option::is_some).await else { return };
+    match &*end {
+        Some(VmEnd::AskedToStop) | None => {}
+        Some(VmEnd::Explained { diagnosis, words }) => warn!(log, "the VM has failed: {}", diagnosis.cause;
+            "evidence" => &diagnosis.evidence, "advice" => &diagnosis.advice, "words" => words),
+        Some(end) => warn!(log, "{}", end),
+    }
 }
 
 /// Processes that run are ended by their watchers, which first bring their output home; those

@@ -1,6 +1,10 @@
 //! QMP events to our own: pure. An event that is not known is data, not an error.
 
+use std::fmt;
+
 use serde_json::Value;
+
+use crate::error::one_line;
 
 /// What QEMU told without being asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,10 +18,29 @@ pub enum QmpEvent {
         guest: bool,
         reason: String,
     },
-    GuestPanicked {
-        text: String,
-    },
+    GuestPanicked(GuestPanic),
     Other,
+}
+
+/// What QEMU knows about a crashed guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestPanic {
+    /// A CPU stopped for good (QEMU: qapi/run-state.json, GuestPanicInformationS390). The loader in
+    /// front of a sealed image says by the address why it gave up.
+    Cpu { core: u64, psw_mask: u64, psw_address: u64, reason: String },
+    /// Another kind, as QEMU said it, shortened.
+    Other { text: String },
+}
+
+impl fmt::Display for GuestPanic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu { core, psw_mask, psw_address, reason } => {
+                write!(f, "CPU {core}: {reason}, PSW {psw_mask:#x} {psw_address:#x}")
+            }
+            Self::Other { text } => f.write_str(text),
+        }
+    }
 }
 
 /// Reads one event object.
@@ -32,14 +55,30 @@ pub fn event(object: &Value) -> QmpEvent {
             guest: object.pointer("/data/guest").and_then(Value::as_bool).unwrap_or(false),
             reason: text("/data/reason"),
         },
-        Some("GUEST_PANICKED") => QmpEvent::GuestPanicked {
-            text: match object.pointer("/data/info") {
-                Some(info) => info.to_string().chars().take(300).collect(),
-                None => text("/data/action"),
-            },
-        },
+        Some("GUEST_PANICKED") => QmpEvent::GuestPanicked(panic(object)),
         _ => QmpEvent::Other,
     }
+}
+
+fn panic(object: &Value) -> GuestPanic {
+    let Some(info) = object.pointer("/data/info") else {
+        let action = object.pointer("/data/action").and_then(Value::as_str).unwrap_or("no more is known");
+        return GuestPanic::Other { text: short(action) };
+    };
+    let number = |key: &str| info.get(key).and_then(Value::as_u64);
+    match (number("core"), number("psw-mask"), number("psw-addr")) {
+        (Some(core), Some(psw_mask), Some(psw_address)) => GuestPanic::Cpu {
+            core,
+            psw_mask,
+            psw_address,
+            reason: short(info.get("reason").and_then(Value::as_str).unwrap_or("unknown reason")),
+        },
+        _ => GuestPanic::Other { text: short(&info.to_string()) },
+    }
+}
+
+fn short(text: &str) -> String {
+    one_line(&text.chars().take(300).collect::<String>())
 }
 
 #[cfg(test)]
@@ -56,5 +95,23 @@ mod tests {
         let shutdown = json!({"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}});
         assert_eq!(event(&shutdown), QmpEvent::Shutdown { guest: true, reason: "guest-shutdown".into() });
         assert_eq!(event(&json!({"event": "NEWER_THAN_US", "data": [1]})), QmpEvent::Other);
+    }
+
+    #[test]
+    fn a_stopped_cpu_is_told_with_its_psw() {
+        let info = json!({"type": "s390", "core": 0, "psw-mask": 0x0002_0001_8000_0000_u64,
+            "psw-addr": 0x4608, "reason": "disabled-wait"});
+        let stopped = json!({"event": "GUEST_PANICKED", "data": {"action": "shutdown", "info": info}});
+        let QmpEvent::GuestPanicked(panic) = event(&stopped) else { panic!("not a panic") };
+        assert_eq!(panic.to_string(), "CPU 0: disabled-wait, PSW 0x2000180000000 0x4608");
+        for (data, wanted) in [
+            (json!({"action": "pause"}), "pause"),
+            (json!({}), "no more is known"),
+            (json!({"info": {"type": "s390", "core": -1}}), r#"{"core":-1,"type":"s390"}"#),
+            (json!({"info": {"reason": "a\nb"}}), r#"{"reason":"a\nb"}"#),
+        ] {
+            let other = event(&json!({"event": "GUEST_PANICKED", "data": data}));
+            assert_eq!(other, QmpEvent::GuestPanicked(GuestPanic::Other { text: wanted.into() }));
+        }
     }
 }

@@ -21,8 +21,8 @@ use crate::lifecycle::vm::VmEnd;
 use crate::limits;
 use crate::plan::vm::{ChildFd, VmPlan};
 use crate::qemu::args::args;
-use crate::qemu::event::QmpEvent;
-use crate::qemu::failure::{Evidence, diagnose};
+use crate::qemu::event::{GuestPanic, QmpEvent};
+use crate::qemu::failure::{Evidence, SEARCHED_LINES, diagnose};
 use crate::qemu::hotplug::{self, Disk};
 use crate::qemu::qmp::{Qmp, cont, quit};
 use crate::qemu::tail::Tail;
@@ -71,7 +71,7 @@ pub struct Vm {
 #[derive(Debug, Default)]
 struct Seen {
     guest_shutdown: Option<String>,
-    panic: Option<String>,
+    panic: Option<GuestPanic>,
 }
 
 /// What [`Vm::watch`] reads; handed out once.
@@ -148,7 +148,8 @@ impl Vm {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             QmpEvent::Shutdown { guest: true, reason } => seen.guest_shutdown = Some(reason),
-            QmpEvent::GuestPanicked { text } => seen.panic = Some(text),
+            // The first: what follows it follows from it.
+            QmpEvent::GuestPanicked(panic) => drop(seen.panic.get_or_insert(panic)),
             QmpEvent::Shutdown { guest: false, .. } | QmpEvent::DeviceDeleted { .. } | QmpEvent::Other => {}
         }
     }
@@ -160,8 +161,8 @@ impl Vm {
             asked: self.asked.load(Ordering::Relaxed),
             guest_shutdown: seen.guest_shutdown.clone(),
             panic: seen.panic.clone(),
-            stderr: self.stderr.last_lines(3),
-            console: self.console.last_lines(3),
+            stderr: self.stderr.last_lines(SEARCHED_LINES),
+            console: self.console.last_lines(SEARCHED_LINES),
         })
     }
 

@@ -8,4 +8,5 @@ pub mod launch;
 mod opt;
 pub mod qmp;
 pub mod tail;
+pub mod ultravisor;
 pub mod vsock_device;
