@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod config_files;
+pub mod facts;
 pub mod files;
 pub mod log;
 pub mod netlink;

@@ -179,6 +179,17 @@ pub(crate) fn vhost_vsock_set_cid(device: &File, cid: u64) -> io::Result<()> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), VHOST_VSOCK_SET_GUEST_CID, &cid) }.into())
 }
 
+/// Asks an opened /dev/kvm whether it runs protected guests.
+pub(crate) fn kvm_has_protected_guests(device: &File) -> io::Result<bool> {
+    // _IO(KVMIO 0xae, 0x03) and the capability, include/uapi/linux/kvm.h
+    const KVM_CHECK_EXTENSION: libc::Ioctl = 0xae03;
+    const KVM_CAP_S390_PROTECTED: libc::c_ulong = 180;
+    // SAFETY: the argument is an integer; nothing is read or written through it.
+    let answer = unsafe { libc::ioctl(device.as_raw_fd(), KVM_CHECK_EXTENSION, KVM_CAP_S390_PROTECTED) };
+    check(answer.into())?;
+    Ok(answer > 0)
+}
+
 /// Detaches a mount; "not a mount" and "not there" are success.
 pub(crate) fn unmount(target: &CStr) -> io::Result<()> {
     // SAFETY: a NUL-terminated path.

@@ -20,7 +20,7 @@ use crate::ids::{ContainerId, Namespace, PodKey};
 use crate::limits;
 use crate::oci::bundle;
 use crate::oci::pod::Role;
-use crate::pod::{journal, undo};
+use crate::pod::{journal, record, undo};
 use crate::shim::main::{Flags, read_stdin};
 use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, run_dir, serve};
 
@@ -101,7 +101,7 @@ fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Res
 /// A shim of the same sandbox that was killed may have left things: its journal is paid first.
 fn clean_old(dir: &Path) -> Result<()> {
     undo::pay_back(dir)?;
-    for name in [journal::FILE, SOCKET] {
+    for name in [journal::FILE, SOCKET, record::FILE] {
         drop(fs::remove_file(dir.join(name)));
     }
     Ok(())
@@ -143,6 +143,8 @@ fn environment(dialect: &Dialect) -> Vec<(std::ffi::OsString, std::ffi::OsString
         RUN_DIR_ENVIRONMENT,
         #[cfg(feature = "failpoints")]
         crate::pod::step::ENVIRONMENT,
+        #[cfg(feature = "failpoints")]
+        crate::host::facts::FAKE_ROOT_ENVIRONMENT,
     ];
     let mut kept: Vec<_> =
         names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect();

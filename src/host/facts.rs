@@ -1,0 +1,303 @@
+//! The machine's facts for Secure Execution, from the kernel's files: /sys/firmware/uv, /proc, /dev/kvm.
+//!
+//! Nothing here fails: a file that is missing or makes no sense is a fact. Every read is bounded.
+//! Formats: Linux, arch/s390/kernel/uv.c (addresses and masks are hexadecimal, counts decimal).
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use crate::error::Code;
+use crate::host::files::read_bounded;
+use crate::host::sys;
+use crate::image::KeyHash;
+use crate::plan::machine::{Fact, Kvm, Machine, MachineKeys};
+
+/// Largest file read: /proc/cpuinfo of the largest machine has some 60 KiB.
+const FILE_BYTES: u64 = 1 << 20;
+
+/// The folder that stands for `/`.
+#[derive(Clone, Debug)]
+pub struct Root(PathBuf);
+
+impl Root {
+    /// `/`. Test builds take another from the environment (`fake`).
+    pub fn of_this_machine() -> Self {
+        #[cfg(feature = "failpoints")]
+        if let Some(root) = fake::from_environment() {
+            return root;
+        }
+        Self("/".into())
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.0.join(path.trim_start_matches('/'))
+    }
+
+    fn is_real(&self) -> bool {
+        self.0 == Path::new("/")
+    }
+}
+
+/// Reads everything; milliseconds. `running`: secure guests counted by the caller.
+pub fn read(root: &Root, running: Option<u64>) -> Machine {
+    let uv = |name: &str| root.at(&format!("/sys/firmware/uv/{name}"));
+    Machine {
+        architecture: architecture(root),
+        facility: fact(&root.at("/proc/cpuinfo"), facility),
+        host: fact(&uv("prot_virt_host"), switch),
+        guest: fact(&uv("prot_virt_guest"), switch),
+        max_cpus: fact(&uv("query/max_cpus"), decimal),
+        max_guests: fact(&uv("query/max_guests"), decimal),
+        max_address: fact(&uv("query/max_address"), hexadecimal),
+        header_versions: fact(&uv("query/supp_se_hdr_ver"), hexadecimal),
+        header_flags: fact(&uv("query/supp_se_hdr_pcf"), hexadecimal),
+        keys: fact(&uv("keys/all"), keys),
+        kvm: kvm(root),
+        running,
+    }
+}
+
+/// Processes whose command line has QEMU's object for a secure guest, whoever started them.
+pub fn count_secure_guests(root: &Root) -> Option<u64> {
+    let mut count = 0;
+    for entry in std::fs::read_dir(root.at("/proc")).ok()?.flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()) {
+            let line = read_bounded(&entry.path().join("cmdline"), FILE_BYTES).unwrap_or_default();
+            let object: &[u8] = b"s390-pv-guest";
+            count += u64::from(line.windows(object.len()).any(|part| part == object));
+        }
+    }
+    Some(count)
+}
+
+fn fact<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Fact<T> {
+    let bytes = match read_bounded(path, FILE_BYTES) {
+        Ok(bytes) => bytes,
+        Err(e) if e.code() == Code::NotFound => return Fact::Absent,
+        Err(e) => return Fact::Unclear(e.to_string()),
+    };
+    match parse(String::from_utf8_lossy(&bytes).trim_end()) {
+        Ok(value) => Fact::Known(value),
+        Err(why) => Fact::Unclear(format!("{}: {why}", path.display())),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let start: String = text.chars().take(40).collect();
+    format!("{start:?}")
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "0" => Ok(false),
+        "1" => Ok(true),
+        _ => Err(format!("{} is neither 0 nor 1", quoted(text))),
+    }
+}
+
+fn decimal(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|e| format!("{}: {e}", quoted(text)))
+}
+
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
+        .map_err(|e| format!("{}: {e}", quoted(text)))
+}
+
+/// The `facilities` line of /proc/cpuinfo lists numbers.
+fn facility(cpuinfo: &str) -> Result<bool, String> {
+    const ULTRAVISOR_CALL: &str = "158";
+    let line =
+        cpuinfo.lines().find_map(|line| line.strip_prefix("facilities")?.trim_start().strip_prefix(':'));
+    Ok(line.is_some_and(|numbers| numbers.split_whitespace().any(|number| number == ULTRAVISOR_CALL)))
+}
+
+/// The first line is the host key's hash, the second the backup host key's; zeros: no such key.
+fn keys(text: &str) -> Result<MachineKeys, String> {
+    let mut lines = text.lines();
+    let mut next = || lines.next().map(hash).transpose().map(Option::flatten);
+    let keys = MachineKeys { host: next()?, backup: next()? };
+    if keys == MachineKeys::default() { Err("no key in it".to_owned()) } else { Ok(keys) }
+}
+
+fn hash(line: &str) -> Result<Option<KeyHash>, String> {
+    let digits = line.trim();
+    let wrong = || format!("{} is not a hash of 64 hexadecimal digits", quoted(line));
+    if digits.len() != 64 || !digits.is_ascii() {
+        return Err(wrong());
+    }
+    let mut bytes = [0; 32];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        let pair = digits.get(2 * at..2 * at + 2).unwrap_or_default();
+        *byte = u8::from_str_radix(pair, 16).ok().ok_or_else(wrong)?;
+    }
+    Ok(Some(KeyHash(bytes)).filter(|hash| hash.0 != [0; 32]))
+}
+
+fn architecture(root: &Root) -> String {
+    if root.is_real() {
+        let name = nix::sys::utsname::uname().map(|name| name.machine().to_string_lossy().into_owned());
+        return name.unwrap_or_default();
+    }
+    let text = read_bounded(&root.at("/proc/sys/kernel/arch"), 256).unwrap_or_default();
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+fn kvm(root: &Root) -> Kvm {
+    let path = root.at("/dev/kvm");
+    match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(device) => match protected(root, &device) {
+            Ok(true) => Kvm::Protected,
+            Ok(false) => Kvm::Unprotected,
+            Err(e) => Kvm::Unusable(format!("{}: {e}", path.display())),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Kvm::Missing,
+        Err(e) => Kvm::Unusable(format!("{}: {e}", path.display())),
+    }
+}
+
+fn protected(root: &Root, device: &File) -> std::io::Result<bool> {
+    #[cfg(any(test, feature = "failpoints"))]
+    if !root.is_real() {
+        return fake::protected(device);
+    }
+    debug_assert!(root.is_real());
+    sys::kvm_has_protected_guests(device)
+}
+
+/// A machine made of files, for tests: not in a release build.
+///
+/// The tree has what the kernel has, except: `proc/sys/kernel/arch` says the architecture (newer
+/// kernels have that file, too), and `dev/kvm` is a file whose text is the answer of KVM to the
+/// question for KVM_CAP_S390_PROTECTED, `1` or `0`.
+#[cfg(any(test, feature = "failpoints"))]
+mod fake {
+    #[cfg(feature = "failpoints")]
+    pub(super) fn from_environment() -> Option<super::Root> {
+        std::env::var_os(super::FAKE_ROOT_ENVIRONMENT).map(|root| super::Root(root.into()))
+    }
+
+    pub(super) fn protected(mut device: &std::fs::File) -> std::io::Result<bool> {
+        use std::io::Read;
+        let mut answer = String::new();
+        device.read_to_string(&mut answer)?;
+        Ok(answer.trim() == "1")
+    }
+}
+
+/// Names the fake machine's root folder in test builds.
+#[cfg(feature = "failpoints")]
+pub const FAKE_ROOT_ENVIRONMENT: &str = "KATA_SE_SYS_ROOT";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().expect("dir");
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+            fs::write(path, text).expect("write");
+        }
+        let root = Root(dir.path().to_owned());
+        (dir, root)
+    }
+
+    #[test]
+    fn a_z_host_is_read_whole() {
+        let zeros = "0".repeat(64);
+        let all = format!("{}\n{}\n{zeros}\n", "0A".repeat(32), "0b".repeat(32));
+        let (_dir, root) = tree(&[
+            ("proc/sys/kernel/arch", "s390x\n"),
+            ("proc/cpuinfo", "vendor_id       : IBM/S390\nfacilities      : 0 1 2 157 158 161\n"),
+            ("sys/firmware/uv/prot_virt_host", "1\n"),
+            ("sys/firmware/uv/prot_virt_guest", "0\n"),
+            ("sys/firmware/uv/query/max_cpus", "248\n"),
+            ("sys/firmware/uv/query/max_guests", "1000\n"),
+            ("sys/firmware/uv/query/max_address", "fffffffffff\n"),
+            ("sys/firmware/uv/query/supp_se_hdr_ver", "4000000000000000\n"),
+            ("sys/firmware/uv/query/supp_se_hdr_pcf", "300000f0\n"),
+            ("sys/firmware/uv/keys/all", &all),
+            ("dev/kvm", "1\n"),
+            ("proc/17/cmdline", "qemu\0-object\0s390-pv-guest,id=pv0\0"),
+            ("proc/18/cmdline", "sh\0"),
+            ("proc/self/cmdline", "s390-pv-guest"),
+        ]);
+        let keys = MachineKeys { host: Some(KeyHash([10; 32])), backup: Some(KeyHash([11; 32])) };
+        let wanted = Machine {
+            architecture: "s390x".into(),
+            facility: Fact::Known(true),
+            host: Fact::Known(true),
+            guest: Fact::Known(false),
+            max_cpus: Fact::Known(248),
+            max_guests: Fact::Known(1000),
+            max_address: Fact::Known(0xfff_ffff_ffff),
+            header_versions: Fact::Known(0x4000_0000_0000_0000),
+            header_flags: Fact::Known(0x3000_00f0),
+            keys: Fact::Known(keys),
+            kvm: Kvm::Protected,
+            running: Some(1),
+        };
+        assert_eq!(read(&root, count_secure_guests(&root)), wanted);
+    }
+
+    #[test]
+    fn an_empty_tree_is_a_machine_without_anything() {
+        let (_dir, root) = tree(&[]);
+        let machine = read(&root, None);
+        assert_eq!((machine.host, machine.keys, machine.kvm), (Fact::Absent, Fact::Absent, Kvm::Missing));
+    }
+
+    #[test]
+    fn nonsense_is_told_with_its_file() {
+        let (dir, root) = tree(&[
+            ("sys/firmware/uv/prot_virt_host", "yes\n"),
+            ("sys/firmware/uv/query/max_cpus", "-1\n"),
+            ("sys/firmware/uv/query/max_address", "\u{1b}[31m\n"),
+            ("sys/firmware/uv/keys/all", "0123\n"),
+            ("dev/kvm", "0"),
+        ]);
+        fs::create_dir_all(dir.path().join("proc/cpuinfo")).expect("mkdir");
+        let machine = read(&root, None);
+        let says = |fact: Fact<u64>, wanted: &str| {
+            let Fact::Unclear(text) = fact else { panic!("{fact:?}") };
+            assert!(text.ends_with(wanted), "{text}");
+        };
+        assert_eq!(
+            machine.host,
+            Fact::Unclear(format!(
+                "{}/sys/firmware/uv/prot_virt_host: \"yes\" is neither 0 nor 1",
+                dir.path().display()
+            ))
+        );
+        says(machine.max_cpus, "max_cpus: \"-1\": invalid digit found in string");
+        says(machine.max_address, "max_address: \"\\u{1b}[31m\": invalid digit found in string");
+        assert!(
+            matches!(&machine.keys, Fact::Unclear(t) if t.ends_with("\"0123\" is not a hash of 64 hexadecimal digits"))
+        );
+        assert!(matches!(&machine.facility, Fact::Unclear(t) if t.ends_with("not a regular file")));
+        assert_eq!(machine.kvm, Kvm::Unprotected);
+    }
+
+    #[test]
+    fn this_machine_can_be_asked_whatever_it_is() {
+        let machine = read(&Root("/".into()), None);
+        assert!(!machine.architecture.is_empty());
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(machine.host, Fact::Absent);
+            assert_ne!(machine.kvm, Kvm::Protected);
+        }
+    }
+
+    #[test]
+    fn keys_of_zeros_are_no_keys() {
+        let zeros = "0".repeat(64);
+        assert!(keys(&format!("{zeros}\n{zeros}")).is_err());
+        let one = keys(&format!("{}\n{zeros}\n", "ab".repeat(32))).expect("one");
+        assert_eq!((one.host.is_some(), one.backup), (true, None));
+        assert!(keys(&"é".repeat(32)).is_err());
+        assert!(keys("").is_err());
+    }
+}
