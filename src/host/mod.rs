@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod config_files;
 pub mod facts;
 pub mod files;
+pub mod image_file;
 pub mod log;
 pub mod netlink;
 pub mod netns;

@@ -44,8 +44,8 @@ impl fmt::Display for Flaw {
         match self {
             Self::NotSealed { size } => write!(
                 f,
-                "not a Secure Execution image: no header in its {size} bytes: QEMU would boot it \
-                 unprotected; seal it with pvimg"
+                "not a Secure Execution image: there is no header in its {size} bytes, and QEMU would boot \
+                 it unprotected: seal it with pvimg"
             ),
             Self::Field { field, offset, value, limit, text } => {
                 write!(f, "damaged image: {field} at {offset:#x} is {value:#x}, must be {limit}: {text}")

@@ -4,6 +4,28 @@
 
 use std::fmt;
 
+use crate::image::fields::{Fields, block};
+use crate::image::{Flaw, Limit, ReadAt};
+
+pub(crate) const MAGIC: [u8; 8] = *b"IBMSecEx";
+
+/// The fields before the key slots.
+pub(crate) const FIXED_BYTES: u64 = 416;
+
+const SLOT_BYTES: u64 = 80;
+const TAG_BYTES: u64 = 16;
+
+/// The sealed area without optional items: two keys, a PSW, flags, a count.
+const SEALED_BYTES: u64 = 128;
+
+/// The ultravisor takes two pages; 95 slots fit into them beside everything else.
+const MOST_BYTES: u64 = 8192;
+const MOST_SLOTS: u64 = 95;
+const LEAST_BYTES: u64 = FIXED_BYTES + SLOT_BYTES + SEALED_BYTES + TAG_BYTES;
+
+/// The only version whose layout is known.
+const VERSION: u64 = 0x100;
+
 /// The header of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -44,6 +66,64 @@ pub struct KeySlot {
 /// SHA-256 of a host key, X and Y padded as in [`CustomerKey`]: how machines are named.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyHash(pub [u8; 32]);
+
+/// Reads and checks the header at `at`.
+pub(crate) fn read(source: &(impl ReadAt + ?Sized), at: u64) -> Result<Header, Flaw> {
+    let fixed = block(source, "SE header", at, FIXED_BYTES)?;
+    let mut fields = Fields::new(&fixed, at);
+    let magic = Limit::Exactly(u64::from_be_bytes(MAGIC));
+    fields.u64("magic of the SE header")?.must_be(magic, "no header is where the image says")?;
+    let version = fields.u32("version of the SE header")?;
+    let version = version.must_be(Limit::Exactly(VERSION), "this program knows no other layout")?;
+    let size = fields.u32("size of the SE header (sehs)")?;
+    let size =
+        size.must_be(Limit::Within(LEAST_BYTES, MOST_BYTES), "the ultravisor takes no other header")?;
+    let left = source.size().saturating_sub(at);
+    if size > left {
+        // The same words for every block that is cut off.
+        block(source, "SE header", at, size)?;
+    }
+    let iv = fields.take("iv of the SE header")?;
+    fields.take::<4>("reserved bytes of the SE header")?;
+    let slots = fields.u64("number of key slots (nks)")?;
+    let slots = slots.must_be(Limit::Within(1, MOST_SLOTS), "no header has so many key slots")?;
+    let encrypted = fields.u64("size of the encrypted area (sea)")?;
+    // Both are small by now: no sum overflows.
+    let room = size.saturating_sub(FIXED_BYTES + SLOT_BYTES * slots + TAG_BYTES);
+    let encrypted_size = encrypted.must_be(Limit::AtLeast(SEALED_BYTES), "the sealed fields do not fit")?;
+    encrypted.must_be(Limit::Exactly(room), "size, key slots and encrypted area contradict each other")?;
+    let mut header = Header {
+        version: narrow(version),
+        size: narrow(size),
+        iv,
+        pages: fields.u64("number of component pages (nep)")?.any(),
+        flags: PlainFlags(fields.u64("plaintext control flags (pcf)")?.any()),
+        customer_key: CustomerKey(fields.take("customer public key")?),
+        slots: Vec::new(),
+        encrypted_size,
+        content_digest: fields.take("content digest (pld)")?,
+        address_digest: fields.take("address digest (ald)")?,
+        tweak_digest: fields.take("tweak digest (tld)")?,
+        tag: [0; 16],
+    };
+    let variable = block(source, "SE header", at + FIXED_BYTES, size - FIXED_BYTES)?;
+    let mut fields = Fields::new(&variable, at + FIXED_BYTES);
+    for _ in 0..slots {
+        header.slots.push(KeySlot {
+            host_key: KeyHash(fields.take("host key hash of a key slot")?),
+            wrapped: fields.take("wrapped key of a key slot")?,
+            tag: fields.take("tag of a key slot")?,
+        });
+    }
+    fields.skip("encrypted area", encrypted_size)?;
+    header.tag = fields.take("tag of the SE header")?;
+    Ok(header)
+}
+
+/// Of a number that was a `u32` in the file.
+fn narrow(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
 
 impl KeyHash {
     /// The first 16 digits: enough to tell machines apart in a message.

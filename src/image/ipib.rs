@@ -4,6 +4,23 @@
 
 use std::fmt;
 
+use crate::image::fields::{Fields, Number, block};
+use crate::image::{Flaw, Header, Limit, PAGE, ReadAt};
+
+/// The block without its list, and one line of the list.
+const FIXED_BYTES: u64 = 136;
+const COMPONENT_BYTES: u64 = 24;
+
+/// QEMU and the kernel keep the block in one page (`IplParameterBlock`, hw/s390x/ipl.h).
+const MOST_BYTES: u64 = PAGE;
+const MOST_COMPONENTS: u64 = (MOST_BYTES - FIXED_BYTES) / COMPONENT_BYTES;
+
+/// The head of the whole, which the length of the inner block does not count.
+const HEAD_BYTES: u64 = 8;
+
+/// "Protected virtualization" among the kinds of IPL.
+const TYPE_PV: u64 = 5;
+
 /// The block, as far as a host needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ipib {
@@ -11,6 +28,18 @@ pub struct Ipib {
     pub at: u64,
     /// In the order of the file's list, which is that of the digests; they do not overlap.
     pub components: Vec<Component>,
+}
+
+impl Ipib {
+    /// Pages of all components together.
+    pub fn pages(&self) -> u64 {
+        self.components.iter().map(Component::pages).fold(0, u64::saturating_add)
+    }
+
+    /// The first address behind all components: the guest needs at least this much memory.
+    pub fn end(&self) -> u64 {
+        self.components.iter().map(Component::end).max().unwrap_or(0)
+    }
 }
 
 /// A sealed part of the guest's memory.
@@ -35,6 +64,93 @@ pub enum Kind {
     Other(u16),
 }
 
+/// Reads and checks the block at `at`, which must name the header that was found.
+pub(crate) fn read(
+    source: &(impl ReadAt + ?Sized),
+    at: u64,
+    header_at: u64,
+    header: &Header,
+) -> Result<Ipib, Flaw> {
+    let fixed = block(source, "IPIB", at, FIXED_BYTES)?;
+    let mut fields = Fields::new(&fixed, at);
+    let least = FIXED_BYTES + COMPONENT_BYTES;
+    let size = fields.u32("length of the IPIB")?;
+    let size = size.must_be(Limit::Within(least, MOST_BYTES), "no component list has this length")?;
+    fields.take::<3>("flags of the IPIB")?;
+    fields.u8("version of the IPIB")?.must_be(Limit::Exactly(1), "a newer or broken tool made it")?;
+    let inner = fields.u32("length of the IPIB's PV block")?;
+    inner.must_be(Limit::Within(least - HEAD_BYTES, size - HEAD_BYTES), "it must lie inside the IPIB")?;
+    fields
+        .u8("type of the IPIB's PV block")?
+        .must_be(Limit::Exactly(TYPE_PV), "not for a protected guest")?;
+    fields.take::<{ 3 + 8 + 87 }>("reserved bytes of the IPIB")?;
+    fields
+        .u8("version of the IPIB's PV block")?
+        .must_be(Limit::Exactly(1), "a newer or broken tool made it")?;
+    fields.take::<4>("reserved bytes of the IPIB")?;
+    let count = fields.u32("number of components")?;
+    let most = (inner.any() + HEAD_BYTES - FIXED_BYTES) / COMPONENT_BYTES;
+    let count =
+        count.must_be(Limit::Within(1, most.min(MOST_COMPONENTS)), "its list must lie inside the IPIB")?;
+    let place = fields.u64("header address in the IPIB")?;
+    place.must_be(Limit::Exactly(header_at), "the header is somewhere else")?;
+    let length = fields.u64("header size in the IPIB")?;
+    length.must_be(Limit::Exactly(header.size.into()), "the header says otherwise")?;
+
+    let list_at = at + FIXED_BYTES;
+    let list = block(source, "component list", list_at, count * COMPONENT_BYTES)?;
+    let mut fields = Fields::new(&list, list_at);
+    let mut components = Vec::new();
+    for _ in 0..count {
+        let component = component(&mut fields, source.size(), components.last())?;
+        components.push(component);
+    }
+    separate(&components, list_at, [(header_at, header.size.into()), (at, size)])?;
+    Ok(Ipib { at, components })
+}
+
+/// One line of the list: aligned, inside the file, its tweak above the one before (QEMU asks for
+/// this order: hw/s390x/ipl.h, `ipl_valid_pv_components`).
+fn component(fields: &mut Fields, file: u64, before: Option<&Component>) -> Result<Component, Flaw> {
+    let tweak = fields.u64("tweak of a component")?;
+    let address = fields.u64("address of a component")?;
+    let size = fields.u64("size of a component")?;
+    if let Some(before) = before {
+        let above = Limit::AtLeast(before.tweak.saturating_add(1));
+        tweak.must_be(above, "tweaks must grow from component to component")?;
+    }
+    let address = address.must_be(Limit::MultipleOf(PAGE), "components begin with a page")?;
+    let room = file.saturating_sub(address);
+    let size_in_pages = size.must_be(Limit::Within(1, room), "the component would leave the file")?;
+    let padded = size_in_pages.div_ceil(PAGE).saturating_mul(PAGE);
+    if padded > room {
+        size.must_be(Limit::AtMost(room / PAGE * PAGE), "its last page would leave the file")?;
+    }
+    Ok(Component { address, size: size.any(), tweak: tweak.any() })
+}
+
+/// No two components, and no component and one of the `others` (place, size), share a byte.
+fn separate(components: &[Component], list_at: u64, others: [(u64, u64); 2]) -> Result<(), Flaw> {
+    let mut sorted: Vec<_> = components.iter().zip(0..).collect();
+    sorted.sort_by_key(|(component, _)| component.address);
+    let address_at = |index: u64| list_at + index * COMPONENT_BYTES + 8;
+    for pair in sorted.windows(2) {
+        let [(before, _), (component, index)] = pair else { continue };
+        let address = Number::new("address of a component", address_at(*index), component.address);
+        address.must_be(Limit::AtLeast(before.end()), "it overlaps another component")?;
+    }
+    for (component, index) in sorted {
+        for (place, size) in others {
+            let address = Number::new("address of a component", address_at(index), component.address);
+            if component.address < place.saturating_add(size) && place < component.end() {
+                let behind = Limit::AtLeast(place.saturating_add(size));
+                address.must_be(behind, "it overlaps the SE header or the IPIB")?;
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Component {
     pub fn kind(&self) -> Kind {
         match u16::from_be_bytes([self.tweak.to_be_bytes()[0], self.tweak.to_be_bytes()[1]]) {
@@ -47,7 +163,12 @@ impl Component {
     }
 
     pub fn pages(&self) -> u64 {
-        self.size.div_ceil(super::PAGE)
+        self.size.div_ceil(PAGE)
+    }
+
+    /// The first address behind its last page.
+    pub fn end(&self) -> u64 {
+        self.address.saturating_add(self.pages().saturating_mul(PAGE))
     }
 }
 

@@ -3,16 +3,21 @@
 //! An image is the guest's memory from address 0 on: an offset in the file is an address in the
 //! guest. Who may run it, and on which machine, is decided elsewhere (`plan`).
 
+mod digest;
+mod fields;
 mod flaw;
+mod fuzz;
 mod header;
 mod ipib;
 mod read;
 mod source;
 
+pub use digest::{Verdict, verify};
 pub use flaw::{Flaw, Limit};
+pub use fuzz::fuzz_se_image;
 pub use header::{CustomerKey, Header, KeyHash, KeySlot, PlainFlags};
 pub use ipib::{Component, Ipib, Kind};
-pub use read::read;
+pub use read::{header_bytes, read};
 pub use source::ReadAt;
 
 /// One page, in bytes: the unit of everything in an image.
@@ -27,6 +32,6 @@ pub struct SealedImage {
     /// Where in the file the header begins.
     pub header_at: u64,
     pub header: Header,
-    /// The list of components; tools before s390-tools 2.17 did not say where it is.
+    /// The list of components; older tools did not say where in the file it is.
     pub ipib: Option<Ipib>,
 }

@@ -1,0 +1,110 @@
+//! The reader's door for fuzzers, also used by ordinary tests.
+
+use std::io::{ErrorKind, Result};
+
+use crate::image::{ReadAt, read, verify};
+
+/// Files of this many pages at most have their digests checked: it is the reader that is tested.
+const PAGES: u64 = 64;
+
+/// Takes any bytes as a file, and as the parts of a much larger one. Neither panics nor keeps
+/// more than some kilobytes, whatever they are.
+pub fn fuzz_se_image(bytes: &[u8]) {
+    attempt(bytes);
+    if let Some((size, parts)) = bytes.split_first_chunk() {
+        attempt(&Scattered { size: u64::from_be_bytes(*size), parts });
+    }
+}
+
+fn attempt(source: &(impl ReadAt + Sync + ?Sized)) {
+    let Ok(image) = read(source) else { return };
+    let Some(ipib) = &image.ipib else { return };
+    if ipib.pages() <= PAGES {
+        drop(verify(source, &image.header, ipib, |_, _| {}));
+    }
+}
+
+/// A file of any size without its bytes: the first 28 stand where the metadata are looked for, the
+/// rest from 0x14000 on, where a header may be; everything else is zero.
+struct Scattered<'a> {
+    size: u64,
+    parts: &'a [u8],
+}
+
+const METADATA: (u64, usize) = (0xc000, 28);
+const HEADER_AT: u64 = 0x14000;
+
+impl Scattered<'_> {
+    fn byte(&self, at: u64) -> u8 {
+        let (metadata_at, metadata_bytes) = METADATA;
+        let index = match (at.checked_sub(metadata_at), at.checked_sub(HEADER_AT)) {
+            (_, Some(offset)) => usize::try_from(offset).ok().and_then(|n| n.checked_add(metadata_bytes)),
+            (Some(offset), None) => usize::try_from(offset).ok().filter(|n| *n < metadata_bytes),
+            (None, None) => None,
+        };
+        index.and_then(|index| self.parts.get(index)).copied().unwrap_or(0)
+    }
+}
+
+impl ReadAt for Scattered<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        if offset.saturating_add(buffer.len() as u64) > self.size {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        for (at, byte) in (offset..).zip(buffer.iter_mut()) {
+            *byte = self.byte(at);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// A size, metadata, and from 0x14000 on the header and IPIB of testdata/by-hand.img, told that
+    /// they stand there: where a fuzzer begins.
+    const CORPUS: &[u8] = include_bytes!("testdata/se_image.fuzz");
+
+    /// A small generator of numbers (xorshift), so that each run is the same.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % limit as u64).expect("small")
+        }
+    }
+
+    #[test]
+    fn the_corpus_is_an_image() {
+        let (size, parts) = CORPUS.split_first_chunk().expect("size");
+        let image = read(&Scattered { size: u64::from_be_bytes(*size), parts }).expect("image");
+        assert_eq!(image.ipib.map(|ipib| ipib.components.len()), Some(4));
+    }
+
+    #[test]
+    fn two_seconds_of_hostile_images_do_no_harm() {
+        let mut numbers = Numbers(0x5eed);
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(2) {
+            let mut bytes = CORPUS.to_vec();
+            for _ in 0..=numbers.below(4) {
+                let at = numbers.below(bytes.len());
+                bytes[at] = u8::try_from(numbers.below(256)).expect("byte");
+            }
+            if numbers.below(8) == 0 {
+                bytes.truncate(numbers.below(CORPUS.len()));
+            }
+            fuzz_se_image(&bytes);
+        }
+    }
+}
