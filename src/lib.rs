@@ -9,7 +9,7 @@ The modules stand in layers; each imports only from its own module or from lower
 | layer | modules | what they may do |
 | --- | --- | --- |
 | 0 words | [`ids`] [`ccw`] [`error`] [`limits`] | no I/O, no project imports but each other |
-| 1 decisions | [`config`] [`image`] [`oci`] [`plan`] [`lifecycle`] | data in, data out |
+| 1 decisions | [`config`] [`hostkey`] [`image`] [`oci`] [`plan`] [`lifecycle`] | data in, data out |
 | 2 the outside world | [`host`] [`qemu`] [`agent`] | one kernel interface or protocol per file |
 | 3 the pod | [`pod`] [`container`] [`stdio`] | the sequence of a pod's life |
 | 4 the doors | [`shim`] | what containerd calls |
@@ -25,6 +25,7 @@ pub mod ids;
 pub mod limits;
 
 pub mod config;
+pub mod hostkey;
 pub mod image;
 pub mod lifecycle;
 pub mod oci;

@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 enum Takes {
     /// An absolute path.
     Path,
+    /// A list of absolute paths, at most this many.
+    Paths(usize),
     Text,
     Switch,
     /// A whole number between the two, and its unit for messages.
@@ -28,11 +30,13 @@ enum Takes {
 }
 
 /// Every key, `section.name`.
-const KEYS: [(&str, Takes); 18] = [
+const KEYS: [(&str, Takes); 20] = [
     ("qemu.path", Takes::Path),
     ("qemu.accelerator", Takes::OneOf(&["kvm", "tcg"])),
     ("guest.confidential", Takes::Switch),
     ("guest.image", Takes::Path),
+    ("guest.host_key_documents", Takes::Paths(64)),
+    ("guest.verify_digest", Takes::Switch),
     ("guest.kernel", Takes::Path),
     ("guest.initrd", Takes::Path),
     ("guest.kernel_parameters", Takes::Text),
@@ -59,6 +63,7 @@ struct Given {
 #[derive(Clone, Debug)]
 enum Value {
     Text(String),
+    List(Vec<String>),
     Number(u32),
     Switch(bool),
 }
@@ -105,6 +110,18 @@ fn read_value(value: &Spanned<DeValue<'_>>, takes: Takes) -> std::result::Result
             Ok(Value::Text(text.to_string()))
         }
         (Takes::Path, _) => Err("takes an absolute path in quotes".to_owned()),
+        (Takes::Paths(most), DeValue::Array(items)) if items.len() <= most => {
+            let path = |item: &Spanned<DeValue<'_>>| match read_value(item, Takes::Path)? {
+                Value::Text(path) => Ok(path),
+                Value::List(_) | Value::Number(_) | Value::Switch(_) => {
+                    Err("takes a list of paths".to_owned())
+                }
+            };
+            Ok(Value::List(items.iter().map(path).collect::<std::result::Result<_, _>>()?))
+        }
+        (Takes::Paths(most), _) => {
+            Err(format!("takes a list of at most {most} absolute paths, [\"/a\", \"/b\"]"))
+        }
         (Takes::Text, DeValue::String(text)) => Ok(Value::Text(text.to_string())),
         (Takes::Text, _) => Err("takes a text in quotes".to_owned()),
         (Takes::Switch, DeValue::Boolean(on)) => Ok(Value::Switch(*on)),
@@ -124,7 +141,20 @@ fn read_value(value: &Spanned<DeValue<'_>>, takes: Takes) -> std::result::Result
     }
 }
 
+/// Words in a key's name that ask for what no protected guest can have, and why.
+const IMPOSSIBLE: [(&str, &str); 5] = [
+    ("huge", "the memory of a protected guest cannot be huge pages: leave it out"),
+    ("balloon", "a protected guest has no balloon, its memory is fixed: set guest.memory_mib"),
+    ("hotplug", "memory and CPUs of a protected guest are fixed: set guest.memory_mib and guest.vcpus"),
+    ("virtio_mem", "memory of a protected guest is fixed: set guest.memory_mib"),
+    ("kernel_params", "kernel parameters are sealed in the image: rebuild the image with them"),
+];
+
 fn unknown(place: &str, key: &str) -> Error {
+    let plain = key.replace('-', "_").to_lowercase();
+    if let Some((_, why)) = IMPOSSIBLE.iter().find(|(word, _)| plain.contains(word)) {
+        return Error::invalid(format!("{place}: unknown key {key:?}: {why}"));
+    }
     let nearest = KEYS.iter().map(|(known, _)| (distance(key, known), *known)).min();
     let (_, nearest) = nearest.unwrap_or_default();
     Error::invalid(format!("{place}: unknown key {key:?}: did you mean {nearest:?}?"))
@@ -162,6 +192,20 @@ impl Keys {
         self.text(key).unwrap_or(default).into()
     }
 
+    fn paths(&self, key: &str) -> Vec<PathBuf> {
+        match self.0.get(key).map(|g| &g.value) {
+            Some(Value::List(paths)) => paths.iter().map(PathBuf::from).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn switch(&self, key: &str, default: bool) -> bool {
+        match self.0.get(key).map(|g| &g.value) {
+            Some(Value::Switch(on)) => *on,
+            _ => default,
+        }
+    }
+
     fn number(&self, key: &str, default: u32) -> u32 {
         match self.0.get(key).map(|g| &g.value) {
             Some(Value::Number(number)) => *number,
@@ -186,29 +230,28 @@ impl Keys {
     }
 }
 
-fn resolve(keys: &Keys) -> Result<Config> {
-    let confidential =
-        !matches!(keys.0.get("guest.confidential").map(|g| &g.value), Some(Value::Switch(false)));
-    let boot = if confidential {
+fn boot(keys: &Keys, confidential: bool) -> Result<Boot> {
+    if confidential {
         let sealed =
             "is sealed in the image of a confidential guest: rebuild the image with it, or leave the key out";
         keys.refuse(&["guest.kernel", "guest.initrd", "guest.kernel_parameters"], sealed)?;
-        Boot::Sealed { image: keys.path("guest.image", "/usr/share/kata-se/kata-se.img") }
-    } else {
-        keys.refuse(
-            &["guest.image"],
-            "is for confidential guests; with confidential = false give kernel and initrd",
-        )?;
-        Boot::Plain {
-            kernel: keys
-                .require("guest.kernel", "a guest that is not confidential boots kernel and initrd")?
-                .into(),
-            initrd: keys
-                .require("guest.initrd", "a guest that is not confidential boots kernel and initrd")?
-                .into(),
-            parameters: keys.text("guest.kernel_parameters").unwrap_or_default().to_owned(),
-        }
-    };
+        return Ok(Boot::Sealed { image: keys.path("guest.image", "/usr/share/kata-se/kata-se.img") });
+    }
+    keys.refuse(
+        &["guest.image", "guest.host_key_documents", "guest.verify_digest"],
+        "is for confidential guests; with confidential = false give kernel and initrd",
+    )?;
+    let why = "a guest that is not confidential boots kernel and initrd";
+    Ok(Boot::Plain {
+        kernel: keys.require("guest.kernel", why)?.into(),
+        initrd: keys.require("guest.initrd", why)?.into(),
+        parameters: keys.text("guest.kernel_parameters").unwrap_or_default().to_owned(),
+    })
+}
+
+fn resolve(keys: &Keys) -> Result<Config> {
+    let confidential = keys.switch("guest.confidential", true);
+    let boot = boot(keys, confidential)?;
     let accelerator = match keys.text("qemu.accelerator") {
         Some("tcg") => Accelerator::Tcg,
         _ => Accelerator::Kvm,
@@ -231,6 +274,8 @@ fn resolve(keys: &Keys) -> Result<Config> {
     Ok(Config {
         qemu: QemuConfig { path: keys.path("qemu.path", "/usr/bin/qemu-system-s390x"), accelerator },
         boot,
+        host_key_documents: keys.paths("guest.host_key_documents"),
+        verify_digest: keys.switch("guest.verify_digest", false),
         memory_mib: keys.number("guest.memory_mib", 2048),
         vcpus: keys.number("guest.vcpus", 1),
         vsock,
@@ -283,6 +328,14 @@ mod tests {
     }
 
     #[test]
+    fn a_list_is_read_whole() {
+        let config = of(&["[guest]\nhost_key_documents = [\"/a.crt\", \"/b.crt\"]\nverify_digest = true"]);
+        let config = config.expect("parse");
+        assert_eq!(config.host_key_documents, [PathBuf::from("/a.crt"), "/b.crt".into()]);
+        assert!(config.verify_digest);
+    }
+
+    #[test]
     fn mistakes_are_named_with_file_line_key_and_what_is_right() {
         for (text, wanted) in [
             ("[guest]\nvcpu = 2", "/c0.toml:2: unknown key \"guest.vcpu\": did you mean \"guest.vcpus\"?"),
@@ -300,6 +353,20 @@ mod tests {
             ("[qemu]\naccelerator = \"tcg\"", "emulation cannot protect a guest"),
             ("[guest]\nconfidential = false", "configuration: guest.kernel is missing"),
             ("[guest\n", "/c0.toml:1: "),
+            ("[guest]\nhost_key_documents = \"/d\"", "takes a list of at most 64 absolute paths"),
+            ("[guest]\nhost_key_documents = [\"d\"]", "[\"d\"]: takes an absolute path in quotes"),
+            (
+                "[guest]\nhuge_pages = true",
+                "unknown key \"guest.huge_pages\": the memory of a protected guest",
+            ),
+            ("[guest]\nkernel-params = \"a\"", "kernel parameters are sealed in the image: rebuild"),
+            ("[guest]\ninitrd = \"/i\"", "guest.initrd: is sealed in the image"),
+            ("[guest]\nkernel_parameters = \"a\"", "guest.kernel_parameters: is sealed in the image"),
+            (
+                "[guest]\nconfidential = false\nverify_digest = true",
+                "verify_digest: is for confidential guests",
+            ),
+            ("[guest]\nmemory_mib = 255", "takes 256 to 16777216 MiB"),
         ] {
             let e = of(&[text]).expect_err(text).to_string();
             assert!(e.contains(wanted), "{e}");

@@ -8,6 +8,10 @@ use std::time::Duration;
 pub struct Config {
     pub qemu: QemuConfig,
     pub boot: Boot,
+    /// This machine's host key documents, for kernels that do not tell the machine's keys.
+    pub host_key_documents: Vec<PathBuf>,
+    /// The image's whole content is checked before it is started for the first time.
+    pub verify_digest: bool,
     /// Guest memory in MiB, fixed for the VM's life.
     pub memory_mib: u32,
     /// Virtual CPUs, fixed for the VM's life.

@@ -38,36 +38,53 @@ impl Root {
     }
 }
 
-/// Reads everything; milliseconds. `running`: secure guests counted by the caller.
-pub fn read(root: &Root, running: Option<u64>) -> Machine {
+/// Whether the running secure guests are counted: it reads a file for each process of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    Always,
+    /// Only where there are at least as many processes as the machine can have secure guests.
+    NearLimit,
+}
+
+/// Reads everything; milliseconds.
+pub fn read(root: &Root, count: Count) -> Machine {
     let uv = |name: &str| root.at(&format!("/sys/firmware/uv/{name}"));
+    let max_guests = fact(&uv("query/max_guests"), decimal);
     Machine {
+        running: running(root, count, &max_guests),
         architecture: architecture(root),
         facility: fact(&root.at("/proc/cpuinfo"), facility),
         host: fact(&uv("prot_virt_host"), switch),
         guest: fact(&uv("prot_virt_guest"), switch),
         max_cpus: fact(&uv("query/max_cpus"), decimal),
-        max_guests: fact(&uv("query/max_guests"), decimal),
+        max_guests,
         max_address: fact(&uv("query/max_address"), hexadecimal),
         header_versions: fact(&uv("query/supp_se_hdr_ver"), hexadecimal),
         header_flags: fact(&uv("query/supp_se_hdr_pcf"), hexadecimal),
         keys: fact(&uv("keys/all"), keys),
         kvm: kvm(root),
-        running,
     }
 }
 
 /// Processes whose command line has QEMU's object for a secure guest, whoever started them.
-pub fn count_secure_guests(root: &Root) -> Option<u64> {
-    let mut count = 0;
-    for entry in std::fs::read_dir(root.at("/proc")).ok()?.flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()) {
-            let line = read_bounded(&entry.path().join("cmdline"), FILE_BYTES).unwrap_or_default();
-            let object: &[u8] = b"s390-pv-guest";
-            count += u64::from(line.windows(object.len()).any(|part| part == object));
-        }
+fn running(root: &Root, count: Count, max_guests: &Fact<u64>) -> Option<u64> {
+    let is_process = |name: &str| name.parse::<u32>().is_ok();
+    let processes: Vec<PathBuf> = std::fs::read_dir(root.at("/proc"))
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_process))
+        .map(|entry| entry.path())
+        .collect();
+    let near = max_guests.known().is_some_and(|limit| processes.len() as u64 >= *limit);
+    if count == Count::NearLimit && !near {
+        return None;
     }
-    Some(count)
+    let object: &[u8] = b"s390-pv-guest";
+    let is_secure = |process: &&PathBuf| {
+        let line = read_bounded(&process.join("cmdline"), FILE_BYTES).unwrap_or_default();
+        line.windows(object.len()).any(|part| part == object)
+    };
+    Some(processes.iter().filter(is_secure).count() as u64)
 }
 
 fn fact<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Fact<T> {
@@ -240,13 +257,16 @@ mod tests {
             kvm: Kvm::Protected,
             running: Some(1),
         };
-        assert_eq!(read(&root, count_secure_guests(&root)), wanted);
+        assert_eq!(read(&root, Count::Always), wanted);
+        assert_eq!(read(&root, Count::NearLimit).running, None, "2 processes are not near 1000 guests");
+        fs::write(root.at("/sys/firmware/uv/query/max_guests"), "2").expect("write");
+        assert_eq!(read(&root, Count::NearLimit).running, Some(1));
     }
 
     #[test]
     fn an_empty_tree_is_a_machine_without_anything() {
         let (_dir, root) = tree(&[]);
-        let machine = read(&root, None);
+        let machine = read(&root, Count::NearLimit);
         assert_eq!((machine.host, machine.keys, machine.kvm), (Fact::Absent, Fact::Absent, Kvm::Missing));
     }
 
@@ -260,7 +280,7 @@ mod tests {
             ("dev/kvm", "0"),
         ]);
         fs::create_dir_all(dir.path().join("proc/cpuinfo")).expect("mkdir");
-        let machine = read(&root, None);
+        let machine = read(&root, Count::NearLimit);
         let says = |fact: Fact<u64>, wanted: &str| {
             let Fact::Unclear(text) = fact else { panic!("{fact:?}") };
             assert!(text.ends_with(wanted), "{text}");
@@ -283,7 +303,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_asked_whatever_it_is() {
-        let machine = read(&Root("/".into()), None);
+        let machine = read(&Root("/".into()), Count::Always);
         assert!(!machine.architecture.is_empty());
         if cfg!(target_arch = "x86_64") {
             assert_eq!(machine.host, Fact::Absent);

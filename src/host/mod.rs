@@ -9,7 +9,9 @@ pub mod log;
 pub mod netlink;
 pub mod netns;
 pub mod spawn;
+pub mod survey;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod tap;
+pub mod verified;
 pub mod vsock;

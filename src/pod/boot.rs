@@ -10,7 +10,7 @@ use slog::{debug, info};
 use crate::agent::client::Agent;
 use crate::agent::dial::Transport;
 use crate::ccw::DevNos;
-use crate::config::{Config, VsockConfig};
+use crate::config::{Boot, Config, VsockConfig};
 use crate::error::{Context, Error, Result};
 use crate::host::cgroup;
 use crate::host::spawn::{Child, FdTable, blocking};
@@ -20,6 +20,8 @@ use crate::oci::storage;
 use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
 use crate::pod::guest::Guest;
 use crate::pod::network::{self, PodNetwork};
+use crate::pod::preflight::{self, Checked};
+use crate::pod::record::Record;
 use crate::pod::step::{Step, reached};
 use crate::pod::undo::Undo;
 use crate::pod::{Pod, supervise, tasks};
@@ -48,6 +50,7 @@ pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Resul
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
 pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Result<Guest> {
+    let checked = check_boot(pod, &ground.config).await?;
     let mut devnos = DevNos::default();
     let mut fds = FdTable::default();
     let wires = Wires::new(&mut fds)?;
@@ -72,8 +75,7 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         nics,
         disks: Vec::new(),
     };
-    check_files(&ground.config)?;
-    let vm = start_vm(pod, ground, &plan, fds, wires).await?;
+    let vm = start_vm(pod, ground, &plan, fds, wires, checked.as_ref()).await?;
     let agent = Agent::connect(transport, ground.config.agent.clone(), vm.gone()).await;
     let agent = agent.map_err(|e| with_console(e, &vm))?;
     reached(Step::AgentReady)?;
@@ -96,15 +98,23 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
     })
 }
 
-async fn start_vm(pod: &Pod, ground: &Ground, plan: &VmPlan, fds: FdTable, wires: Wires) -> Result<Arc<Vm>> {
+async fn start_vm(
+    pod: &Pod,
+    ground: &Ground,
+    plan: &VmPlan,
+    fds: FdTable,
+    wires: Wires,
+    checked: Option<&Checked>,
+) -> Result<Arc<Vm>> {
     let entry = cgroup::enter(&ground.leaf)?;
     let (vm, streams) = Vm::spawn(ground.config.qemu.path.clone(), plan, fds, entry, wires)?;
     drop(tasks::spawn(Arc::clone(&vm).watch(streams)));
-    drop(tasks::spawn(supervise::tell_end(pod.log().clone(), Arc::clone(&vm))));
+    drop(tasks::spawn(supervise::tell_end(pod.log().clone(), pod.parts.dir.clone(), Arc::clone(&vm))));
     debug!(pod.log(), "QEMU started"; "step" => "qemu_spawned", "qemu" => vm.pid());
     reached(Step::QemuSpawned)?;
     vm.ready().await?;
     reached(Step::QmpReady)?;
+    checked.map_or(Ok(()), Checked::still_there)?;
     vm.run().await?;
     reached(Step::GuestRunning)?;
     Ok(vm)
@@ -136,20 +146,28 @@ async fn open_vsock(
     }
 }
 
+/// What the VM boots is there and may run; for a sealed image all of preflight. Written down in the
+/// sandbox record.
+async fn check_boot(pod: &Pod, config: &Config) -> Result<Option<Checked>> {
+    let checked = match &config.boot {
+        Boot::Sealed { image } => Some(preflight::check(pod, config, image).await?),
+        Boot::Plain { kernel, initrd, .. } => {
+            check_file("guest.kernel", kernel)?;
+            check_file("guest.initrd", initrd)?;
+            None
+        }
+    };
+    let image = checked.as_ref().map(|checked| checked.record.clone());
+    Record::new(pod.parts.sandbox.as_str(), image).write(&pod.parts.dir)?;
+    Ok(checked)
+}
+
 /// QEMU would say less clearly what is missing.
-fn check_files(config: &Config) -> Result<()> {
-    use crate::config::Boot;
-    let check = |key: &str, path: &Path| match std::fs::File::open(path) {
+fn check_file(key: &str, path: &Path) -> Result<()> {
+    match std::fs::File::open(path) {
         Ok(_) => Ok(()),
         Err(e) => {
             Err(Error::precondition(format!("{key} = {}: {e}: check the configuration", path.display())))
-        }
-    };
-    match &config.boot {
-        Boot::Sealed { image } => check("guest.image", image),
-        Boot::Plain { kernel, initrd, .. } => {
-            check("guest.kernel", kernel)?;
-            check("guest.initrd", initrd)
         }
     }
 }

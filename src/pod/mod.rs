@@ -11,6 +11,8 @@ pub mod event;
 pub mod guest;
 pub mod journal;
 pub mod network;
+pub mod preflight;
+pub mod record;
 pub mod request;
 pub mod step;
 pub mod stop;

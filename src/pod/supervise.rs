@@ -1,5 +1,6 @@
 //! What happens without being asked: the VM's end, and the guest's OOM killer.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use slog::{Logger, info, warn};
@@ -9,6 +10,7 @@ use crate::lifecycle::process::{Input, Phase};
 use crate::lifecycle::vm::VmEnd;
 use crate::pod::event::Event;
 use crate::pod::guest::Guest;
+use crate::pod::record::{Failure, Record};
 use crate::pod::{Pod, tasks};
 use crate::qemu::launch::Vm;
 
@@ -27,15 +29,27 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
     end_processes(&pod);
 }
 
-/// Logs a VM's end that nobody asked for, in full; from QEMU's start on, also while it boots.
-pub(crate) async fn tell_end(log: Logger, vm: Arc<Vm>) {
+/// Logs a VM's end that nobody asked for, in full, and puts it into the sandbox record; from QEMU's
+/// start on, also while it boots.
+pub(crate) async fn tell_end(log: Logger, dir: PathBuf, vm: Arc<Vm>) {
     let mut gone = vm.gone();
-    let Ok(end) = gone.wait_for(Option::is_some).await else { return };
-    match &*end {
+    let end = match gone.wait_for(Option::is_some).await {
+        Ok(end) => end.clone(),
+        Err(_) => None,
+    };
+    match &end {
         Some(VmEnd::AskedToStop) | None => {}
         Some(VmEnd::Explained { diagnosis, words }) => warn!(log, "the VM has failed: {}", diagnosis.cause;
             "evidence" => &diagnosis.evidence, "advice" => &diagnosis.advice, "words" => words),
         Some(end) => warn!(log, "{}", end),
+    }
+    let Some(failure) = end.as_ref().and_then(Failure::of) else { return };
+    let written = Record::read(&dir).and_then(|mut record| {
+        record.failure = Some(failure);
+        record.write(&dir)
+    });
+    if let Err(e) = written {
+        warn!(log, "sandbox record: {}", e);
     }
 }
 

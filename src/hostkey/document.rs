@@ -1,0 +1,149 @@
+//! One host key document, PEM or DER, and the hash by which images and machines name its key.
+
+use sha2::{Digest, Sha256};
+use x509_cert::Certificate;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::{Decode, pem};
+
+use crate::error::{Error, Result};
+use crate::image::{CustomerKey, KeyHash};
+
+/// Largest file taken: a document has some 2 KiB, a bundle of certificates a few more.
+pub const MAX_BYTES: u64 = 1 << 20;
+
+/// Most certificates or revocation lists taken from one file.
+const MAX_BLOCKS: usize = 64;
+
+/// id-ecPublicKey, RFC 5480, and the curve every host key is on, secp521r1.
+const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const SECP521R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
+
+/// A coordinate of a P-521 point: as in a certificate, and padded as in an image's header.
+const COORDINATE: usize = 66;
+const PADDED: usize = 80;
+
+/// A certificate whose key is a host key's.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// What the file is called in messages.
+    pub name: String,
+    pub certificate: Certificate,
+    /// The certificate as it stands in the file, DER.
+    pub der: Vec<u8>,
+    /// X and Y, padded.
+    pub point: CustomerKey,
+    pub key: KeyHash,
+}
+
+impl Document {
+    /// Reads a document; of several certificates in one file the first is meant.
+    pub fn parse(name: &str, bytes: &[u8]) -> Result<Self> {
+        let wrong = |why: String| Error::invalid(format!("host key document {name}: {why}"));
+        let blocks = blocks(bytes, "CERTIFICATE").map_err(&wrong)?;
+        let der = blocks.into_iter().next().unwrap_or_default();
+        let certificate =
+            Certificate::from_der(&der).map_err(|e| wrong(format!("not an X.509 certificate: {e}")))?;
+        let point = point(&certificate).map_err(&wrong)?;
+        let key = KeyHash(Sha256::digest(point.0).into());
+        Ok(Self { name: name.to_owned(), certificate, der, point, key })
+    }
+}
+
+/// The host key in the certificate: an uncompressed point, 4 ‖ X ‖ Y.
+fn point(certificate: &Certificate) -> std::result::Result<CustomerKey, String> {
+    let key = certificate.tbs_certificate().subject_public_key_info();
+    if key.algorithm.oid != EC_PUBLIC_KEY {
+        return Err(format!("its key is of type {}, a host key is an EC key (P-521)", key.algorithm.oid));
+    }
+    let curve = key.algorithm.parameters.as_ref().and_then(|p| p.decode_as::<ObjectIdentifier>().ok());
+    if curve != Some(SECP521R1) {
+        let curve = curve.map_or_else(|| "?".to_owned(), |curve| curve.to_string());
+        return Err(format!("its key is on the curve {curve}, a host key is on P-521 ({SECP521R1})"));
+    }
+    let bytes = key.subject_public_key.as_bytes().unwrap_or_default();
+    let (Some((4, both)), true) = (bytes.split_first(), bytes.len() == 1 + 2 * COORDINATE) else {
+        return Err(format!("its key of {} bytes is not an uncompressed P-521 point", bytes.len()));
+    };
+    let mut padded = [0; 2 * PADDED];
+    for (to, from) in padded.chunks_exact_mut(PADDED).zip(both.chunks_exact(COORDINATE)) {
+        let start = PADDED - COORDINATE;
+        to.get_mut(start..).into_iter().for_each(|to| to.copy_from_slice(from));
+    }
+    Ok(CustomerKey(padded))
+}
+
+/// The DER blocks of a file: all PEM blocks with this label, or the file itself.
+pub fn blocks(bytes: &[u8], label: &str) -> std::result::Result<Vec<Vec<u8>>, String> {
+    if bytes.first() == Some(&0x30) {
+        return Ok(vec![bytes.to_vec()]);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|e| format!("neither DER nor PEM text: {e}"))?;
+    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once(begin.as_str()) {
+        let (body, next) = after.split_once(end.as_str()).ok_or_else(|| format!("PEM without \"{end}\""))?;
+        let whole = format!("{begin}\n{}\n{end}\n", body.trim());
+        let (_, der) = pem::decode_vec(whole.as_bytes()).map_err(|e| format!("PEM: {e}"))?;
+        found.push(der);
+        if found.len() > MAX_BLOCKS {
+            return Err(format!("more than {MAX_BLOCKS} PEM blocks"));
+        }
+        rest = next;
+    }
+    if found.is_empty() { Err(format!("there is no \"{begin}\" in it")) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Made with OpenSSL; see testdata/README.
+    const PEM: &[u8] = include_bytes!("testdata/host-key.crt");
+    const OTHER_CURVE: &[u8] = include_bytes!("testdata/p384.crt");
+    /// `openssl x509 -pubkey | openssl pkey -pubin -outform DER | tail -c 132`, each half padded to 80
+    /// bytes, through sha256sum.
+    const HASH: &str = include_str!("testdata/host-key.sha256");
+
+    #[test]
+    fn the_hash_is_that_of_the_padded_coordinates_and_the_same_from_pem_and_der() {
+        let document = Document::parse("HKD.crt", PEM).expect("pem");
+        assert_eq!(document.key.to_string(), HASH.trim());
+        let der = Document::parse("HKD.der", &document.der).expect("der");
+        assert_eq!(der.key, document.key);
+    }
+
+    #[test]
+    fn text_around_a_pem_block_and_other_line_ends_do_no_harm() {
+        let text = String::from_utf8(PEM.to_vec()).expect("text");
+        let dressed = format!("Machine 8561\r\n{}\r\ntrailer", text.replace('\n', "\r\n"));
+        let key = |bytes| Document::parse("x", bytes).expect("document").key;
+        assert_eq!(key(dressed.as_bytes()), key(PEM));
+    }
+
+    #[test]
+    fn what_is_no_host_key_document_is_told_why() {
+        for (bytes, wanted) in [
+            (&b""[..], "host key document x: there is no \"-----BEGIN CERTIFICATE-----\" in it"),
+            (b"\xff\xfe", "host key document x: neither DER nor PEM text"),
+            (b"\x30\x82\x01", "host key document x: not an X.509 certificate"),
+            (b"-----BEGIN CERTIFICATE-----\nAAAA", "host key document x: PEM without \"-----END"),
+            (b"-----BEGIN CERTIFICATE-----\n*\n-----END CERTIFICATE-----\n", "host key document x: PEM: "),
+            (
+                OTHER_CURVE,
+                "host key document x: its key is on the curve 1.3.132.0.34, a host key is on P-521",
+            ),
+        ] {
+            let e = Document::parse("x", bytes).expect_err(wanted).to_string();
+            assert!(e.starts_with(wanted), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_document_cut_at_any_byte_is_refused_without_a_panic() {
+        let der = Document::parse("x", PEM).expect("document").der;
+        for end in 0..der.len() {
+            assert!(Document::parse("x", der.get(..end).expect("cut")).is_err(), "{end}");
+        }
+    }
+}

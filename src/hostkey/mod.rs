@@ -1,0 +1,8 @@
+//! Host key documents: the X.509 certificates that tell a machine's public key. Data in, data out.
+//!
+//! The shim only takes the key's hash out of a document the operator configured (`document`); who
+//! signed it is checked where a person decides to trust it, in the node command.
+
+pub mod document;
+
+pub use document::{Document, MAX_BYTES};

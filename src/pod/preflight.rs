@@ -1,0 +1,96 @@
+//! Before a confidential VM is launched: the checks, and that what was checked is what QEMU took.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use slog::{debug, info, warn};
+
+use crate::config::Config;
+use crate::error::{Context, Error, Result};
+use crate::host::facts::{Count, Root};
+use crate::host::image_file::{Identity, ImageFile};
+use crate::host::spawn::blocking;
+use crate::host::survey::{ImageFound, Survey};
+use crate::host::verified;
+use crate::plan::host_key;
+use crate::plan::preflight::{Finding, Mark, digests, refusal, tag, warning};
+use crate::pod::Pod;
+use crate::pod::record::ImageRecord;
+
+/// The image that passed.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    path: PathBuf,
+    identity: Identity,
+    pub(crate) record: ImageRecord,
+}
+
+/// Checks machine, image and size. A fatal finding is the error; all of them are logged.
+pub(crate) async fn check(pod: &Pod, config: &Config, image: &Path) -> Result<Checked> {
+    let began = Instant::now();
+    let (config, path) = (config.clone(), image.to_path_buf());
+    let notes = pod.parts.dir.parent().map(Path::to_path_buf).unwrap_or_default();
+    let (findings, checked) = blocking("preflight", move || Ok(look(&config, path, &notes))).await?;
+    for finding in &findings {
+        match finding.mark {
+            Mark::Pass => debug!(pod.log(), "preflight: {}: {}", finding.check, finding.text),
+            Mark::Warning => warn!(pod.log(), "preflight: {}: {}", finding.check, finding.text),
+            Mark::Fatal => warn!(pod.log(), "preflight: {}: refused: {}", finding.check, finding.text),
+        }
+    }
+    if let Some(refusal) = refusal(&findings) {
+        return Err(Error::precondition(refusal));
+    }
+    let checked = checked.ok_or_else(|| Error::internal("preflight found an image and lost it"))?;
+    let record = &checked.record;
+    info!(pod.log(), "image checked"; "image" => &record.path, "size" => record.size, "tag" => &record.tag,
+        "key" => record.key.as_deref().unwrap_or("not known"),
+        "us" => u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+    Ok(checked)
+}
+
+fn look(config: &Config, path: PathBuf, notes: &Path) -> (Vec<Finding>, Option<Checked>) {
+    let root = Root::of_this_machine();
+    let survey = Survey::take(&root, Count::NearLimit, &path, &config.host_key_documents);
+    let mut findings = survey.findings(config.memory_mib, config.vcpus);
+    let ImageFound::Sealed { file, image } = &survey.image else { return (findings, None) };
+    if config.verify_digest && refusal(&findings).is_none() {
+        findings.push(match verified::verdict(notes, file, image, |_, _| ()) {
+            Ok(Some(verdict)) => digests(&verdict),
+            Ok(None) => warning(
+                "digests",
+                "the image's content could not be checked",
+                "it has no list of components, older tools did not write one",
+                "rebuild it with s390-tools 2.17 or newer, or set guest.verify_digest = false",
+            ),
+            Err(flaw) => digests_unreadable(&flaw.to_string()),
+        });
+    }
+    let record = ImageRecord {
+        path: path.display().to_string(),
+        size: image.size,
+        tag: tag(image),
+        key: host_key::matched(image, &survey.machine, &survey.documents).map(|key| key.to_string()),
+    };
+    (findings, Some(Checked { identity: file.identity(), path, record }))
+}
+
+fn digests_unreadable(why: &str) -> Finding {
+    let text = "the image's content could not be read";
+    Finding { mark: Mark::Fatal, ..warning("digests", text, why, "check the file and its file system") }
+}
+
+impl Checked {
+    /// QEMU opened the path some time after it was checked. Called when it has read the image and the
+    /// guest does not run yet.
+    pub(crate) fn still_there(&self) -> Result<()> {
+        let now = ImageFile::open(&self.path).context("check the image again")?;
+        if now.identity() == self.identity {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "guest.image = {}: the file was replaced or changed while the VM was started: try again",
+            self.path.display()
+        )))
+    }
+}

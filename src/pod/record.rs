@@ -1,0 +1,128 @@
+//! The sandbox record `state.json` in the pod's directory: which image runs, and why it failed.
+//!
+//! For people and `kata-se explain`: nothing is ever cleaned up by it, and it goes with the directory.
+//! It holds facts of the image's header, never content.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error, Result};
+use crate::host::files::{read_bounded, write_atomic};
+use crate::lifecycle::vm::VmEnd;
+
+/// The file's name below the pod's directory.
+pub const FILE: &str = "state.json";
+
+/// Largest record read: quoted console lines are the most of it.
+const MAX_BYTES: u64 = 1 << 20;
+
+const VERSION: u32 = 1;
+
+/// One sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub version: u32,
+    pub sandbox: String,
+    /// The sealed image; none for a guest that is not confidential.
+    pub image: Option<ImageRecord>,
+    /// Why the VM ended without being asked.
+    pub failure: Option<Failure>,
+}
+
+/// What was booted. Tag and key in hexadecimal, as attestation names them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    pub path: String,
+    pub size: u64,
+    /// The header's GCM tag, `se.tag`.
+    pub tag: String,
+    /// The hash in the key slot that fits this machine, `se.image_phkh`; none where it is not known.
+    pub key: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub cause: String,
+    pub evidence: String,
+    pub advice: String,
+    /// QEMU's and the guest's last words.
+    pub words: String,
+}
+
+impl Record {
+    pub fn new(sandbox: &str, image: Option<ImageRecord>) -> Self {
+        Self { version: VERSION, sandbox: sandbox.to_owned(), image, failure: None }
+    }
+
+    /// Writes the record whole or not at all, mode 0600.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).context("encode the sandbox record")?;
+        write_atomic(dir, FILE, &text)
+    }
+
+    /// Reads the record of the pod in `dir`.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE);
+        let bytes = read_bounded(&path, MAX_BYTES)?;
+        let record: Self =
+            serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
+        if record.version != VERSION {
+            return Err(Error::invalid(format!(
+                "read {}: version {}, this program knows {VERSION}",
+                path.display(),
+                record.version
+            )));
+        }
+        Ok(record)
+    }
+}
+
+impl Failure {
+    /// None for an end that was wanted.
+    pub fn of(end: &VmEnd) -> Option<Self> {
+        match end {
+            VmEnd::AskedToStop => None,
+            VmEnd::Explained { diagnosis, words } => Some(Self {
+                cause: diagnosis.cause.clone(),
+                evidence: diagnosis.evidence.clone(),
+                advice: diagnosis.advice.clone(),
+                words: words.clone(),
+            }),
+            VmEnd::Exited { .. } | VmEnd::Killed { .. } | VmEnd::Panicked { .. } => Some(Self {
+                cause: end.to_string(),
+                evidence: String::new(),
+                advice: String::new(),
+                words: String::new(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_private_and_comes_back() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("dir");
+        let image = ImageRecord { path: "/i".into(), size: 7, tag: "ab".into(), key: None };
+        let mut record = Record::new("s1", Some(image));
+        record.write(dir.path()).expect("write");
+        record.failure = Failure::of(&VmEnd::Exited { code: 1, text: "x".into() });
+        record.write(dir.path()).expect("again");
+        assert_eq!(Record::read(dir.path()), Ok(record.clone()));
+        let mode = std::fs::metadata(dir.path().join(FILE)).expect("stat").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        record.version = 2;
+        record.write(dir.path()).expect("newer");
+        assert!(
+            Record::read(dir.path())
+                .expect_err("newer")
+                .to_string()
+                .ends_with("version 2, this program knows 1")
+        );
+        assert_eq!(Failure::of(&VmEnd::AskedToStop), None);
+    }
+}
