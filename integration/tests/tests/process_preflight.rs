@@ -1,0 +1,188 @@
+//! A confidential pod in the production configuration, on a machine made of files: what must not run is
+//! refused before QEMU starts, with the reason; what may run is recorded.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::fs;
+
+use harness::{Bundle, Code, Shim, Stage, code, within};
+use serde_json::json;
+
+const NONE: [&str; 3] = ["", "", ""];
+
+/// A sealed image, its key slots' hashes computed by another program (`src/image/testdata`).
+const IMAGE: &[u8] = include_bytes!("../../../src/image/testdata/by-hand.img");
+
+/// A stage whose machine is a Z host the image was built for.
+async fn z_host() -> Stage {
+    let stage = Stage::new().await;
+    let image = kata_se::image::read(IMAGE).expect("image");
+    let key = image.header.slots.first().expect("slot").host_key.to_string();
+    let zeros = "0".repeat(64);
+    for (name, text) in [
+        ("proc/sys/kernel/arch", "s390x"),
+        ("proc/cpuinfo", "facilities : 0 1 158"),
+        ("proc/1/cmdline", "init"),
+        ("sys/firmware/uv/prot_virt_host", "1"),
+        ("sys/firmware/uv/query/max_cpus", "248"),
+        ("sys/firmware/uv/query/max_guests", "10"),
+        ("sys/firmware/uv/query/max_address", "ffffffffff"),
+        ("sys/firmware/uv/query/supp_se_hdr_ver", "4000000000000000"),
+        ("sys/firmware/uv/query/supp_se_hdr_pcf", "ffffffffffffffff"),
+        ("sys/firmware/uv/keys/all", &format!("{key}\n{zeros}\n")),
+        ("dev/kvm", "1"),
+    ] {
+        machine(&stage, name, Some(text));
+    }
+    let root = stage.path("machine").display().to_string();
+    *stage.environment.lock().expect("environment") = vec![("KATA_SE_SYS_ROOT".into(), root)];
+    fs::write(stage.path("image"), IMAGE).expect("image");
+    configure(&stage, "");
+    stage
+}
+
+/// Writes or removes one file of the machine.
+fn machine(stage: &Stage, name: &str, text: Option<&str>) {
+    let path = stage.path("machine").join(name);
+    fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+    match text {
+        Some(text) => fs::write(path, text).expect("write"),
+        None => fs::remove_file(path).expect("remove"),
+    }
+}
+
+/// The production configuration but for paths and the vsock transport; `more` goes into `[guest]`.
+fn configure(stage: &Stage, more: &str) {
+    let at = |name: &str| stage.path(name).display().to_string();
+    let text = format!(
+        "[qemu]\npath = \"{qemu}\"\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{qemu}\"\n\
+         [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\nconnect_timeout_s = 10\n\
+         [guest]\nimage = \"{}\"\n{more}",
+        at("layers"),
+        at("image"),
+        qemu = at("bin/qemu"),
+    );
+    fs::write(stage.path("config.toml"), text).expect("config");
+}
+
+/// Creates the pod, which must be refused as a failed precondition; says why.
+async fn refused(stage: &Stage) -> String {
+    let dir = stage.bundle("c1", &Bundle::sh("true"));
+    let shim = stage.shim("c1", &dir).await;
+    let result = within("an error", 20, shim.create("c1", &dir, NONE)).await;
+    shim.shutdown(true).await.expect("shutdown");
+    stage.assert_clean();
+    assert_eq!(code(&result), Some(Code::FAILED_PRECONDITION), "{result:?}");
+    let text = result.expect_err("refused").to_string();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+async fn says(stage: &Stage, wanted: &str) {
+    let text = refused(stage).await;
+    assert!(text.contains(wanted), "{wanted:?} is not in: {text}");
+    assert!(!stage.log().contains("QEMU started"), "QEMU was started");
+}
+
+fn record(stage: &Stage) -> serde_json::Value {
+    let pods = fs::read_dir(stage.path("run")).expect("run").flatten();
+    let state = pods.map(|pod| pod.path().join("state.json")).find(|path| path.is_file());
+    serde_json::from_slice(&fs::read(state.expect("state.json")).expect("read")).expect("json")
+}
+
+async fn running(stage: &Stage) -> Shim {
+    stage.running("c1", &Bundle::sh("sleep 1000")).await
+}
+
+#[tokio::test]
+async fn an_image_for_this_machine_runs_and_is_recorded() {
+    let stage = z_host().await;
+    let shim = running(&stage).await;
+    let image = kata_se::image::read(IMAGE).expect("image");
+    let tag = kata_se::plan::preflight::tag(&image);
+    let recorded = record(&stage);
+    assert_eq!(recorded["image"]["path"], stage.path("image").display().to_string());
+    assert_eq!(recorded["image"]["size"], IMAGE.len());
+    assert_eq!(recorded["image"]["tag"], tag.as_str());
+    assert_eq!(recorded["image"]["key"], image.header.slots[0].host_key.to_string());
+    let log = stage.log();
+    assert!(log.contains("image checked") && log.contains(&tag), "{log}");
+    assert!(log.contains("preflight: kvm: KVM runs protected guests"), "{log}");
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn what_cannot_run_here_is_refused_before_qemu_starts() {
+    let stage = z_host().await;
+    fs::write(stage.path("image"), vec![0; 300_000]).expect("image");
+    says(
+        &stage,
+        "not a Secure Execution image: QEMU would boot it unprotected: there is no header in its 300000",
+    )
+    .await;
+    fs::write(stage.path("image"), IMAGE.get(..0x17100).expect("cut")).expect("image");
+    says(&stage, "the image is damaged").await;
+    fs::remove_file(stage.path("image")).expect("remove");
+    says(&stage, "the image cannot be read").await;
+    fs::write(stage.path("image"), IMAGE).expect("image");
+
+    let wrong = "ab".repeat(32);
+    machine(&stage, "sys/firmware/uv/keys/all", Some(&format!("{wrong}\n{wrong}\n")));
+    says(
+        &stage,
+        "built for another machine: rebuild it with this machine's host key document: the image's slots",
+    )
+    .await;
+    machine(&stage, "sys/firmware/uv/keys/all", None);
+    machine(&stage, "sys/firmware/uv/query/supp_se_hdr_ver", Some("2000000000000000"));
+    says(&stage, "this machine does not know the version of the image's header").await;
+    machine(&stage, "sys/firmware/uv/query/supp_se_hdr_ver", None);
+    machine(&stage, "proc/1/cmdline", Some("qemu\0s390-pv-guest,id=pv0"));
+    machine(&stage, "sys/firmware/uv/query/max_guests", Some("1"));
+    says(&stage, "this machine has no room for another secure guest: 1 run, the limit is 1").await;
+    machine(&stage, "sys/firmware/uv/query/max_guests", None);
+    configure(&stage, "vcpus = 4\n");
+    machine(&stage, "sys/firmware/uv/query/max_cpus", Some("3"));
+    says(&stage, "guest.vcpus = 4, the limit is 3").await;
+    configure(&stage, "");
+    machine(&stage, "dev/kvm", Some("0"));
+    says(&stage, "KVM cannot run protected guests").await;
+    machine(&stage, "dev/kvm", Some("1"));
+    machine(&stage, "sys/firmware/uv/prot_virt_host", Some("0"));
+    says(&stage, "this kernel was not started as a Secure Execution host").await;
+    machine(&stage, "proc/sys/kernel/arch", Some("x86_64"));
+    says(&stage, "this machine is not an IBM Z or LinuxONE").await;
+}
+
+#[tokio::test]
+async fn a_changed_page_is_found_where_the_operator_asked_for_it() {
+    let stage = z_host().await;
+    configure(&stage, "verify_digest = true\n");
+    let image = kata_se::image::read(IMAGE).expect("image");
+    let at = image.ipib.expect("list").components.first().expect("component").address;
+    let mut bytes = IMAGE.to_vec();
+    bytes[usize::try_from(at).expect("small")] ^= 1;
+    fs::write(stage.path("image"), bytes).expect("image");
+    says(&stage, "the image was modified or truncated since it was sealed").await;
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_ultravisor_is_explained_in_one_line_and_kept() {
+    let stage = z_host().await;
+    stage.double(|o| {
+        o["exit"] = json!({"code": 1, "stderr": "KVM PV command 2 (KVM_PV_SET_SEC_PARMS) failed: header rc 108 rrc 5 IOCTL rc: -22"});
+    });
+    let dir = stage.bundle("c1", &Bundle::sh("true"));
+    let shim = stage.shim("c1", &dir).await;
+    let text = shim.create("c1", &dir, NONE).await.expect_err("refused").to_string();
+    assert!(
+        text.contains("the image was built for another machine: KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5"),
+        "{text}"
+    );
+    let recorded = record(&stage);
+    assert_eq!(recorded["failure"]["cause"], "the image was built for another machine");
+    assert!(recorded["failure"]["words"].as_str().expect("words").contains("header rc 108 rrc 5"));
+    assert!(stage.log().contains("\"evidence\":\"KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5"));
+    shim.shutdown(true).await.expect("shutdown");
+    stage.assert_clean();
+}
