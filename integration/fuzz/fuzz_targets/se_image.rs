@@ -1,0 +1,5 @@
+//! Any bytes as a sealed image: the reader neither panics nor grows.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kata_se::image::fuzz_se_image(bytes));
