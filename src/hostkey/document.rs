@@ -1,11 +1,11 @@
 //! One host key document, PEM or DER, and the hash by which images and machines name its key.
 
 use sha2::{Digest, Sha256};
-use x509_cert::Certificate;
 use x509_cert::der::asn1::ObjectIdentifier;
-use x509_cert::der::{Decode, pem};
+use x509_cert::der::pem;
 
 use crate::error::{Error, Result};
+use crate::hostkey::certificate::Certificate;
 use crate::image::{CustomerKey, KeyHash};
 
 /// Largest file taken: a document has some 2 KiB, a bundle of certificates a few more.
@@ -25,11 +25,7 @@ const PADDED: usize = 80;
 /// A certificate whose key is a host key's.
 #[derive(Clone, Debug)]
 pub struct Document {
-    /// What the file is called in messages.
-    pub name: String,
     pub certificate: Certificate,
-    /// The certificate as it stands in the file, DER.
-    pub der: Vec<u8>,
     /// X and Y, padded.
     pub point: CustomerKey,
     pub key: KeyHash,
@@ -38,20 +34,26 @@ pub struct Document {
 impl Document {
     /// Reads a document; of several certificates in one file the first is meant.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self> {
-        let wrong = |why: String| Error::invalid(format!("host key document {name}: {why}"));
-        let blocks = blocks(bytes, "CERTIFICATE").map_err(&wrong)?;
+        let name = format!("host key document {name}");
+        let wrong = |why: String| Error::invalid(format!("{name}: {why}"));
+        let blocks = blocks(bytes, "CERTIFICATE").map_err(wrong)?;
         let der = blocks.into_iter().next().unwrap_or_default();
-        let certificate =
-            Certificate::from_der(&der).map_err(|e| wrong(format!("not an X.509 certificate: {e}")))?;
-        let point = point(&certificate).map_err(&wrong)?;
+        let certificate = Certificate::from_der(&name, der)?;
+        let point = point(&certificate).map_err(wrong)?;
         let key = KeyHash(Sha256::digest(point.0).into());
-        Ok(Self { name: name.to_owned(), certificate, der, point, key })
+        Ok(Self { certificate, point, key })
+    }
+
+    /// The key as in the certificate: 4 ‖ X ‖ Y, without padding.
+    pub(crate) fn sec1(&self) -> Vec<u8> {
+        let coordinates = self.point.0.chunks_exact(PADDED).flat_map(|c| c.iter().skip(PADDED - COORDINATE));
+        std::iter::once(&4).chain(coordinates).copied().collect()
     }
 }
 
 /// The host key in the certificate: an uncompressed point, 4 ‖ X ‖ Y.
 fn point(certificate: &Certificate) -> std::result::Result<CustomerKey, String> {
-    let key = certificate.tbs_certificate().subject_public_key_info();
+    let key = certificate.x509.tbs_certificate().subject_public_key_info();
     if key.algorithm.oid != EC_PUBLIC_KEY {
         return Err(format!("its key is of type {}, a host key is an EC key (P-521)", key.algorithm.oid));
     }
@@ -109,8 +111,9 @@ mod tests {
     fn the_hash_is_that_of_the_padded_coordinates_and_the_same_from_pem_and_der() {
         let document = Document::parse("HKD.crt", PEM).expect("pem");
         assert_eq!(document.key.to_string(), HASH.trim());
-        let der = Document::parse("HKD.der", &document.der).expect("der");
+        let der = Document::parse("HKD.der", &document.certificate.der).expect("der");
         assert_eq!(der.key, document.key);
+        assert!(crate::hostkey::signature::is_on_p521(&document.sec1()));
     }
 
     #[test]
@@ -141,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_document_cut_at_any_byte_is_refused_without_a_panic() {
-        let der = Document::parse("x", PEM).expect("document").der;
+        let der = Document::parse("x", PEM).expect("document").certificate.der;
         for end in 0..der.len() {
             assert!(Document::parse("x", der.get(..end).expect("cut")).is_err(), "{end}");
         }
