@@ -12,7 +12,7 @@ The modules stand in layers; each imports only from its own module or from lower
 | 1 decisions | [`config`] [`hostkey`] [`image`] [`oci`] [`plan`] [`lifecycle`] | data in, data out |
 | 2 the outside world | [`host`] [`qemu`] [`agent`] | one kernel interface or protocol per file |
 | 3 the pod | [`pod`] [`container`] [`stdio`] | the sequence of a pod's life |
-| 4 the doors | [`shim`] | what containerd calls |
+| 4 the doors | [`shim`] [`cli`] | what containerd calls, and what a person calls |
 
 Five rules: `qemu` and `agent` do not know each other; foreign types stop at one file; decide,
 then act; text from outside becomes a checked type at the door; a trait needs two implementations
@@ -39,4 +39,5 @@ pub mod container;
 pub mod pod;
 pub mod stdio;
 
+pub mod cli;
 pub mod shim;

@@ -53,7 +53,8 @@ impl Survey {
 }
 
 impl ImageFound {
-    fn at(path: &Path) -> Self {
+    /// Opens and reads the file.
+    pub(crate) fn at(path: &Path) -> Self {
         let file = match ImageFile::open(path) {
             Ok(file) => file,
             Err(e) => return Self::Unreadable(e.to_string()),

@@ -159,4 +159,4 @@ fn no_issuer(certificate: &Certificate) -> Error {
 
 #[cfg(test)]
 #[path = "chain_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -7,7 +7,7 @@ use x509_cert::der::asn1::ObjectIdentifier;
 use super::*;
 
 /// 2026-01-01, when every test takes place.
-const NOW: Duration = Duration::from_secs(1_767_225_600);
+pub(crate) const NOW: Duration = Duration::from_secs(1_767_225_600);
 
 const IBM: &str = "International Business Machines Corporation";
 
@@ -227,6 +227,20 @@ impl World {
         chain.check(&Document::parse("HKD.crt", &self.host.der())?)?;
         Ok(chain.path)
     }
+}
+
+/// The files of the good world, by name.
+pub(crate) fn files() -> Vec<(&'static str, Vec<u8>)> {
+    let w = world();
+    vec![
+        ("root.crt", w.root.der()),
+        ("middle.crt", w.intermediate.der()),
+        ("signing.crt", w.signing.der()),
+        ("HKD.crt", w.host.der()),
+        ("0.crl", w.lists[0].der()),
+        ("1.crl", w.lists[1].der()),
+        ("2.crl", w.lists[2].der()),
+    ]
 }
 
 fn refused(change: impl FnOnce(&mut World), wanted: &str) {

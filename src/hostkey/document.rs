@@ -96,6 +96,13 @@ pub fn blocks(bytes: &[u8], label: &str) -> std::result::Result<Vec<Vec<u8>>, St
     if found.is_empty() { Err(format!("there is no \"{begin}\" in it")) } else { Ok(found) }
 }
 
+/// A DER block as PEM text.
+pub fn pem(label: &str, der: &[u8]) -> Result<Vec<u8>> {
+    pem::encode_string(label, pem::LineEnding::LF, der)
+        .map(String::into_bytes)
+        .map_err(|e| Error::internal(format!("encode {label}: {e}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,6 +19,6 @@ const RUN_DIR_ENVIRONMENT: &str = "KATA_SE_RUN_DIR";
 const LOCK: &str = "lock";
 const SOCKET: &str = "s";
 
-fn run_dir() -> PathBuf {
+pub(crate) fn run_dir() -> PathBuf {
     std::env::var_os(RUN_DIR_ENVIRONMENT).map_or_else(|| RUN_DIR.into(), PathBuf::from)
 }

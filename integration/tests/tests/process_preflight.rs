@@ -186,3 +186,64 @@ async fn a_refusal_of_the_ultravisor_is_explained_in_one_line_and_kept() {
     shim.shutdown(true).await.expect("shutdown");
     stage.assert_clean();
 }
+
+/// The node command in the same world as the shim.
+fn command(stage: &Stage, args: &[&str]) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(harness::program("kata-se"));
+    command
+        .args(args)
+        .env("KATA_SE_SYS_ROOT", stage.path("machine"))
+        .env("KATA_SE_RUN_DIR", stage.path("run"))
+        .env("KATA_SE_CONFIG", stage.path("config.toml"))
+        .stdin(std::process::Stdio::null());
+    let output = command.output().expect("kata-se");
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code(), text)
+}
+
+#[tokio::test]
+async fn the_node_command_says_beforehand_what_the_shim_would_say() {
+    let stage = z_host().await;
+    let needs = format!("[rootfs]\nmkfs = \"{}\"\n", stage.path("bin/qemu").display());
+    fs::create_dir(stage.path("config.d")).expect("mkdir");
+    fs::write(stage.path("config.d/programs.toml"), needs).expect("write");
+    let (code, text) = command(&stage, &["check"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.ends_with("A secure pod could start here.\n") && !text.contains('\x1b'), "{text}");
+
+    let wrong = "ab".repeat(32);
+    machine(&stage, "sys/firmware/uv/keys/all", Some(&format!("{wrong}\n{wrong}\n")));
+    let why = refused(&stage).await;
+    let (code, text) = command(&stage, &["check"]);
+    assert_eq!(code, Some(1), "{text}");
+    let line = text.lines().find(|line| line.starts_with("FAIL  key")).expect("the key's line");
+    let said = line.strip_prefix("FAIL  key").expect("mark").trim_start();
+    assert!(why.contains(said), "{said:?} is not in: {why}");
+    let (code, text) = command(&stage, &["check", "--json"]);
+    let answer: serde_json::Value = serde_json::from_str(&text).expect("json");
+    assert_eq!((code, &answer["can_start"]), (Some(1), &json!(false)));
+
+    let kernel = stage.path("kernel").display().to_string();
+    let (code, text) = command(&stage, &["image", "inspect", &kernel]);
+    assert!(code == Some(1) && text.contains("not a Secure Execution image"), "{text}");
+    let (code, text) = command(&stage, &["image", "inspect", "/nonexistent"]);
+    assert!(code == Some(3) && text.contains("No such file"), "{text}");
+    assert_eq!(command(&stage, &["image"]).0, Some(2));
+}
+
+#[tokio::test]
+async fn a_failed_pod_is_explained_while_it_is_there() {
+    let stage = z_host().await;
+    stage.double(|o| o["exit"] = json!({"code": 1, "stderr": "S390 PV guests require KVM"}));
+    let dir = stage.bundle("c1", &Bundle::sh("true"));
+    let shim = stage.shim("c1", &dir).await;
+    shim.create("c1", &dir, NONE).await.expect_err("refused");
+    let (code, text) = command(&stage, &["explain", "c1"]);
+    assert!(code == Some(0) && text.contains("cause     QEMU runs without KVM\n"), "{text}");
+    assert!(text.contains("tag       ") && text.contains("advice    boot the host"), "{text}");
+    shim.shutdown(true).await.expect("shutdown");
+    stage.assert_clean();
+    let (code, text) = command(&stage, &["explain", "c1"]);
+    assert!(code == Some(3) && text.contains("neither a sandbox that runs here nor a file"), "{text}");
+}

@@ -1,0 +1,192 @@
+//! `kata-se check`: could a secure pod start here now?
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use crate::cli::screen::{Answer, Style, findings_json};
+use crate::config::{Boot, Config, VsockConfig};
+use crate::error::{Error, Result};
+use crate::host::config_files;
+use crate::host::facts::{Count, Root};
+use crate::host::survey::{ImageFound, Survey};
+use crate::image::PlainFlags;
+use crate::plan::preflight::{Finding, Mark, fatal, pass, warning};
+
+/// Checks this machine, the configuration and the image: one line per check, exit code 0 only when a
+/// secure pod could start now.
+///
+/// The same checks run before each pod; here they can be seen before the first one.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The sealed image to check instead of the configured one.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// The configuration instead of the one the shim would read.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Check {
+    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
+        let config = config_files::load(self.config.as_deref())?;
+        let mut findings = Vec::new();
+        let image = match (&self.image, &config.boot) {
+            (Some(image), _) | (None, Boot::Sealed { image }) => image.clone(),
+            (None, Boot::Plain { .. }) => {
+                return Err(Error::precondition(
+                    "the configuration starts guests that are not protected (guest.confidential = false): give \
+                     the image to check with --image",
+                ));
+            }
+        };
+        if let Boot::Plain { .. } = config.boot {
+            findings.push(fatal(
+                "config",
+                "the configuration starts guests that are not protected",
+                "guest.confidential = false",
+                "remove the key on a node for secure pods",
+            ));
+        }
+        let root = Root::of_this_machine();
+        let survey = Survey::take(&root, Count::Always, &image, &config.host_key_documents);
+        findings.extend(survey.findings(config.memory_mib, config.vcpus));
+        findings.extend(programs(&config));
+        findings.push(doors(&survey));
+        Ok(answer(&findings, &image, style))
+    }
+}
+
+fn answer(findings: &[Finding], image: &Path, style: Style) -> Answer {
+    let count = |mark| findings.iter().filter(|finding| finding.mark == mark).count();
+    let (fatal, warnings) = (count(Mark::Fatal), count(Mark::Warning));
+    let last = if fatal > 0 {
+        style.bad(&format!("No secure pod can start here: {fatal} of {} checks failed.", findings.len()))
+    } else if warnings > 0 {
+        style.doubtful(&format!("A secure pod could start here; {warnings} checks have a warning."))
+    } else {
+        style.good("A secure pod could start here.")
+    };
+    let image = image.display().to_string();
+    Answer {
+        text: format!("{}\n{last}\n", style.findings(findings)),
+        json: json!({"can_start": fatal == 0, "image": image, "findings": findings_json(findings)}),
+        yes: fatal == 0,
+    }
+}
+
+/// What the shim starts and opens beside the image.
+fn programs(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![
+        program("qemu", "qemu.path", &config.qemu.path, "install QEMU 8 or newer"),
+        program("mkfs", "rootfs.mkfs", &config.rootfs.mkfs, "install erofs-utils"),
+    ];
+    findings.push(match &config.vsock {
+        VsockConfig::Vhost => {
+            let device = Path::new("/dev/vhost-vsock");
+            match std::fs::File::options().read(true).write(true).open(device) {
+                Ok(_) => pass("vsock", "/dev/vhost-vsock can be used"),
+                Err(e) => fatal(
+                    "vsock",
+                    "guests cannot be reached",
+                    &format!("{}: {e}", device.display()),
+                    "load the module: modprobe vhost_vsock",
+                ),
+            }
+        }
+        VsockConfig::VhostUser { program: path } => program("vsock", "vsock.program", path, "install it"),
+    });
+    findings
+}
+
+fn program(check: &'static str, key: &str, path: &Path, advice: &str) -> Finding {
+    use std::os::unix::fs::PermissionsExt;
+    let why = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {
+            return pass(check, path.display().to_string());
+        }
+        Ok(_) => "not a program".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    let evidence = format!("{key} = {}: {why}", path.display());
+    fatal(
+        check,
+        "a program that every pod needs is missing",
+        &evidence,
+        &format!("{advice}, or correct {key}"),
+    )
+}
+
+/// Ways into a guest that configuration or image leave open.
+fn doors(survey: &Survey) -> Finding {
+    if let ImageFound::Sealed { image, .. } = &survey.image {
+        if image.header.flags.has(PlainFlags::DUMP) {
+            return warning(
+                "doors",
+                "the image lets its guests be dumped",
+                "flag \"dump allowed\"",
+                "the dump is encrypted for the image's owner: rebuild the image without it if nobody needs dumps",
+            );
+        }
+    }
+    pass("doors", "none is open: no debug console, no gdb, no QMP socket, no dump")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::machine::{Fact, Kvm, Machine};
+
+    fn survey(architecture: &str) -> Survey {
+        let machine = Machine {
+            architecture: architecture.into(),
+            facility: Fact::Known(true),
+            host: Fact::Known(false),
+            guest: Fact::Absent,
+            max_cpus: Fact::Known(248),
+            max_guests: Fact::Known(100),
+            max_address: Fact::Known(u64::MAX),
+            header_versions: Fact::Known(1 << 62),
+            header_flags: Fact::Known(0xf0),
+            keys: Fact::Absent,
+            kvm: Kvm::Unprotected,
+            running: Some(3),
+        };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/image/testdata/by-hand.img");
+        Survey { machine, documents: vec![], image: ImageFound::at(&path) }
+    }
+
+    #[test]
+    fn the_answer_of_a_machine_that_is_no_z_is_plain() {
+        let answer = answer(&survey("x86_64").findings(2048, 1), Path::new("/i"), Style::default());
+        assert!(!answer.yes);
+        assert_eq!(answer.text, include_str!("testdata/check-x86_64.txt"), "{}", answer.text);
+        assert_eq!(answer.json["can_start"], false);
+        assert_eq!(answer.json["findings"][0]["check"], "machine");
+        assert_eq!(answer.json["findings"][0]["result"], "fatal");
+    }
+
+    #[test]
+    fn the_answer_of_a_z_that_is_not_set_up_names_each_step() {
+        let mut findings = survey("s390x").findings(2048, 1);
+        findings.push(program(
+            "qemu",
+            "qemu.path",
+            Path::new("/nonexistent/qemu"),
+            "install QEMU 8 or newer",
+        ));
+        let answer = answer(&findings, Path::new("/i"), Style::default());
+        assert_eq!(answer.text, include_str!("testdata/check-s390x.txt"), "{}", answer.text);
+    }
+
+    #[test]
+    fn colours_are_only_there_when_wanted() {
+        let findings = survey("x86_64").findings(2048, 1);
+        let plain = answer(&findings, Path::new("/i"), Style::default()).text;
+        let coloured = answer(&findings, Path::new("/i"), Style { colour: true }).text;
+        assert!(!plain.contains('\x1b') && coloured.contains("\x1b[31mFAIL\x1b[0m"));
+        let warnings = [warning("key", "a", "b", "c")];
+        assert!(answer(&warnings, Path::new("/i"), Style::default()).yes);
+    }
+}

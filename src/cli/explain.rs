@@ -1,0 +1,217 @@
+//! `kata-se explain`: what a failed start means, from the pod's record or from any text of QEMU, the
+//! guest's console or a log.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::cli::screen::{Answer, Style};
+use crate::error::{Code, Context, Error, Result, one_line};
+use crate::host::files::read_bounded;
+use crate::lifecycle::diagnosis::Diagnosis;
+use crate::pod::record::{FILE, Record};
+use crate::qemu::failure::explain_text;
+use crate::shim::run_dir;
+
+/// Largest text looked through.
+const TEXT_BYTES: u64 = 16 << 20;
+
+/// Explains why a secure guest did not start: cause, evidence, what to do.
+///
+/// With a sandbox id it reads the pod's record, which exists as long as the pod does; else it looks for
+/// known messages in a file or on standard input:
+///
+///   journalctl -u containerd --since -10min | kata-se explain -
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// A sandbox id, a file, or `-` for standard input.
+    #[arg(value_name = "SANDBOX|FILE|-", default_value = "-", hide_default_value = true)]
+    what: String,
+}
+
+impl Explain {
+    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
+        if self.what == "-" {
+            return Ok(by_text(&read_stdin()?, style));
+        }
+        if let Some(record) = find_record(&run_dir(), &self.what)? {
+            return Ok(by_record(&record, style));
+        }
+        let bytes = read_bounded(Path::new(&self.what), TEXT_BYTES).map_err(|e| match e.code() {
+            Code::NotFound => Error::not_found(format!(
+                "{:?}: neither a sandbox that runs here nor a file: a pod's record goes with the pod",
+                self.what
+            )),
+            _ => e,
+        })?;
+        match serde_json::from_slice::<Record>(&bytes) {
+            Ok(record) => Ok(by_record(&record, style)),
+            Err(_) => Ok(by_text(&String::from_utf8_lossy(&bytes), style)),
+        }
+    }
+}
+
+fn read_stdin() -> Result<String> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Err(Error::invalid("nothing to explain: give a sandbox id, a file, or pipe a text in"));
+    }
+    let mut bytes = Vec::new();
+    stdin.lock().take(TEXT_BYTES).read_to_end(&mut bytes).context("read standard input")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The record of the sandbox with this id, or whose id begins with it (as `crictl` shows ids).
+fn find_record(run_dir: &Path, id: &str) -> Result<Option<Record>> {
+    let entries = match std::fs::read_dir(run_dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("read {}", run_dir.display())),
+    };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if !path.join(FILE).is_file() {
+            continue;
+        }
+        let record = Record::read(&path)?;
+        if record.sandbox == id {
+            return Ok(Some(record));
+        }
+        if id.len() >= 8 && record.sandbox.starts_with(id) {
+            found.push(record);
+        }
+    }
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        many => Err(Error::invalid(format!("sandbox {id}: {many} ids begin with it: give more of it"))),
+    }
+}
+
+fn by_record(record: &Record, style: Style) -> Answer {
+    let image = record.image.as_ref().map_or_else(String::new, |image| {
+        let key = image.key.as_deref().unwrap_or("not known");
+        format!("image     {}\ntag       {}\nkey       {key}\n", image.path, image.tag)
+    });
+    let Some(failure) = &record.failure else {
+        return Answer {
+            text: format!("sandbox   {}\n{image}\nIts VM has not failed.\n", record.sandbox),
+            json: json!({"sandbox": record.sandbox, "image": record.image, "failure": null}),
+            yes: true,
+        };
+    };
+    // Newer rules may know what the shim of that time did not.
+    let words = format!("{}\n{}\n{}", failure.cause, failure.evidence, failure.words);
+    let diagnosis = Diagnosis {
+        cause: failure.cause.clone(),
+        evidence: failure.evidence.clone(),
+        advice: failure.advice.clone(),
+    };
+    let known = !failure.advice.is_empty();
+    let diagnosis = if known { diagnosis } else { explain_text(&words).unwrap_or(diagnosis) };
+    let text = format!(
+        "sandbox   {}\n{image}{}words     {}\n",
+        record.sandbox,
+        shown(&diagnosis, style),
+        one_line(&failure.words)
+    );
+    Answer { text, json: as_json(Some(record), Some(&diagnosis)), yes: !diagnosis.advice.is_empty() }
+}
+
+fn by_text(text: &str, style: Style) -> Answer {
+    match explain_text(text) {
+        Some(diagnosis) => {
+            Answer { text: shown(&diagnosis, style), json: as_json(None, Some(&diagnosis)), yes: true }
+        }
+        None => Answer {
+            text: format!("No known failure in this text of {} lines.\n", text.lines().count()),
+            json: as_json(None, None),
+            yes: false,
+        },
+    }
+}
+
+fn shown(diagnosis: &Diagnosis, style: Style) -> String {
+    let cause = style.strong(&one_line(&diagnosis.cause));
+    let mut text = format!("cause     {cause}\n");
+    for (name, part) in [("evidence", &diagnosis.evidence), ("advice", &diagnosis.advice)] {
+        if !part.is_empty() {
+            text.push_str(&format!("{name:<9} {}\n", one_line(part)));
+        }
+    }
+    text
+}
+
+fn as_json(record: Option<&Record>, diagnosis: Option<&Diagnosis>) -> serde_json::Value {
+    json!({
+        "sandbox": record.map(|record| &record.sandbox),
+        "image": record.and_then(|record| record.image.as_ref()),
+        "failure": diagnosis.map(|d| json!({"cause": d.cause, "evidence": d.evidence, "advice": d.advice})),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::record::{Failure, ImageRecord};
+
+    fn failed() -> Record {
+        let image =
+            ImageRecord { path: "/i.img".into(), size: 7, tag: "abcd".into(), key: Some("12".into()) };
+        let mut record = Record::new("0123456789abcdef", Some(image));
+        record.failure = Some(Failure {
+            cause: "the image was built for another machine".into(),
+            evidence: "KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5 (no key slot for this machine)".into(),
+            advice: "rebuild it".into(),
+            words: "stderr: KVM PV command 2\u{1b}[31m".into(),
+        });
+        record
+    }
+
+    #[test]
+    fn a_failed_sandbox_is_explained_by_its_record() {
+        let answer = by_record(&failed(), Style::default());
+        assert_eq!(answer.text, include_str!("testdata/explain.txt"), "{}", answer.text);
+        assert!(answer.yes);
+        assert_eq!(answer.json["failure"]["advice"], "rebuild it");
+        let mut plain = failed();
+        plain.failure = Some(Failure {
+            cause: "QEMU ended with exit code 1: stderr: S390 PV guests require KVM".into(),
+            evidence: String::new(),
+            advice: String::new(),
+            words: String::new(),
+        });
+        assert!(by_record(&plain, Style::default()).text.contains("cause     QEMU runs without KVM\n"));
+        let running = by_record(&Record::new("s1", None), Style::default());
+        assert!(running.yes && running.text.ends_with("Its VM has not failed.\n"));
+    }
+
+    #[test]
+    fn a_record_is_found_by_its_id_or_the_beginning_of_it() {
+        let dir = tempfile::tempdir().expect("dir");
+        assert_eq!(find_record(&dir.path().join("none"), "s"), Ok(None));
+        for (name, id) in [("a", "0123456789abcdef"), ("b", "0123456789abcxyz")] {
+            std::fs::create_dir(dir.path().join(name)).expect("mkdir");
+            Record::new(id, None).write(&dir.path().join(name)).expect("write");
+        }
+        let find = |id: &str| find_record(dir.path(), id).map(|found| found.map(|record| record.sandbox));
+        assert_eq!(find("0123456789abcdef"), Ok(Some("0123456789abcdef".into())));
+        assert_eq!(find("0123456789abcx"), Ok(Some("0123456789abcxyz".into())));
+        assert_eq!(find("0123"), Ok(None), "too short to be meant");
+        assert!(find("0123456789").expect_err("two").to_string().contains("2 ids begin with it"));
+    }
+
+    #[test]
+    fn text_from_anywhere_is_looked_through() {
+        let known = by_text(
+            "x\nKVM PV command 4 (KVM_PV_VERIFY) failed: header rc 102 rrc 1b IOCTL rc: -22\n",
+            Style::default(),
+        );
+        assert!(known.yes && known.text.starts_with("cause     the image was modified"), "{}", known.text);
+        let unknown = by_text("all\nis well\n", Style::default());
+        assert!(!unknown.yes);
+        assert_eq!(unknown.text, "No known failure in this text of 2 lines.\n");
+    }
+}

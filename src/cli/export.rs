@@ -1,0 +1,288 @@
+//! `kata-se image export`: the folder an attestation service wants of one image.
+//!
+//! Layout: Trustee, deps/verifier/src/se (`hdr/hdr.bin`, `hkds`, `certs`, `crls`, `root_ca.crt`, `rsa`).
+//! Everything in it is public: header, certificates, lists.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::cli::host_key::{TrustFiles, judge, now};
+use crate::cli::inspect::{documents, open};
+use crate::cli::screen::{Answer, Style};
+use crate::error::{Context, Error, Result};
+use crate::hostkey::{Document, Trust, pem};
+use crate::image::{Flaw, SealedImage, header_bytes};
+use crate::plan::preflight::tag;
+
+/// Writes what an attestation service (Trustee) wants to know of an image: its header, host key documents,
+/// certificates, revocation lists, and reference values. Given documents are checked first.
+///
+/// Each image needs its own folder, and a new one when it is rebuilt. The answer says what is still missing.
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The sealed image.
+    #[arg(value_name = "FILE")]
+    image: PathBuf,
+    /// The folder to make; it must not exist yet, or be empty.
+    #[arg(long = "to", value_name = "DIR")]
+    to: PathBuf,
+    /// A host key document of a machine the image is for. Can be given several times.
+    #[arg(long = "host-key-document", short = 'D', value_name = "FILE")]
+    documents: Vec<PathBuf>,
+    /// IBM's host key signing key certificate; with it the documents are checked.
+    #[arg(long, value_name = "FILE", requires = "root")]
+    signing_key: Option<PathBuf>,
+    /// Certificates between the signing key and the root. Can be given several times.
+    #[arg(long = "intermediate", value_name = "FILE", requires = "signing_key")]
+    intermediates: Vec<PathBuf>,
+    /// The trusted root certificate.
+    #[arg(long, value_name = "FILE", requires = "signing_key")]
+    root: Option<PathBuf>,
+    /// Revocation lists, one of each issuer. Can be given several times.
+    #[arg(long = "crl", value_name = "FILE", requires = "signing_key")]
+    crls: Vec<PathBuf>,
+}
+
+/// What goes into the folder.
+struct Set {
+    header: Vec<u8>,
+    documents: Vec<Document>,
+    trust: Option<Trust>,
+    values: Value,
+    missing: Vec<String>,
+}
+
+impl Export {
+    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
+        self.run_at(now()?, style)
+    }
+
+    fn run_at(&self, now: Duration, style: Style) -> Result<Answer> {
+        let (file, image) = open(&self.image)?;
+        let header = header_bytes(&file, &image).map_err(Flaw::into_error)?;
+        let documents = documents(&self.documents)?;
+        check_slots(&documents, &image)?;
+        let trust = self.trust()?;
+        if let Some(trust) = &trust {
+            if let Some(e) = judge(&documents, trust, now).into_iter().flatten().next() {
+                return Err(Error::precondition(format!("not trusted: {e}")));
+            }
+        }
+        let missing = missing(&documents, trust.as_ref(), &image);
+        let set = Set { header, documents, trust, values: reference_values(&image), missing };
+        let files = set.write(&self.to)?;
+        Ok(answer(&self.to, &files, &set, &image, style))
+    }
+
+    fn trust(&self) -> Result<Option<Trust>> {
+        let (Some(signing_key), Some(root)) = (&self.signing_key, &self.root) else { return Ok(None) };
+        let files = TrustFiles {
+            signing_key: signing_key.clone(),
+            intermediates: self.intermediates.clone(),
+            root: root.clone(),
+            crls: self.crls.clone(),
+        };
+        files.read().map(Some)
+    }
+}
+
+/// A document without a slot would make the service trust a machine the image cannot run on.
+fn check_slots(documents: &[Document], image: &SealedImage) -> Result<()> {
+    let without = documents.iter().find(|d| image.header.slots.iter().all(|slot| slot.host_key != d.key));
+    match without {
+        None => Ok(()),
+        Some(document) => Err(Error::precondition(format!(
+            "{}: the image has no slot for its key {}: leave it out, or rebuild the image with it",
+            document.certificate.name,
+            document.key.short()
+        ))),
+    }
+}
+
+/// By the names of the claims the verifier makes.
+fn reference_values(image: &SealedImage) -> Value {
+    let slots: Vec<String> = image.header.slots.iter().map(|slot| slot.host_key.to_string()).collect();
+    json!({
+        "se.version": [image.header.version.to_string()],
+        "se.tag": [tag(image)],
+        "se.image_phkh": slots,
+        "se.attestation_phkh": slots,
+    })
+}
+
+fn missing(documents: &[Document], trust: Option<&Trust>, image: &SealedImage) -> Vec<String> {
+    let mut missing = Vec::new();
+    let slots = image.header.slots.iter().enumerate();
+    for (number, slot) in slots.filter(|(_, slot)| documents.iter().all(|d| d.key != slot.host_key)) {
+        let key = slot.host_key.short();
+        missing.push(format!("hkds: no document for key slot {} ({key}): --host-key-document", number + 1));
+    }
+    match trust {
+        None => {
+            missing.push("certs, crls, root_ca.crt: --signing-key, --intermediate, --root, --crl".to_owned())
+        }
+        Some(trust) if trust.lists.is_empty() => missing.push("crls: --crl".to_owned()),
+        Some(_) => {}
+    }
+    missing.push(
+        "rsa/encrypt_key.pem and rsa/encrypt_key.pub: made once per service, kept there: openssl genrsa -out \
+         encrypt_key.pem 4096; openssl rsa -in encrypt_key.pem -pubout -out encrypt_key.pub"
+            .to_owned(),
+    );
+    missing
+}
+
+impl Set {
+    /// Writes the folder whole or not at all; says which files are in it.
+    fn write(&self, to: &Path) -> Result<Vec<String>> {
+        let mut files = vec![("hdr/hdr.bin".to_owned(), self.header.clone())];
+        for (number, document) in self.documents.iter().enumerate() {
+            files.push((
+                format!("hkds/hkd-{}.crt", number + 1),
+                pem("CERTIFICATE", &document.certificate.der)?,
+            ));
+        }
+        if let Some(trust) = &self.trust {
+            files.push(("certs/signing-key.crt".to_owned(), pem("CERTIFICATE", &trust.signing_key.der)?));
+            for (number, certificate) in trust.intermediates.iter().enumerate() {
+                let name = format!("certs/intermediate-{}.crt", number + 1);
+                files.push((name, pem("CERTIFICATE", &certificate.der)?));
+            }
+            for (number, list) in trust.lists.iter().enumerate() {
+                files.push((format!("crls/{}.crl", number + 1), pem("X509 CRL", &list.der)?));
+            }
+            files.push(("root_ca.crt".to_owned(), pem("CERTIFICATE", &trust.root.der)?));
+        }
+        files.push(("reference-values.json".to_owned(), format!("{:#}\n", self.values).into_bytes()));
+        let name = to.file_name().ok_or_else(|| Error::invalid(format!("{}: not a name", to.display())))?;
+        let partial = to.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        drop(fs::remove_dir_all(&partial));
+        let written = write_all(&partial, &files).and_then(|()| {
+            // Over nothing or over an empty folder only: two sets must not mix.
+            fs::rename(&partial, to)
+                .with_context(|| format!("make folder {} (it must not exist, or be empty)", to.display()))
+        });
+        if written.is_err() {
+            drop(fs::remove_dir_all(&partial));
+        }
+        written.map(|()| files.into_iter().map(|(name, _)| name).collect())
+    }
+}
+
+fn write_all(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        let parent = path.parent().unwrap_or(folder);
+        fs::create_dir_all(parent).with_context(|| format!("make folder {}", parent.display()))?;
+        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn answer(to: &Path, files: &[String], set: &Set, image: &SealedImage, style: Style) -> Answer {
+    let mut text = format!("image tag {}\n\n{}\n", style.strong(&tag(image)), to.display());
+    let mut lines = || -> std::fmt::Result {
+        for file in files {
+            writeln!(text, "  {file}")?;
+        }
+        let checked = if set.trust.is_some() { "checked and trusted" } else { "not checked" };
+        writeln!(text, "\nhost key documents: {} {checked}", set.documents.len())?;
+        writeln!(text, "\nstill missing")?;
+        set.missing.iter().try_for_each(|missing| writeln!(text, "  {missing}"))
+    };
+    debug_assert!(lines().is_ok(), "writing to a string");
+    Answer {
+        text,
+        json: json!({"folder": to.display().to_string(), "files": files, "missing": set.missing,
+            "documents_checked": set.trust.is_some(), "reference_values": set.values}),
+        yes: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hostkey::chain::tests::{NOW, files};
+    use crate::image;
+
+    const IMAGE: &[u8] = include_bytes!("../image/testdata/by-hand.img");
+
+    /// An image with one slot for the document of the test certificates.
+    fn given() -> (tempfile::TempDir, Export) {
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        for (name, bytes) in files() {
+            fs::write(at(name), bytes).expect("write");
+        }
+        let document = Document::parse("x", &fs::read(at("HKD.crt")).expect("read")).expect("document");
+        let header = usize::try_from(image::read(IMAGE).expect("image").header_at).expect("small");
+        let mut bytes = IMAGE.to_vec();
+        bytes[header + 416..header + 448].copy_from_slice(&document.key.0);
+        fs::write(at("image"), bytes).expect("write");
+        let export = Export {
+            image: at("image"),
+            to: at("out"),
+            documents: vec![at("HKD.crt")],
+            signing_key: Some(at("signing.crt")),
+            intermediates: vec![at("middle.crt")],
+            root: Some(at("root.crt")),
+            crls: vec![at("0.crl"), at("1.crl"), at("2.crl")],
+        };
+        (dir, export)
+    }
+
+    #[test]
+    fn the_folder_has_the_services_layout_and_what_is_missing_is_said() {
+        let (dir, export) = given();
+        let answer = export.run_at(NOW, Style::default()).expect("export");
+        let text = answer.text.replace(&dir.path().display().to_string(), "");
+        assert_eq!(text, include_str!("testdata/export.txt"), "{text}");
+        let (_, image) = open(&export.image).expect("image");
+        let header = fs::read(export.to.join("hdr/hdr.bin")).expect("header");
+        assert_eq!(header.len(), usize::try_from(image.header.size).expect("small"));
+        assert!(header.starts_with(b"IBMSecEx") && header.ends_with(&image.header.tag));
+        let values = fs::read_to_string(export.to.join("reference-values.json")).expect("values");
+        let values: Value = serde_json::from_str(&values).expect("json");
+        assert_eq!(values["se.tag"][0], tag(&image));
+        assert_eq!(values["se.version"][0], "256");
+        let copied = fs::read(export.to.join("hkds/hkd-1.crt")).expect("document");
+        assert_eq!(Document::parse("x", &copied).expect("document").key, image.header.slots[0].host_key);
+        assert_eq!(
+            fs::read_dir(dir.path())
+                .expect("list")
+                .filter(|e| e.as_ref().expect("entry").file_name().to_string_lossy().contains("partial"))
+                .count(),
+            0
+        );
+    }
+
+    #[test]
+    fn two_sets_never_mix_and_an_untrusted_document_is_not_exported() {
+        let (_dir, mut export) = given();
+        export.run_at(NOW, Style::default()).expect("first");
+        let e = export.run_at(NOW, Style::default()).expect_err("again").to_string();
+        assert!(e.contains("it must not exist, or be empty"), "{e}");
+        export.to = export.to.with_file_name("late");
+        let late = NOW + Duration::from_secs(400 * 86_400);
+        let e = export.run_at(late, Style::default()).expect_err("late").to_string();
+        assert!(e.starts_with("not trusted: ") && !export.to.exists(), "{e}");
+    }
+
+    #[test]
+    fn a_document_without_a_slot_is_refused() {
+        let (dir, mut export) = given();
+        fs::write(dir.path().join("image"), IMAGE).expect("write");
+        export.signing_key = None;
+        let e = export.run_at(NOW, Style::default()).expect_err("no slot").to_string();
+        assert!(e.contains("the image has no slot for its key"), "{e}");
+        export.documents.clear();
+        let answer = export.run_at(NOW, Style::default()).expect("header alone");
+        assert!(answer.text.contains("hkds: no document for key slot 1"), "{}", answer.text);
+        assert!(answer.text.contains("certs, crls, root_ca.crt: --signing-key"), "{}", answer.text);
+    }
+}

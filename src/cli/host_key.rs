@@ -1,0 +1,191 @@
+//! `kata-se host-key verify`: are these really documents of IBM machines?
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::cli::inspect::documents;
+use crate::cli::screen::{Answer, Style};
+use crate::error::{Error, Result};
+use crate::host::files::read_bounded;
+use crate::hostkey::{Certificate, Document, MAX_BYTES, RevocationList, Trust};
+
+/// Largest revocation list read: those of public authorities have some hundred KiB.
+const LIST_BYTES: u64 = 16 << 20;
+
+/// Checks host key documents: signed by IBM's signing key, a chain from it to the root, all in date, and
+/// nothing revoked. Nothing is downloaded: give every certificate and list.
+///
+/// An image sealed for a forged document can be opened by whoever forged it.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The host key documents (PEM or DER).
+    #[arg(value_name = "FILE", required = true)]
+    documents: Vec<PathBuf>,
+    #[command(flatten)]
+    trust: TrustFiles,
+}
+
+/// What documents are checked against.
+#[derive(Debug, Args)]
+pub(crate) struct TrustFiles {
+    /// IBM's host key signing key certificate.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) signing_key: PathBuf,
+    /// Certificates between the signing key and the root. Can be given several times.
+    #[arg(long = "intermediate", value_name = "FILE")]
+    pub(crate) intermediates: Vec<PathBuf>,
+    /// The trusted root certificate.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) root: PathBuf,
+    /// Revocation lists (PEM or DER), one of each issuer: of the signing key, of each intermediate, of the
+    /// root. Can be given several times.
+    #[arg(long = "crl", value_name = "FILE")]
+    pub(crate) crls: Vec<PathBuf>,
+}
+
+impl Verify {
+    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
+        let trust = self.trust.read()?;
+        Ok(answer(&documents(&self.documents)?, &trust, now()?, style))
+    }
+}
+
+/// The time since the epoch.
+pub(crate) fn now() -> Result<Duration> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_err(|e| Error::precondition(format!("the clock of this machine is before 1970: {e}: set it")))
+}
+
+impl TrustFiles {
+    pub(crate) fn read(&self) -> Result<Trust> {
+        let mut lists = Vec::new();
+        for path in &self.crls {
+            let name = format!("revocation list {}", path.display());
+            lists.extend(RevocationList::parse_all(&name, &read_bounded(path, LIST_BYTES)?)?);
+        }
+        let mut intermediates = Vec::new();
+        for path in &self.intermediates {
+            intermediates.extend(certificates("intermediate certificate", path)?);
+        }
+        Ok(Trust {
+            signing_key: one("signing key certificate", &self.signing_key)?,
+            intermediates,
+            root: one("root certificate", &self.root)?,
+            lists,
+        })
+    }
+}
+
+fn certificates(what: &str, path: &Path) -> Result<Vec<Certificate>> {
+    Certificate::parse_all(&format!("{what} {}", path.display()), &read_bounded(path, MAX_BYTES)?)
+}
+
+fn one(what: &str, path: &Path) -> Result<Certificate> {
+    let mut all = certificates(what, path)?;
+    match (all.pop(), all.len()) {
+        (Some(certificate), 0) => Ok(certificate),
+        (_, more) => Err(Error::invalid(format!(
+            "{what} {}: one certificate is wanted, there are {} in it",
+            path.display(),
+            more + 1
+        ))),
+    }
+}
+
+/// What is wrong with each document; None: trusted.
+pub(crate) fn judge(documents: &[Document], trust: &Trust, now: Duration) -> Vec<Option<Error>> {
+    match trust.check(now) {
+        Ok(chain) => documents.iter().map(|document| chain.check(document).err()).collect(),
+        Err(e) => documents.iter().map(|_| Some(e.clone())).collect(),
+    }
+}
+
+fn answer(documents: &[Document], trust: &Trust, now: Duration, style: Style) -> Answer {
+    let verdicts = judge(documents, trust, now);
+    let mut text = String::new();
+    let mut found: Vec<Value> = Vec::new();
+    for (document, wrong) in documents.iter().zip(&verdicts) {
+        let name = &document.certificate.name;
+        let line = match wrong {
+            None => {
+                let path = trust.check(now).map(|chain| chain.path.join(" < ")).unwrap_or_default();
+                writeln!(text, "{}  {name}: trusted, key {}: {path}", style.good("ok  "), document.key)
+            }
+            Some(e) => writeln!(text, "{}  {name}: not trusted: {e}", style.bad("FAIL")),
+        };
+        debug_assert!(line.is_ok(), "writing to a string");
+        found.push(json!({"document": name, "host_key_hash": document.key.to_string(),
+            "trusted": wrong.is_none(), "reason": wrong.as_ref().map(ToString::to_string)}));
+    }
+    Answer { text, json: json!({"documents": found}), yes: verdicts.iter().all(Option::is_none) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hostkey::chain::tests::{NOW, files};
+
+    fn given() -> (tempfile::TempDir, Verify) {
+        let dir = tempfile::tempdir().expect("dir");
+        for (name, bytes) in files() {
+            std::fs::write(dir.path().join(name), bytes).expect("write");
+        }
+        let at = |name: &str| dir.path().join(name);
+        let trust = TrustFiles {
+            signing_key: at("signing.crt"),
+            intermediates: vec![at("middle.crt")],
+            root: at("root.crt"),
+            crls: vec![at("0.crl"), at("1.crl"), at("2.crl")],
+        };
+        let verify = Verify { documents: vec![at("HKD.crt")], trust };
+        (dir, verify)
+    }
+
+    #[test]
+    fn a_trusted_document_is_told_with_its_chain_and_another_with_the_reason() {
+        let (dir, mut verify) = given();
+        let folder = format!("{}/", dir.path().display());
+        let of = |verify: &Verify, now| {
+            let trust = verify.trust.read().expect("trust");
+            answer(&documents(&verify.documents).expect("documents"), &trust, now, Style::default())
+        };
+        let good = of(&verify, NOW);
+        assert!(good.yes);
+        assert_eq!(good.text.replace(&folder, ""), include_str!("testdata/host-key.txt"), "{}", good.text);
+        assert_eq!(good.json["documents"][0]["trusted"], true);
+        let late = of(&verify, NOW + Duration::from_secs(400 * 86_400));
+        assert!(
+            !late.yes && late.text.contains("not trusted: ") && late.text.contains("has passed"),
+            "{}",
+            late.text
+        );
+        verify.trust.crls.truncate(2);
+        let without = of(&verify, NOW);
+        assert!(
+            !without.yes && without.text.contains("revocation: no list of signing key"),
+            "{}",
+            without.text
+        );
+        assert_eq!(without.text.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_wrong_file_is_named() {
+        let (dir, mut verify) = given();
+        verify.trust.root = dir.path().join("0.crl");
+        let e = verify.trust.read().expect_err("a list is no root").to_string();
+        assert!(
+            e.starts_with(&format!(
+                "root certificate {}: not an X.509 certificate",
+                dir.path().join("0.crl").display()
+            )),
+            "{e}"
+        );
+        verify.trust.root = dir.path().join("none");
+        assert!(verify.trust.read().expect_err("none").to_string().contains("/none: No such file"));
+    }
+}
