@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::host::facts::{self, Count, Root};
 use crate::host::files::read_bounded;
 use crate::host::image_file::ImageFile;
-use crate::hostkey::{Document, MAX_BYTES};
+use crate::hostkey::{MAX_BYTES, key_hash};
 use crate::image::{self, Flaw, SealedImage};
 use crate::plan::host_key::KnownDocument;
 use crate::plan::machine::Machine;
@@ -68,8 +68,8 @@ impl ImageFound {
 
 fn document(path: &Path) -> KnownDocument {
     let name = path.display().to_string();
-    let key = read_bounded(path, MAX_BYTES).and_then(|bytes| Document::parse(&name, &bytes));
-    KnownDocument { path: name, key: key.map(|document| document.key).map_err(|e| e.to_string()) }
+    let key = read_bounded(path, MAX_BYTES).and_then(|bytes| key_hash(&name, &bytes));
+    KnownDocument { path: name, key: key.map_err(|e| e.to_string()) }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! One host key document, PEM or DER, and the hash by which images and machines name its key.
 
 use sha2::{Digest, Sha256};
-use x509_cert::der::asn1::ObjectIdentifier;
-use x509_cert::der::pem;
+use x509_cert::der::asn1::{AnyRef, BitStringRef, ObjectIdentifier};
+use x509_cert::der::{self, Decode, Reader, SliceReader, Tag, Tagged, pem};
 
 use crate::error::{Error, Result};
 use crate::hostkey::certificate::Certificate;
@@ -31,17 +31,18 @@ pub struct Document {
     pub key: KeyHash,
 }
 
+/// The hash of the key in a document, nothing else of which is looked at: for the shim.
+pub fn key_hash(name: &str, bytes: &[u8]) -> Result<KeyHash> {
+    first(name, bytes).and_then(|der| Ok(hash(&point(name, &der)?)))
+}
+
 impl Document {
     /// Reads a document; of several certificates in one file the first is meant.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self> {
-        let name = format!("host key document {name}");
-        let wrong = |why: String| Error::invalid(format!("{name}: {why}"));
-        let blocks = blocks(bytes, "CERTIFICATE").map_err(wrong)?;
-        let der = blocks.into_iter().next().unwrap_or_default();
-        let certificate = Certificate::from_der(&name, der)?;
-        let point = point(&certificate).map_err(wrong)?;
-        let key = KeyHash(Sha256::digest(point.0).into());
-        Ok(Self { certificate, point, key })
+        let der = first(name, bytes)?;
+        let point = point(name, &der)?;
+        let certificate = Certificate::from_der(&format!("host key document {name}"), der)?;
+        Ok(Self { certificate, key: hash(&point), point })
     }
 
     /// The key as in the certificate: 4 ‖ X ‖ Y, without padding.
@@ -51,20 +52,56 @@ impl Document {
     }
 }
 
-/// The host key in the certificate: an uncompressed point, 4 ‖ X ‖ Y.
-fn point(certificate: &Certificate) -> std::result::Result<CustomerKey, String> {
-    let key = certificate.x509.tbs_certificate().subject_public_key_info();
-    if key.algorithm.oid != EC_PUBLIC_KEY {
-        return Err(format!("its key is of type {}, a host key is an EC key (P-521)", key.algorithm.oid));
+fn first(name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
+    let blocks = blocks(bytes, "CERTIFICATE").map_err(|why| wrong(name, &why))?;
+    Ok(blocks.into_iter().next().unwrap_or_default())
+}
+
+fn wrong(name: &str, why: &str) -> Error {
+    Error::invalid(format!("host key document {name}: {why}"))
+}
+
+fn hash(point: &CustomerKey) -> KeyHash {
+    KeyHash(Sha256::digest(point.0).into())
+}
+
+/// The public key's field of a certificate (RFC 5280, section 4.1), reached over what stands before it.
+fn public_key(certificate: &[u8]) -> der::Result<(ObjectIdentifier, Option<ObjectIdentifier>, &[u8])> {
+    let mut outer = SliceReader::new(AnyRef::from_der(certificate)?.value())?;
+    let mut signed = SliceReader::new(AnyRef::decode(&mut outer)?.value())?;
+    let first = AnyRef::decode(&mut signed)?;
+    // The version may be left out; then serial number, algorithm, issuer, validity, subject.
+    let before = if first.tag() == Tag::Integer { 4 } else { 5 };
+    for _ in 0..before {
+        signed.tlv_bytes()?;
     }
-    let curve = key.algorithm.parameters.as_ref().and_then(|p| p.decode_as::<ObjectIdentifier>().ok());
+    AnyRef::decode(&mut signed)?.sequence(|reader| {
+        let (kind, curve) = AnyRef::decode(reader)?.sequence(|algorithm| {
+            let kind = ObjectIdentifier::decode(algorithm)?;
+            let parameters = algorithm.tlv_bytes().ok();
+            let curve = parameters.and_then(|der| ObjectIdentifier::from_der(der).ok());
+            algorithm.read_slice(algorithm.remaining_len())?;
+            Ok::<_, der::Error>((kind, curve))
+        })?;
+        Ok((kind, curve, BitStringRef::decode(reader)?.as_bytes().unwrap_or_default()))
+    })
+}
+
+/// The host key in the certificate: an uncompressed point, 4 ‖ X ‖ Y.
+fn point(name: &str, certificate: &[u8]) -> Result<CustomerKey> {
+    let (kind, curve, bytes) =
+        public_key(certificate).map_err(|e| wrong(name, &format!("not an X.509 certificate: {e}")))?;
+    if kind != EC_PUBLIC_KEY {
+        return Err(wrong(name, &format!("its key is of type {kind}, a host key is an EC key (P-521)")));
+    }
     if curve != Some(SECP521R1) {
         let curve = curve.map_or_else(|| "?".to_owned(), |curve| curve.to_string());
-        return Err(format!("its key is on the curve {curve}, a host key is on P-521 ({SECP521R1})"));
+        let why = format!("its key is on the curve {curve}, a host key is on P-521 ({SECP521R1})");
+        return Err(wrong(name, &why));
     }
-    let bytes = key.subject_public_key.as_bytes().unwrap_or_default();
     let (Some((4, both)), true) = (bytes.split_first(), bytes.len() == 1 + 2 * COORDINATE) else {
-        return Err(format!("its key of {} bytes is not an uncompressed P-521 point", bytes.len()));
+        let why = format!("its key of {} bytes is not an uncompressed P-521 point", bytes.len());
+        return Err(wrong(name, &why));
     };
     let mut padded = [0; 2 * PADDED];
     for (to, from) in padded.chunks_exact_mut(PADDED).zip(both.chunks_exact(COORDINATE)) {
@@ -120,6 +157,7 @@ mod tests {
         assert_eq!(document.key.to_string(), HASH.trim());
         let der = Document::parse("HKD.der", &document.certificate.der).expect("der");
         assert_eq!(der.key, document.key);
+        assert_eq!(key_hash("HKD.crt", PEM), Ok(document.key));
         assert!(crate::hostkey::signature::is_on_p521(&document.sec1()));
     }
 
@@ -153,7 +191,8 @@ mod tests {
     fn a_document_cut_at_any_byte_is_refused_without_a_panic() {
         let der = Document::parse("x", PEM).expect("document").certificate.der;
         for end in 0..der.len() {
-            assert!(Document::parse("x", der.get(..end).expect("cut")).is_err(), "{end}");
+            let cut = der.get(..end).expect("cut");
+            assert!(Document::parse("x", cut).is_err() && key_hash("x", cut).is_err(), "{end}");
         }
     }
 }
