@@ -46,57 +46,57 @@ impl Certificate {
     }
 
     pub(crate) fn subject(&self) -> &Name {
-        self.x509.tbs_certificate().subject()
+        &self.x509.tbs_certificate.subject
     }
 
     pub(crate) fn issuer(&self) -> &Name {
-        self.x509.tbs_certificate().issuer()
+        &self.x509.tbs_certificate.issuer
     }
 
     pub(crate) fn serial(&self) -> &[u8] {
-        self.x509.tbs_certificate().serial_number().as_bytes()
+        self.x509.tbs_certificate.serial_number.as_bytes()
     }
 
     /// `now`: since the epoch.
     pub(crate) fn check_dates(&self, now: Duration) -> Result<()> {
-        let validity = self.x509.tbs_certificate().validity();
+        let validity = &self.x509.tbs_certificate.validity;
         check_dates(&self.name, "not before", validity.not_before, "not after", validity.not_after, now)
     }
 
     /// The key strong enough for a chain?
     pub(crate) fn check_strength(&self) -> Result<()> {
-        signature::check_strength(self.x509.tbs_certificate().subject_public_key_info())
+        signature::check_strength(&self.x509.tbs_certificate.subject_public_key_info)
             .map_err(|why| Error::invalid(format!("{}: public key: {why}", self.name)))
     }
 
     /// An extension that must be understood and is not makes a certificate worthless (RFC 5280, 4.2).
     pub(crate) fn check_extensions(&self) -> Result<()> {
-        let extensions = self.x509.tbs_certificate().extensions().map(Vec::as_slice).unwrap_or_default();
+        let extensions = self.x509.tbs_certificate.extensions.as_deref().unwrap_or_default();
         check_extensions(&self.name, extensions, &CERTIFICATE_EXTENSIONS)
     }
 
     /// Signed by the key of `issuer`?
     pub(crate) fn check_signature(&self, issuer: &Self) -> Result<()> {
         let x509 = &self.x509;
-        if x509.signature_algorithm() != x509.tbs_certificate().signature() {
+        if x509.signature_algorithm != x509.tbs_certificate.signature {
             return Err(Error::invalid(format!("{}: signature algorithm: it names two", self.name)));
         }
         let signed =
-            Signed { whole: &self.der, algorithm: x509.signature_algorithm(), signature: x509.signature() };
+            Signed { whole: &self.der, algorithm: &x509.signature_algorithm, signature: &x509.signature };
         check_signature(&self.name, &signed, issuer)
     }
 
     /// Does its authority key identifier, if it has one, name the key of `issuer`?
     pub(crate) fn check_authority(&self, issuer: &Self) -> Result<()> {
-        let found = self.x509.tbs_certificate().get_extension::<AuthorityKeyIdentifier>();
+        let found = self.x509.tbs_certificate.get::<AuthorityKeyIdentifier>();
         check_authority(&self.name, found, issuer)
     }
 
     /// May it sign certificates, with so many CA certificates between it and the last one?
     pub(crate) fn check_authority_to_sign(&self, between: usize) -> Result<()> {
-        let tbs = self.x509.tbs_certificate();
+        let tbs = &self.x509.tbs_certificate;
         let wrong = |why: &str| Err(Error::invalid(format!("{}: {why}", self.name)));
-        match tbs.get_extension::<BasicConstraints>() {
+        match tbs.get::<BasicConstraints>() {
             Ok(Some((_, constraints))) if constraints.ca => {
                 if constraints.path_len_constraint.is_some_and(|most| usize::from(most) < between) {
                     return wrong("basic constraints: the chain below it is longer than its path length");
@@ -105,7 +105,7 @@ impl Certificate {
             Ok(_) => return wrong("basic constraints: it is not a CA certificate"),
             Err(e) => return wrong(&format!("basic constraints: {e}")),
         }
-        match tbs.get_extension::<KeyUsage>() {
+        match tbs.get::<KeyUsage>() {
             Ok(Some((_, usage))) if !usage.key_cert_sign() => {
                 wrong("key usage: it may not sign certificates")
             }
@@ -188,7 +188,7 @@ fn check_extensions(name: &str, extensions: &[Extension], known: &[&str]) -> Res
 }
 
 fn check_signature(name: &str, signed: &Signed<'_>, issuer: &Certificate) -> Result<()> {
-    let key = issuer.x509.tbs_certificate().subject_public_key_info();
+    let key = &issuer.x509.tbs_certificate.subject_public_key_info;
     signature::verify(signed, key)
         .map_err(|why| Error::invalid(format!("{name}: signature: {why} (key of {})", issuer.name)))
 }
@@ -204,13 +204,13 @@ fn check_authority(
         Ok(Some((_, authority))) => authority,
         Err(e) => return wrong(e.to_string()),
     };
-    let tbs = issuer.x509.tbs_certificate();
+    let tbs = &issuer.x509.tbs_certificate;
     if let Some(serial) = &authority.authority_cert_serial_number {
         if serial.as_bytes() != issuer.serial() {
             return wrong(format!("it names another serial number than that of {}", issuer.name));
         }
     }
-    let subject = match tbs.get_extension::<SubjectKeyIdentifier>() {
+    let subject = match tbs.get::<SubjectKeyIdentifier>() {
         Ok(found) => found.map(|(_, id)| id.0),
         Err(e) => return wrong(format!("subject key identifier of {}: {e}", issuer.name)),
     };

@@ -83,14 +83,14 @@ fn public(curve: &str, point: &[u8]) -> Vec<u8> {
 }
 
 fn p384_key(n: u8) -> Vec<u8> {
-    public("1.3.132.0.34", signer(n).verifying_key().to_sec1_point(false).as_bytes())
+    public("1.3.132.0.34", signer(n).verifying_key().to_encoded_point(false).as_bytes())
 }
 
 fn host_key() -> Vec<u8> {
     let mut scalar = [7; 66];
     scalar[0] = 0;
     let key = p521::ecdsa::SigningKey::from_slice(&scalar).expect("key");
-    public("1.3.132.0.35", p521::ecdsa::VerifyingKey::from(&key).to_sec1_point(false).as_bytes())
+    public("1.3.132.0.35", p521::ecdsa::VerifyingKey::from(&key).to_encoded_point(false).as_bytes())
 }
 
 #[derive(Clone)]

@@ -24,7 +24,7 @@ const UNIT_SUFFIX: &str = "Key Signing Service";
 type Part = (ObjectIdentifier, Vec<u8>);
 
 fn parts(name: &Name) -> Vec<Part> {
-    name.iter().map(|part| (part.oid, part.value.value().to_vec())).collect()
+    name.0.iter().flat_map(|rdn| rdn.0.iter()).map(|part| (part.oid, part.value.value().to_vec())).collect()
 }
 
 /// The same parts in the same order; how a text is encoded does not matter.

@@ -1,12 +1,9 @@
 //! Signatures of certificates and revocation lists: RSA (PKCS #1 v1.5) and ECDSA on P-384 and P-521,
 //! with SHA-256 or better. Only verification, only public data.
-//!
-//! RSA is the plain equation of RFC 8017, section 8.2.2: what the signature opens to must equal, byte
-//! for byte, the one encoding the hash has; nothing of it is parsed.
 
-use crypto_bigint::modular::{BoxedMontyForm, BoxedMontyParams};
-use crypto_bigint::{BoxedUint, Odd};
 use p521::ecdsa::signature::hazmat::PrehashVerifier;
+use rsa::traits::PublicKeyParts;
+use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use x509_cert::der::asn1::{AnyRef, BitString, ObjectIdentifier, UintRef};
 use x509_cert::der::{Decode, Reader, SliceReader};
@@ -29,7 +26,7 @@ const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
 
 /// Bits of an RSA modulus: 2048 have the strength of 112 bits, the least that pvimg takes; the upper
 /// bound is for time.
-const RSA_BITS: std::ops::RangeInclusive<u32> = 2048..=8192;
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// The hash, and the beginning of its encoding for RSA (RFC 8017, section 9.2, note 1).
 #[derive(Clone, Copy, Debug)]
@@ -108,8 +105,8 @@ pub(crate) fn is_on_p521(sec1: &[u8]) -> bool {
     p521::ecdsa::VerifyingKey::from_sec1_bytes(sec1).is_ok()
 }
 
-/// Modulus and exponent, big-endian, of an acceptable size.
-fn rsa_key(key: &SubjectPublicKeyInfoOwned) -> Result<(Odd<BoxedUint>, BoxedUint), String> {
+/// The key, of an acceptable size.
+fn rsa_key(key: &SubjectPublicKeyInfoOwned) -> Result<RsaPublicKey, String> {
     let bytes = key.subject_public_key.as_bytes().unwrap_or_default();
     let parts = AnyRef::from_der(bytes).and_then(|any| {
         any.sequence(|reader| {
@@ -117,50 +114,22 @@ fn rsa_key(key: &SubjectPublicKeyInfoOwned) -> Result<(Odd<BoxedUint>, BoxedUint
         })
     });
     let (modulus, exponent) = parts.map_err(|e| format!("not an RSA key: {e}"))?;
-    let modulus = BoxedUint::from_be_slice_vartime(modulus.as_bytes());
-    if !RSA_BITS.contains(&modulus.bit_width()) {
-        return Err(format!(
-            "RSA of {} bits, accepted are {} to {}",
-            modulus.bit_width(),
-            RSA_BITS.start(),
-            RSA_BITS.end()
-        ));
+    let number = |part: UintRef<'_>| BigUint::from_bytes_be(part.as_bytes());
+    let bits = number(modulus).bits();
+    if !RSA_BITS.contains(&bits) {
+        return Err(format!("RSA of {bits} bits, accepted are {} to {}", RSA_BITS.start(), RSA_BITS.end()));
     }
-    if exponent.as_bytes().len() > 8 || exponent.as_bytes() <= &[1][..] {
-        return Err("its RSA exponent is not one in use".to_owned());
-    }
-    let modulus = Option::<Odd<_>>::from(Odd::new(modulus)).ok_or("its RSA modulus is even")?;
-    Ok((modulus, BoxedUint::from_be_slice_vartime(exponent.as_bytes())))
+    RsaPublicKey::new_with_max_size(number(modulus), number(exponent), *RSA_BITS.end())
+        .map_err(|e| format!("not an RSA key: {e}"))
 }
 
 fn rsa(key: &SubjectPublicKeyInfoOwned, hash: &Hash, sum: &[u8], signature: &[u8]) -> Verdict {
-    let (modulus, exponent) = rsa_key(key)?;
-    let bytes = usize::try_from(modulus.bit_width().div_ceil(8)).unwrap_or(0);
-    let wrong = || "it does not verify".to_owned();
-    if signature.len() != bytes {
-        return Err(wrong());
+    let key = rsa_key(key)?;
+    let scheme = Pkcs1v15Sign { hash_len: Some(sum.len()), prefix: hash.prefix.into() };
+    if signature.len() != key.size() {
+        return Err("it does not verify".to_owned());
     }
-    let precision = modulus.bits_precision();
-    let signature = BoxedUint::from_be_slice(signature, precision).map_err(|e| e.to_string())?;
-    if signature >= *modulus.as_ref() {
-        return Err(wrong());
-    }
-    let params = BoxedMontyParams::new_vartime(modulus);
-    let opened = BoxedMontyForm::new(signature, &params).pow(&exponent).retrieve();
-    let wanted = encoded(hash, sum, bytes).ok_or_else(wrong)?;
-    let wanted = BoxedUint::from_be_slice(&wanted, precision).map_err(|e| e.to_string())?;
-    if opened == wanted { Ok(()) } else { Err(wrong()) }
-}
-
-/// 00 01 FF … FF 00, the prefix, the hash: `bytes` long.
-fn encoded(hash: &Hash, sum: &[u8], bytes: usize) -> Option<Vec<u8>> {
-    let filling = bytes.checked_sub(3 + hash.prefix.len() + sum.len()).filter(|n| *n >= 8)?;
-    let mut text = vec![0, 1];
-    text.resize(2 + filling, 0xff);
-    text.push(0);
-    text.extend_from_slice(&hash.prefix);
-    text.extend_from_slice(sum);
-    Some(text)
+    key.verify(scheme, sum, signature).map_err(|_no_detail| "it does not verify".to_owned())
 }
 
 #[cfg(test)]
