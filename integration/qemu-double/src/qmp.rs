@@ -1,13 +1,13 @@
 //! QMP as QEMU speaks it, for the few commands the shim uses.
 
-use std::io::{IoSliceMut, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, raise};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use qemu_double::wire::{greeting, receive, say, take};
 use serde_json::{Value, json};
 
 use crate::options::Options;
@@ -27,9 +27,7 @@ pub(crate) fn serve(double: &Double, options: &Options) -> ! {
     let out = Arc::new(Mutex::new(stream.try_clone().unwrap_or_else(|e| fail(70, &e.to_string()))));
     let mut serving = Serving { double, options, out, kept: Vec::new(), agent: None };
     if double.greet {
-        serving.say(
-            &json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}}),
-        );
+        serving.say(&greeting());
     }
     let mut buffer = Vec::new();
     loop {
@@ -48,37 +46,6 @@ pub(crate) fn serve(double: &Double, options: &Options) -> ! {
             serving.answer(&asked);
         }
     }
-}
-
-#[allow(unsafe_code)]
-fn take(fd: RawFd) -> UnixStream {
-    // SAFETY: the number comes from the command line; nobody else in this process uses it.
-    UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-#[allow(unsafe_code)]
-fn receive(stream: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
-    let mut bytes = vec![0; 65536];
-    let mut space = nix::cmsg_space!([RawFd; 4]);
-    let mut fds = Vec::new();
-    let count = {
-        let mut data = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        match recvmsg::<()>(stream.as_raw_fd(), &mut data, Some(&mut space), flags) {
-            Ok(message) => {
-                for control in message.cmsgs().into_iter().flatten() {
-                    if let ControlMessageOwned::ScmRights(received) = control {
-                        // SAFETY: descriptors just received are nobody else's.
-                        fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                    }
-                }
-                message.bytes
-            }
-            Err(_) => 0,
-        }
-    };
-    bytes.truncate(count);
-    (bytes, fds)
 }
 
 impl Serving<'_> {
@@ -163,9 +130,4 @@ impl Serving<'_> {
         }
         std::process::exit(0)
     }
-}
-
-fn say(out: &Mutex<UnixStream>, value: &Value) {
-    let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
-    out.write_all(format!("{value}\r\n").as_bytes()).ok();
 }

@@ -1,0 +1,3 @@
+//! What stands in for QEMU speaks QMP as QEMU does; shared with `softuv`.
+
+pub mod wire;
