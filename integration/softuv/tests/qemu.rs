@@ -157,8 +157,12 @@ impl Vm {
     }
 
     fn end(mut self) -> End {
-        let mut text = String::new();
-        self.qmp.read_to_string(&mut text).expect("QMP");
+        let mut bytes = Vec::new();
+        // QEMU may end with our last newline unread: the kernel then resets the connection.
+        if let Err(e) = self.qmp.read_to_end(&mut bytes) {
+            assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+        let text = String::from_utf8(bytes).expect("UTF-8");
         let events = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let mut console = String::new();
         self.console.read_to_string(&mut console).expect("console");
