@@ -101,7 +101,9 @@ mod tests {
     #[test]
     fn only_what_protects_is_translated() {
         let given = include_str!("../../../../../src/qemu/testdata/secure-execution.args");
-        let given: Vec<_> = given.lines().map(str::to_owned).collect();
+        // A command line and an initrd beside a sealed image are inert.
+        let given = given.lines().chain(["-append", "inert", "-initrd", "inert"]);
+        let given: Vec<_> = given.map(str::to_owned).collect();
         let options = Options::parse(&given).expect("options");
         let kernel = Kernel::Unpacked {
             kernel: "/proc/self/fd/7".into(),
@@ -120,19 +122,13 @@ mod tests {
                 "s390-pv-guest,id=pv0",
                 "host",
                 "/usr/share/kata-se/kata-se.img",
+                "inert",
+                "inert",
             ]
         );
         assert_eq!(
             only(&words, &given),
-            [
-                "s390-ccw-virtio,accel=tcg",
-                "max",
-                "/proc/self/fd/7",
-                "-append",
-                "a b=c",
-                "-initrd",
-                "/proc/self/fd/8"
-            ]
+            ["s390-ccw-virtio,accel=tcg", "max", "/proc/self/fd/7", "a b=c", "/proc/self/fd/8"]
         );
     }
 }

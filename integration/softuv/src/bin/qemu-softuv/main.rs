@@ -67,7 +67,7 @@ fn main() {
     let fate = match unpack(image, &host) {
         // QEMU boots a plain kernel with the same command line, unprotected: so does this.
         Err(Fate::NotSealed) => boot::plain(&orders, &options),
-        _ if orders.no_facility || options.confidential.is_none() => Stop::NO_FACILITY,
+        _ if orders.no_facility || options.confidential.is_none() => Stop::no_facility(),
         _ if orders.no_resources => Stop::refused(Refusal::NO_RESOURCES),
         Ok(guest) => boot::sealed(&orders, &options, &guest),
         Err(Fate::Refused(refusal)) => Stop::refused(refusal),

@@ -25,15 +25,12 @@ pub(crate) struct Stop {
 const PSW_MASK: u64 = 0x0002_0001_8000_0000;
 
 impl Stop {
-    pub(crate) const NO_FACILITY: Self =
-        Self { stderr: Vec::new(), console: String::new(), psw: PSW_NO_FACILITY };
+    pub(crate) fn no_facility() -> Self {
+        Self { stderr: Vec::new(), console: NO_FACILITY.to_owned(), psw: PSW_NO_FACILITY }
+    }
 
     pub(crate) fn refused(refusal: Refusal) -> Self {
         Self { stderr: refusal.stderr(), console: refusal.console(), psw: PSW_REFUSED }
-    }
-
-    fn text(&self) -> &str {
-        if self.psw == PSW_NO_FACILITY { NO_FACILITY } else { &self.console }
     }
 }
 
@@ -95,7 +92,7 @@ fn happen(
         stop.stderr.iter().for_each(|line| write_stderr(&format!("{line}\n")));
     }
     if let Some(console) = options.console.filter(|_| lost != Some(Lost::Console)) {
-        take(console).write_all(stop.text().as_bytes()).ok();
+        take(console).write_all(stop.console.as_bytes()).ok();
     }
     if let Some(out) = out.filter(|_| lost != Some(Lost::Events)) {
         let info = json!({"type": "s390", "core": 0, "psw-mask": PSW_MASK, "psw-addr": stop.psw,
