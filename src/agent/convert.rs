@@ -280,13 +280,12 @@ mod tests {
             addresses: vec![("10.66.0.2".parse().expect("ip"), 24), ("fd66::2".parse().expect("ip"), 64)],
             no_arp: false,
         };
-        let sent = interface(&eth0, DevNo::new(5)).to_string();
-        assert_eq!(
-            sent,
-            "interface {device: \"eth0\" name: \"eth0\" IPAddresses {address: \"10.66.0.2\" mask: \"24\"} \
-             IPAddresses {family: v6 address: \"fd66::2\" mask: \"64\"} mtu: 1450 hwAddr: \"02:00:00:00:66:02\" \
-             devicePath: \"0.0.0005\"}"
-        );
+        let sent = interface(&eth0, DevNo::new(5)).interface.unwrap_or_default();
+        assert_eq!((sent.device.as_str(), sent.name.as_str(), sent.mtu), ("eth0", "eth0", 1450));
+        assert_eq!((sent.hwAddr.as_str(), sent.devicePath.as_str()), ("02:00:00:00:66:02", "0.0.0005"));
+        let addresses =
+            sent.IPAddresses.iter().map(|a| (a.family.value(), a.address.as_str(), a.mask.as_str()));
+        assert_eq!(addresses.collect::<Vec<_>>(), [(0, "10.66.0.2", "24"), (1, "fd66::2", "64")]);
         let route = |destination, gateway, source, scope| RoutePlan {
             destination,
             gateway,
@@ -302,11 +301,13 @@ mod tests {
             route(Some((ip("10.66.0.0"), 24)), None, Some(ip("10.66.0.2")), 253),
             route(None, Some(ip("10.66.0.1")), None, 0),
         ]);
-        assert_eq!(
-            sent.to_string(),
-            "routes {Routes {dest: \"10.66.0.0/24\" device: \"eth0\" source: \"10.66.0.2\" scope: 253} \
-             Routes {gateway: \"10.66.0.1\" device: \"eth0\"}}"
-        );
+        let sent = sent.routes.unwrap_or_default().Routes;
+        let sent: Vec<_> = sent
+            .iter()
+            .map(|r| (r.dest.as_str(), r.gateway.as_str(), r.device.as_str(), r.source.as_str(), r.scope))
+            .collect();
+        let wanted = [("10.66.0.0/24", "", "eth0", "10.66.0.2", 253), ("", "10.66.0.1", "eth0", "", 0)];
+        assert_eq!(sent, wanted);
         let known = NeighbourPlan {
             address: ip("10.66.0.77"),
             mac: MacAddr([2, 0, 0, 0, 0x66, 0x77]),
@@ -314,10 +315,10 @@ mod tests {
             state: 128,
             flags: 0,
         };
-        assert_eq!(
-            neighbours(&[known]).to_string(),
-            "neighbors {ARPNeighbors {toIPAddress {address: \"10.66.0.77\"} device: \"eth0\" \
-             lladdr: \"02:00:00:00:66:77\" state: 128}}"
-        );
+        let sent = neighbours(&[known]).neighbors.unwrap_or_default().ARPNeighbors;
+        let [sent] = sent.as_slice() else { panic!("one neighbour: {sent:?}") };
+        let address = (sent.toIPAddress.address.as_str(), sent.toIPAddress.mask.as_str());
+        assert_eq!((address, sent.device.as_str()), (("10.66.0.77", ""), "eth0"));
+        assert_eq!((sent.lladdr.as_str(), sent.state), ("02:00:00:00:66:77", 128));
     }
 }

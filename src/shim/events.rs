@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use containerd_shim_protos::events::task as pb;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{MessageField, MessageFull};
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::EventsClient;
@@ -86,10 +86,10 @@ pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
     }
 }
 
-fn any<M: MessageFull>(message: &M) -> Result<Any> {
+/// containerd's registry knows the bare name.
+fn any(name: &str, message: &impl Message) -> Result<Any> {
     let value = message.write_to_bytes().context("encode event")?;
-    // containerd's registry knows the bare name.
-    Ok(Any { type_url: M::descriptor().full_name().to_owned(), value, ..Default::default() })
+    Ok(Any { type_url: format!("containerd.events.{name}"), value, ..Default::default() })
 }
 
 fn message(event: &Event) -> Result<(&'static str, Any)> {
@@ -110,11 +110,11 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 pid: *pid,
                 ..Default::default()
             };
-            (topics::TASK_CREATE_EVENT_TOPIC, any(&create)?)
+            (topics::TASK_CREATE_EVENT_TOPIC, any("TaskCreate", &create)?)
         }
         Event::Start { id, pid } => {
             let start = pb::TaskStart { container_id: id.to_string(), pid: *pid, ..Default::default() };
-            (topics::TASK_START_EVENT_TOPIC, any(&start)?)
+            (topics::TASK_START_EVENT_TOPIC, any("TaskStart", &start)?)
         }
         Event::ExecAdded { id, exec } => {
             let added = pb::TaskExecAdded {
@@ -122,7 +122,7 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 exec_id: exec.to_string(),
                 ..Default::default()
             };
-            (topics::TASK_EXEC_ADDED_EVENT_TOPIC, any(&added)?)
+            (topics::TASK_EXEC_ADDED_EVENT_TOPIC, any("TaskExecAdded", &added)?)
         }
         Event::ExecStarted { id, exec, pid } => {
             let started = pb::TaskExecStarted {
@@ -131,7 +131,7 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 pid: *pid,
                 ..Default::default()
             };
-            (topics::TASK_EXEC_STARTED_EVENT_TOPIC, any(&started)?)
+            (topics::TASK_EXEC_STARTED_EVENT_TOPIC, any("TaskExecStarted", &started)?)
         }
         Event::Exit { id, exec, pid, status, at } => {
             let exit = pb::TaskExit {
@@ -142,7 +142,7 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 exited_at: MessageField::some(timestamp(*at)),
                 ..Default::default()
             };
-            (topics::TASK_EXIT_EVENT_TOPIC, any(&exit)?)
+            (topics::TASK_EXIT_EVENT_TOPIC, any("TaskExit", &exit)?)
         }
         Event::Delete { id, pid, status, at } => {
             let delete = pb::TaskDelete {
@@ -152,11 +152,11 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 exited_at: MessageField::some(timestamp(*at)),
                 ..Default::default()
             };
-            (topics::TASK_DELETE_EVENT_TOPIC, any(&delete)?)
+            (topics::TASK_DELETE_EVENT_TOPIC, any("TaskDelete", &delete)?)
         }
         Event::Oom { id } => {
             let oom = pb::TaskOOM { container_id: id.to_string(), ..Default::default() };
-            (topics::TASK_OOM_EVENT_TOPIC, any(&oom)?)
+            (topics::TASK_OOM_EVENT_TOPIC, any("TaskOOM", &oom)?)
         }
     })
 }
@@ -165,7 +165,6 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
 mod tests {
     use super::*;
     use crate::ids::ContainerId;
-    use containerd_shim_protos::protobuf::Message;
 
     #[test]
     fn an_exit_names_the_process_and_has_containerds_type() {
