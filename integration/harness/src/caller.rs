@@ -179,6 +179,17 @@ impl Shim {
         self.task.shutdown(patient(), &req).await.map(|_| ())
     }
 
+    /// Nobody knows this name, whatever is asked of it.
+    pub async fn assert_unknown(&self, id: &str, exec: &str) {
+        let unknown = Some(Code::NOT_FOUND);
+        assert_eq!(code(&self.start(id, exec).await), unknown, "start {id} {exec}");
+        assert_eq!(code(&self.state(id, exec).await), unknown, "state {id} {exec}");
+        assert_eq!(code(&self.wait(id, exec).await), unknown, "wait {id} {exec}");
+        assert_eq!(code(&self.kill(id, exec, 9).await), unknown, "kill {id} {exec}");
+        assert_eq!(code(&self.delete(id, exec).await), unknown, "delete {id} {exec}");
+        assert_eq!(code(&self.close_stdin(id, exec).await), unknown, "close stdin of {id} {exec}");
+    }
+
     /// A call that is not there yet.
     pub async fn pause(&self, id: &str) -> ttrpc::Result<()> {
         let req = api::PauseRequest { id: id.into(), ..Default::default() };

@@ -1,3 +1,4 @@
-//! What stands in for QEMU speaks QMP as QEMU does; shared with `softuv`.
+//! What stands in for QEMU takes its options and speaks QMP as QEMU does; shared with `softuv`.
 
 pub mod wire;
+pub mod words;

@@ -2,28 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Options with a value, and without.
-const WITH: [&str; 18] = [
-    "-name",
-    "-display",
-    "-object",
-    "-machine",
-    "-cpu",
-    "-m",
-    "-smp",
-    "-kernel",
-    "-initrd",
-    "-append",
-    "-chardev",
-    "-mon",
-    "-device",
-    "-netdev",
-    "-add-fd",
-    "-blockdev",
-    "-action",
-    "-sandbox",
-];
-const WITHOUT: [&str; 4] = ["-nodefaults", "-no-user-config", "-no-reboot", "-S"];
+use qemu_double::words;
 
 /// What matters here.
 #[derive(Debug, Default)]
@@ -37,19 +16,12 @@ pub(crate) struct Options {
 /// QEMU's own words for what it does not take.
 pub(crate) fn parse(args: &[String]) -> Result<Options, String> {
     let mut options = Options::default();
-    let mut args = args.iter();
-    while let Some(name) = args.next() {
-        if WITHOUT.contains(&name.as_str()) {
-            continue;
-        }
-        if !WITH.contains(&name.as_str()) {
-            return Err(format!("{name}: invalid option"));
-        }
-        let value = args.next().ok_or_else(|| format!("{name}: requires an argument"))?;
+    for (name, value) in words::split(args)? {
+        let Some(value) = value else { continue };
         let of = |key: &str| value.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
         let number = || of("fd").and_then(|n| n.parse().ok()).unwrap_or(-1);
         match (name.as_str(), of("id")) {
-            ("-kernel" | "-initrd", _) if std::fs::File::open(value).is_err() => {
+            ("-kernel" | "-initrd", _) if std::fs::File::open(&value).is_err() => {
                 return Err(format!("could not load kernel '{value}'"));
             }
             ("-chardev", Some("qmp")) => options.qmp = number(),

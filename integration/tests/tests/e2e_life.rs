@@ -34,12 +34,7 @@ async fn waiters(shim: &Shim) {
 async fn names(shim: &Shim, dir: &Path) {
     assert_eq!(code(&shim.create("pod", dir, NONE).await), Some(Code::ALREADY_EXISTS));
     for (id, exec) in [("cx", ""), ("cx", "e1"), ("pod", "ex")] {
-        assert_eq!(code(&shim.start(id, exec).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.state(id, exec).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.wait(id, exec).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.kill(id, exec, 9).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.delete(id, exec).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.close_stdin(id, exec).await), Some(Code::NOT_FOUND));
+        shim.assert_unknown(id, exec).await;
     }
     assert_eq!(code(&shim.pids("cx").await), Some(Code::NOT_FOUND));
 }

@@ -87,12 +87,7 @@ async fn names_that_are_taken_or_unknown_have_their_codes() {
     assert_eq!(code(&shim.start("c1", "").await), Some(Code::FAILED_PRECONDITION), "running already");
     assert_eq!(code(&shim.delete("c1", "").await), Some(Code::FAILED_PRECONDITION), "running");
     for (id, exec) in [("cx", ""), ("cx", "e1"), ("c1", "ex")] {
-        assert_eq!(code(&shim.start(id, exec).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.state(id, exec).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.wait(id, exec).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.kill(id, exec, 9).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.delete(id, exec).await), Some(Code::NOT_FOUND));
-        assert_eq!(code(&shim.close_stdin(id, exec).await), Some(Code::NOT_FOUND));
+        shim.assert_unknown(id, exec).await;
     }
     assert_eq!(code(&shim.pids("cx").await), Some(Code::NOT_FOUND));
     assert_eq!(code(&shim.resize("c1", 1, 1).await), Some(Code::FAILED_PRECONDITION), "no terminal");

@@ -9,31 +9,6 @@ use softuv::machine::Machine;
 
 use crate::{fail, write_stderr};
 
-/// Options with a value, and without.
-const WITH: [&str; 20] = [
-    "-name",
-    "-display",
-    "-object",
-    "-machine",
-    "-cpu",
-    "-m",
-    "-smp",
-    "-kernel",
-    "-initrd",
-    "-append",
-    "-chardev",
-    "-mon",
-    "-device",
-    "-netdev",
-    "-add-fd",
-    "-blockdev",
-    "-action",
-    "-sandbox",
-    "-vga",
-    "-rtc",
-];
-const WITHOUT: [&str; 5] = ["-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-S"];
-
 const MACHINE: &str = "s390-ccw-virtio";
 const MACHINE_KEYS: [&str; 4] = ["accel", "confidential-guest-support", "kernel_irqchip", "memory-backend"];
 const PV: &str = "s390-pv-guest";
@@ -88,20 +63,14 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
+        let all = qemu_double::words::split(words)?;
         let mut options = Self { memory: 128 << 20, cpus: 1, ..Self::default() };
-        let mut words = words.iter();
-        while let Some(name) = words.next() {
-            if WITHOUT.contains(&name.as_str()) {
-                options.all.push((name.clone(), None));
-                continue;
+        for (name, value) in &all {
+            if let Some(value) = value {
+                options.take(name, value)?;
             }
-            if !WITH.contains(&name.as_str()) {
-                return Err(format!("{name}: invalid option"));
-            }
-            let value = words.next().ok_or_else(|| format!("{name}: requires an argument"))?;
-            options.take(name, value)?;
-            options.all.push((name.clone(), Some(value.clone())));
         }
+        options.all = all;
         options.channels();
         Ok(options)
     }
