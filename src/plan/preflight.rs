@@ -210,7 +210,7 @@ fn flawed(flaw: &Flaw) -> Finding {
 fn sealed(image: &SealedImage) -> Finding {
     let header = &image.header;
     let text = format!(
-        "sealed, header version {:#x}, {} key slots, {} pages, tag {}",
+        "sealed, header version {:#x}, key slots: {}, pages: {}, tag {}",
         header.version,
         header.slots.len(),
         header.pages,

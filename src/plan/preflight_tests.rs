@@ -105,7 +105,7 @@ fn a_good_machine_and_a_good_image_pass_every_check() {
             "Pass cpu: the CPU has the ultravisor facility (158)",
             "Pass ultravisor: this kernel runs secure guests (prot_virt_host is 1)",
             "Pass kvm: KVM runs protected guests (KVM_CAP_S390_PROTECTED)",
-            "Pass image: sealed, header version 0x100, 2 key slots, 15000 pages, tag \
+            "Pass image: sealed, header version 0x100, key slots: 2, pages: 15000, tag \
              abababababababababababababababab",
             "Pass version: this machine knows header version 0x100",
             "Pass flags: PCKMO DEA/TDEA keys, PCKMO AES keys, PCKMO ECC keys",

@@ -117,6 +117,9 @@ impl Machine {
             vec![keys::hex(&keys::hash(&host.public_key())), keys::hex(&keys::hash(&backup.public_key()))];
         lines.resize(KEY_LINES, "0".repeat(64));
         self.write(&format!("{uv}/keys/all"), &lines.join("\n"))?;
+        // What stands for uname and for KVM's answer where kata-se reads a machine made of files.
+        self.write("root/proc/sys/kernel/arch", "s390x")?;
+        self.write("root/dev/kvm", "1")?;
         let facilities = "facilities      : 0 1 2 3 4 6 7 8 9 10 12 14 129 130 131 134 135 146 155 158 161";
         self.write("root/proc/cpuinfo", &format!("vendor_id       : IBM/S390\n{facilities}"))
     }
