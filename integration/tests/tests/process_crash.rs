@@ -119,7 +119,9 @@ async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
             failpoint(&stage, &point);
             let e = shim.create("s1", &dir, NONE).await.expect_err(&point).to_string();
             assert!(e.contains("create container s1") && e.contains("failpoint"), "{e}");
-            let own = |line: &String| ["/pack", "/journal", "/log"].iter().any(|name| line.contains(name));
+            let own = |line: &String| {
+                ["/pack", "/journal", "/log", "/state.json"].iter().any(|name| line.contains(name))
+            };
             let left: Vec<_> = served.difference().into_iter().filter(|line| !own(line)).collect();
             assert!(left.is_empty(), "{point}: {left:?}");
             failpoint(&stage, "");
