@@ -119,3 +119,27 @@ pub const EVENT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Durat
 
 /// At the shim's end, time for the last events and answers to leave.
 pub const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Largest file of the kernel read for a fact: /proc/cpuinfo of the largest machine has some 60 KiB.
+pub const FACT_BYTES: u64 = 1 << 20;
+
+/// Largest host key document or certificate file: one has 2 KiB, a bundle a few more.
+pub const CERTIFICATE_BYTES: u64 = 1 << 20;
+
+/// Largest revocation list: those of public authorities have some hundred KiB.
+pub const REVOCATION_LIST_BYTES: u64 = 16 << 20;
+
+/// Most certificates or revocation lists taken from one file.
+pub const PEM_BLOCKS: usize = 64;
+
+/// Notes about images whose content was verified: more than a node has images.
+pub const VERIFIED_NOTES: usize = 64;
+
+/// Largest sandbox record read back: quoted console lines are the most of it.
+pub const RECORD_BYTES: u64 = 1 << 20;
+
+/// Lines of a tail that are looked through for a known failure: one is seldom among the last three.
+pub const SEARCHED_LINES: usize = 40;
+
+/// Largest text `kata-se explain` looks through: the log of a busy hour.
+pub const EXPLAINED_BYTES: u64 = 16 << 20;

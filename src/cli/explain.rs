@@ -11,12 +11,10 @@ use crate::cli::screen::{Answer, Style};
 use crate::error::{Code, Context, Error, Result, one_line};
 use crate::host::files::read_bounded;
 use crate::lifecycle::diagnosis::Diagnosis;
+use crate::limits;
 use crate::pod::record::{FILE, Record};
 use crate::qemu::failure::explain_text;
 use crate::shim::run_dir;
-
-/// Largest text looked through.
-const TEXT_BYTES: u64 = 16 << 20;
 
 /// Explains why a secure guest did not start: cause, evidence, what to do.
 ///
@@ -39,13 +37,14 @@ impl Explain {
         if let Some(record) = find_record(&run_dir(), &self.what)? {
             return Ok(by_record(&record, style));
         }
-        let bytes = read_bounded(Path::new(&self.what), TEXT_BYTES).map_err(|e| match e.code() {
-            Code::NotFound => Error::not_found(format!(
-                "{:?}: neither a sandbox that runs here nor a file: a pod's record goes with the pod",
-                self.what
-            )),
-            _ => e,
-        })?;
+        let bytes =
+            read_bounded(Path::new(&self.what), limits::EXPLAINED_BYTES).map_err(|e| match e.code() {
+                Code::NotFound => Error::not_found(format!(
+                    "{:?}: neither a sandbox that runs here nor a file: a pod's record goes with the pod",
+                    self.what
+                )),
+                _ => e,
+            })?;
         match serde_json::from_slice::<Record>(&bytes) {
             Ok(record) => Ok(by_record(&record, style)),
             Err(_) => Ok(by_text(&String::from_utf8_lossy(&bytes), style)),
@@ -59,7 +58,7 @@ fn read_stdin() -> Result<String> {
         return Err(Error::invalid("nothing to explain: give a sandbox id, a file, or pipe a text in"));
     }
     let mut bytes = Vec::new();
-    stdin.lock().take(TEXT_BYTES).read_to_end(&mut bytes).context("read standard input")?;
+    stdin.lock().take(limits::EXPLAINED_BYTES).read_to_end(&mut bytes).context("read standard input")?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -11,10 +11,8 @@ use crate::cli::inspect::documents;
 use crate::cli::screen::{Answer, Style};
 use crate::error::{Error, Result};
 use crate::host::files::read_bounded;
-use crate::hostkey::{Certificate, Document, MAX_BYTES, RevocationList, Trust};
-
-/// Largest revocation list read: those of public authorities have some hundred KiB.
-const LIST_BYTES: u64 = 16 << 20;
+use crate::hostkey::{Certificate, Document, RevocationList, Trust};
+use crate::limits;
 
 /// Checks host key documents: signed by IBM's signing key, a chain from it to the root, all in date, and
 /// nothing revoked. Nothing is downloaded: give every certificate and list.
@@ -65,7 +63,10 @@ impl TrustFiles {
         let mut lists = Vec::new();
         for path in &self.crls {
             let name = format!("revocation list {}", path.display());
-            lists.extend(RevocationList::parse_all(&name, &read_bounded(path, LIST_BYTES)?)?);
+            lists.extend(RevocationList::parse_all(
+                &name,
+                &read_bounded(path, limits::REVOCATION_LIST_BYTES)?,
+            )?);
         }
         let mut intermediates = Vec::new();
         for path in &self.intermediates {
@@ -81,7 +82,10 @@ impl TrustFiles {
 }
 
 fn certificates(what: &str, path: &Path) -> Result<Vec<Certificate>> {
-    Certificate::parse_all(&format!("{what} {}", path.display()), &read_bounded(path, MAX_BYTES)?)
+    Certificate::parse_all(
+        &format!("{what} {}", path.display()),
+        &read_bounded(path, limits::CERTIFICATE_BYTES)?,
+    )
 }
 
 fn one(what: &str, path: &Path) -> Result<Certificate> {

@@ -11,8 +11,9 @@ use crate::error::{Context, Error, Result};
 use crate::host::facts::{self, Count, Root};
 use crate::host::files::read_bounded;
 use crate::host::image_file::ImageFile;
-use crate::hostkey::{Document, MAX_BYTES};
+use crate::hostkey::Document;
 use crate::image::{self, Flaw, KeyHash, SealedImage, Verdict};
+use crate::limits;
 use crate::plan::preflight::tag;
 
 /// Shows the header of a sealed image, its key slots and its components. No key is needed and no
@@ -69,7 +70,9 @@ pub(crate) fn open(path: &Path) -> Result<(ImageFile, SealedImage)> {
 }
 
 pub(crate) fn documents(paths: &[PathBuf]) -> Result<Vec<Document>> {
-    let read = |path: &PathBuf| Document::parse(&path.display().to_string(), &read_bounded(path, MAX_BYTES)?);
+    let read = |path: &PathBuf| {
+        Document::parse(&path.display().to_string(), &read_bounded(path, limits::CERTIFICATE_BYTES)?)
+    };
     paths.iter().map(read).collect()
 }
 

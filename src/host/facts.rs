@@ -10,10 +10,8 @@ use crate::error::Code;
 use crate::host::files::read_bounded;
 use crate::host::sys;
 use crate::image::KeyHash;
+use crate::limits;
 use crate::plan::machine::{Fact, Kvm, Machine, MachineKeys};
-
-/// Largest file read: /proc/cpuinfo of the largest machine has some 60 KiB.
-const FILE_BYTES: u64 = 1 << 20;
 
 /// The folder that stands for `/`.
 #[derive(Clone, Debug)]
@@ -81,14 +79,14 @@ fn running(root: &Root, count: Count, max_guests: &Fact<u64>) -> Option<u64> {
     }
     let object: &[u8] = b"s390-pv-guest";
     let is_secure = |process: &&PathBuf| {
-        let line = read_bounded(&process.join("cmdline"), FILE_BYTES).unwrap_or_default();
+        let line = read_bounded(&process.join("cmdline"), limits::FACT_BYTES).unwrap_or_default();
         line.windows(object.len()).any(|part| part == object)
     };
     Some(processes.iter().filter(is_secure).count() as u64)
 }
 
 fn fact<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Fact<T> {
-    let bytes = match read_bounded(path, FILE_BYTES) {
+    let bytes = match read_bounded(path, limits::FACT_BYTES) {
         Ok(bytes) => bytes,
         Err(e) if e.code() == Code::NotFound => return Fact::Absent,
         Err(e) => return Fact::Unclear(e.to_string()),

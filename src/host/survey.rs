@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use crate::host::facts::{self, Count, Root};
 use crate::host::files::read_bounded;
 use crate::host::image_file::ImageFile;
-use crate::hostkey::{MAX_BYTES, key_hash};
+use crate::hostkey::key_hash;
 use crate::image::{self, Flaw, SealedImage};
+use crate::limits;
 use crate::plan::host_key::KnownDocument;
 use crate::plan::machine::Machine;
 use crate::plan::preflight::{Facts, Finding, ImageFacts, preflight};
@@ -68,7 +69,7 @@ impl ImageFound {
 
 fn document(path: &Path) -> KnownDocument {
     let name = path.display().to_string();
-    let key = read_bounded(path, MAX_BYTES).and_then(|bytes| key_hash(&name, &bytes));
+    let key = read_bounded(path, limits::CERTIFICATE_BYTES).and_then(|bytes| key_hash(&name, &bytes));
     KnownDocument { path: name, key: key.map_err(|e| e.to_string()) }
 }
 

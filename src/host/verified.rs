@@ -15,12 +15,10 @@ use sha2::{Digest, Sha256};
 use crate::host::files::{read_bounded, write_atomic};
 use crate::host::image_file::{Identity, ImageFile};
 use crate::image::{Flaw, SealedImage, Verdict, verify};
+use crate::limits;
 
 /// Begin of every note's name.
 const PREFIX: &str = "verified-";
-
-/// Notes kept; a new one beyond it removes all others first.
-const MOST: usize = 64;
 
 /// The digests' verdict, from a note or by reading the whole file (`progress` is told bytes done and of
 /// all). None: the image has no component list, so that nothing can be checked.
@@ -72,7 +70,7 @@ impl Note {
         }
     }
 
-    /// A note that cannot be written is not worth an error.
+    /// A note that cannot be written is not worth an error; one too many removes all others.
     fn write_to(&self, folder: &Path) {
         if !is_ours(folder, true) {
             return;
@@ -83,7 +81,7 @@ impl Note {
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
             .collect();
-        if notes.len() >= MOST {
+        if notes.len() >= limits::VERIFIED_NOTES {
             notes.iter().for_each(|note| drop(fs::remove_file(note.path())));
         }
         drop(write_atomic(folder, &self.name, self.text.as_bytes()));
@@ -184,7 +182,7 @@ mod tests {
     #[test]
     fn notes_do_not_pile_up() {
         let place = Place::new();
-        for n in 0..MOST {
+        for n in 0..limits::VERIFIED_NOTES {
             fs::write(place.folder().join(format!("{PREFIX}{n}")), "").expect("write");
         }
         fs::create_dir(place.folder().join("a-pod")).expect("mkdir");

@@ -7,12 +7,7 @@ use x509_cert::der::{self, Decode, Reader, SliceReader, Tag, Tagged, pem};
 use crate::error::{Error, Result};
 use crate::hostkey::certificate::Certificate;
 use crate::image::{CustomerKey, KeyHash};
-
-/// Largest file taken: a document has some 2 KiB, a bundle of certificates a few more.
-pub const MAX_BYTES: u64 = 1 << 20;
-
-/// Most certificates or revocation lists taken from one file.
-const MAX_BLOCKS: usize = 64;
+use crate::limits;
 
 /// id-ecPublicKey, RFC 5480, and the curve every host key is on, secp521r1.
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
@@ -125,8 +120,8 @@ pub fn blocks(bytes: &[u8], label: &str) -> std::result::Result<Vec<Vec<u8>>, St
         let whole = format!("{begin}\n{}\n{end}\n", body.trim());
         let (_, der) = pem::decode_vec(whole.as_bytes()).map_err(|e| format!("PEM: {e}"))?;
         found.push(der);
-        if found.len() > MAX_BLOCKS {
-            return Err(format!("more than {MAX_BLOCKS} PEM blocks"));
+        if found.len() > limits::PEM_BLOCKS {
+            return Err(format!("more than {} PEM blocks", limits::PEM_BLOCKS));
         }
         rest = next;
     }

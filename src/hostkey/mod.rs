@@ -11,4 +11,4 @@ mod signature;
 
 pub use certificate::{Certificate, RevocationList};
 pub use chain::{Chain, Trust};
-pub use document::{Document, MAX_BYTES, key_hash, pem};
+pub use document::{Document, key_hash, pem};

@@ -10,12 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result};
 use crate::host::files::{read_bounded, write_atomic};
 use crate::lifecycle::vm::VmEnd;
+use crate::limits;
 
 /// The file's name below the pod's directory.
 pub const FILE: &str = "state.json";
-
-/// Largest record read: quoted console lines are the most of it.
-const MAX_BYTES: u64 = 1 << 20;
 
 const VERSION: u32 = 1;
 
@@ -64,7 +62,7 @@ impl Record {
     /// Reads the record of the pod in `dir`.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let bytes = read_bounded(&path, MAX_BYTES)?;
+        let bytes = read_bounded(&path, limits::RECORD_BYTES)?;
         let record: Self =
             serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
         if record.version != VERSION {

@@ -23,10 +23,7 @@ pub struct Evidence {
     pub console: Vec<String>,
 }
 
-/// How many lines of a tail are looked through for a known text.
-pub const SEARCHED_LINES: usize = 40;
-
-/// How many of them are quoted.
+/// How many lines of a tail are quoted.
 const QUOTED_LINES: usize = 3;
 
 /// Where the loader of a sealed image stops its CPU (s390-tools, rust/pvimg/boot: ENOPV and EPV).

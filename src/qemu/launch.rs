@@ -22,7 +22,7 @@ use crate::limits;
 use crate::plan::vm::{ChildFd, VmPlan};
 use crate::qemu::args::args;
 use crate::qemu::event::{GuestPanic, QmpEvent};
-use crate::qemu::failure::{Evidence, SEARCHED_LINES, diagnose};
+use crate::qemu::failure::{Evidence, diagnose};
 use crate::qemu::hotplug::{self, Disk};
 use crate::qemu::qmp::{Qmp, cont, quit};
 use crate::qemu::tail::Tail;
@@ -161,8 +161,8 @@ impl Vm {
             asked: self.asked.load(Ordering::Relaxed),
             guest_shutdown: seen.guest_shutdown.clone(),
             panic: seen.panic.clone(),
-            stderr: self.stderr.last_lines(SEARCHED_LINES),
-            console: self.console.last_lines(SEARCHED_LINES),
+            stderr: self.stderr.last_lines(limits::SEARCHED_LINES),
+            console: self.console.last_lines(limits::SEARCHED_LINES),
         })
     }
 
