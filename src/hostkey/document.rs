@@ -190,4 +190,20 @@ mod tests {
             assert!(Document::parse("x", cut).is_err() && key_hash("x", cut).is_err(), "{end}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn changed_bytes_never_panic(changes in proptest::collection::vec((0_usize..540, 0_u8..=255), 1..8)) {
+            let mut der = blocks(PEM, "CERTIFICATE").expect("pem").remove(0);
+            for (at, value) in changes {
+                if let Some(byte) = der.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            // Either way, and both readers agree on the key.
+            if let Ok(document) = Document::parse("x", &der) {
+                proptest::prop_assert_eq!(key_hash("x", &der), Ok(document.key));
+            }
+        }
+    }
 }

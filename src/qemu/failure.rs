@@ -400,4 +400,28 @@ mod tests {
         starts("{\"msg\":\"KVM_PV_VERIFY: rc 0x102 rrc 0x1b (content)\"}", "the image was modified");
         assert_eq!(explain_text("0x46071 all is well rc 5"), None);
     }
+
+    proptest::proptest! {
+        /// What a guest prints is text and stays text: one bounded line, whatever is in it.
+        #[test]
+        fn hostile_text_is_one_bounded_line(
+            text in "(KVM PV command|KVM_PV_|Protected boot failed:|rc|rrc|RC:|0x| |[0-9a-f]{1,9}|\\PC|\n|\t|-){0,60}",
+            at in 0_u64..0x5000,
+        ) {
+            if let Some(diagnosis) = explain_text(&text) {
+                proptest::prop_assert!(diagnosis.to_string().len() < 2000);
+            }
+            let tail = crate::qemu::tail::Tail::default();
+            tail.add(text.as_bytes());
+            let lines = tail.last_lines(crate::limits::SEARCHED_LINES);
+            let e = Evidence {
+                stderr: lines.clone(),
+                console: lines,
+                panic: stopped(at),
+                ..evidence(Ended::Code(1))
+            };
+            let line = diagnose(&e).to_string();
+            proptest::prop_assert!(!line.chars().any(char::is_control), "{}", line);
+        }
+    }
 }
