@@ -150,12 +150,13 @@ fn hash(line: &str) -> Result<Option<KeyHash>, String> {
 }
 
 fn architecture(root: &Root) -> String {
-    if root.is_real() {
-        let name = nix::sys::utsname::uname().map(|name| name.machine().to_string_lossy().into_owned());
-        return name.unwrap_or_default();
+    #[cfg(any(test, feature = "failpoints"))]
+    if !root.is_real() {
+        return fake::architecture(root);
     }
-    let text = read_bounded(&root.at("/proc/sys/kernel/arch"), 256).unwrap_or_default();
-    String::from_utf8_lossy(&text).trim().to_owned()
+    debug_assert!(root.is_real());
+    let name = nix::sys::utsname::uname().map(|name| name.machine().to_string_lossy().into_owned());
+    name.unwrap_or_default()
 }
 
 fn kvm(root: &Root) -> Kvm {
@@ -190,6 +191,11 @@ mod fake {
     #[cfg(feature = "failpoints")]
     pub(super) fn from_environment() -> Option<super::Root> {
         std::env::var_os(super::FAKE_ROOT_ENVIRONMENT).map(|root| super::Root(root.into()))
+    }
+
+    pub(super) fn architecture(root: &super::Root) -> String {
+        let text = super::read_bounded(&root.at("/proc/sys/kernel/arch"), 256).unwrap_or_default();
+        String::from_utf8_lossy(&text).trim().to_owned()
     }
 
     pub(super) fn protected(mut device: &std::fs::File) -> std::io::Result<bool> {
