@@ -81,6 +81,9 @@ pub const ROOTFS_LAYERS: usize = 500;
 /// Time for one step of the cleanup (an emptied cgroup, one unmount).
 pub const UNDO_STEP: Duration = Duration::from_secs(10);
 
+/// The `start` command waits this long for an older shim of the same sandbox that is on its way out.
+pub const START_GRACE: Duration = Duration::from_secs(1);
+
 /// The `delete` command waits this long for a shim that still lives before it kills it.
 pub const DELETE_GRACE: Duration = Duration::from_secs(2);
 

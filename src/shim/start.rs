@@ -8,6 +8,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
@@ -81,10 +82,7 @@ fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Res
         )));
     }
     private_dir(root)?;
-    private_dir(dir)?;
-    let Some(mut lock) = PodLock::try_take(&dir.join(LOCK))? else {
-        return Err(Error::already_exists("its shim is running already"));
-    };
+    let mut lock = take_lock(dir)?;
     let started = clean_old(dir).and_then(|()| spawn_server(socket, &lock, caller));
     match started.and_then(|pid| lock.write_pid(pid)) {
         Ok(()) => {
@@ -96,6 +94,27 @@ fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Res
             Err(e)
         }
     }
+}
+
+/// The lock of the pod's directory, which is made. A shim of the same sandbox whose Shutdown was answered
+/// removes the directory a moment later: that moment is waited for.
+fn take_lock(dir: &Path) -> Result<PodLock> {
+    let until = Instant::now() + limits::START_GRACE;
+    loop {
+        let taken = private_dir(dir).and_then(|()| PodLock::try_take(&dir.join(LOCK)));
+        let going = matches!(taken, Ok(None)) || fs::symlink_metadata(dir).is_err();
+        match taken {
+            Ok(Some(lock)) => return Ok(lock),
+            _ if going && Instant::now() < until => pause(),
+            Ok(None) => return Err(Error::already_exists("its shim is running already")),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // a command of its own, not the server
+fn pause() {
+    std::thread::sleep(Duration::from_millis(10));
 }
 
 /// A shim of the same sandbox that was killed may have left things: its journal is paid first.

@@ -72,17 +72,23 @@ fn processes(folder: &Path, found: &mut BTreeSet<String>) {
         let command = fs::read(path.join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let cgroup = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
-        let ours = command.contains("containerd-shim-kata-se") || cgroup.contains("kata-se-");
+        let program = command.split(' ').next().unwrap_or_default();
+        let ours = program.contains("containerd-shim-kata-se") || cgroup.contains("kata-se-");
         if !command.is_empty() && pid != std::process::id() && (ours || named(&command, folder)) {
             found.insert(format!("process {pid} {}", command.chars().take(120).collect::<String>()));
         }
     }
 }
 
+/// The groups of our pods, and the folders that tests put them into: a machine has others that come and
+/// go by themselves.
 fn cgroups(dir: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            found.insert(format!("cgroup {}", entry.path().display()));
+            let path = entry.path().display().to_string();
+            if path.contains("kata-se") || path.ends_with("/default") {
+                found.insert(format!("cgroup {path}"));
+            }
             cgroups(&entry.path(), found);
         }
     }

@@ -132,6 +132,18 @@ async fn a_container_that_was_never_started_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn a_sandbox_can_begin_again_right_after_its_end() {
+    let stage = Stage::new().await;
+    let dir = stage.bundle("c1", &Bundle::sh("exit 7"));
+    for _ in 0..20 {
+        // The answer to Shutdown comes before the old shim has gone.
+        let shim = stage.shim("c1", &dir).await;
+        shim.shutdown(true).await.expect("shutdown");
+    }
+    stage.assert_clean();
+}
+
+#[tokio::test]
 async fn shutdown_waits_for_the_last_container_unless_it_is_now() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
