@@ -111,6 +111,12 @@ pub const REMOVE_CONTAINER: Duration = Duration::from_secs(10);
 /// All netlink work of one visit to a namespace: milliseconds.
 pub const NETLINK: Duration = Duration::from_secs(10);
 
+/// Disks in one container's statistics; a pod has some ten.
+pub const STATS_DISKS: usize = 64;
+
+/// Tasks a guest can say it has: the kernel's own largest `pid_max`.
+pub const GUEST_TASKS: u64 = 4 << 20;
+
 /// Longest log line.
 pub const LOG_LINE_BYTES: usize = 8 << 10;
 

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use crate::agent::client::Agent;
-use crate::agent::convert;
 use crate::agent::messages::agent as pb;
 use crate::agent::method::Method;
+use crate::agent::{convert, figures};
 use crate::ccw::DevNo;
 use crate::error::{Code, Error, Result};
 use crate::ids::{ContainerId, ProcessId, SandboxId};
 use crate::oci::guest_spec::{GuestProcess, GuestSpec};
+use crate::oci::resources::GuestResources;
 use crate::oci::storage::Storage;
+use crate::plan::figures::Figures;
 use crate::plan::network::{InterfacePlan, NeighbourPlan, RoutePlan};
 
 /// What the agent says of itself.
@@ -295,6 +297,54 @@ impl Agent {
             Err(e) if e.code() == Code::NotFound => Ok(()),
             other => other.map(|_| ()),
         }
+    }
+
+    /// Freezes every process of the container.
+    pub async fn pause_container(&self, id: &ContainerId) -> Result<()> {
+        let req = pb::PauseContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
+        self.call(Method::PauseContainer, |c, m| {
+            let req = &req;
+            async move { c.pause_container(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub async fn resume_container(&self, id: &ContainerId) -> Result<()> {
+        let req = pb::ResumeContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
+        self.call(Method::ResumeContainer, |c, m| {
+            let req = &req;
+            async move { c.resume_container(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Replaces the container's limits.
+    pub async fn update_container(&self, id: &ContainerId, limits: &GuestResources) -> Result<()> {
+        let req = pb::UpdateContainerRequest {
+            container_id: id.as_str().to_owned(),
+            resources: Some(convert::resources(&limits.0)).into(),
+            ..Default::default()
+        };
+        self.call(Method::UpdateContainer, |c, m| {
+            let req = &req;
+            async move { c.update_container(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// What the container has used, as the guest says.
+    pub async fn stats_container(&self, id: &ContainerId) -> Result<Figures> {
+        let req = pb::StatsContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
+        let mut answer = self
+            .call(Method::StatsContainer, |c, m| {
+                let req = &req;
+                async move { c.stats_container(m, req).await }
+            })
+            .await?;
+        Ok(figures::of(answer.cgroup_stats.take().unwrap_or_default()))
     }
 
     /// Ends the sandbox; an agent that is the guest's first process powers it off.

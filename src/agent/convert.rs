@@ -216,7 +216,7 @@ fn device(d: &oci::LinuxDevice) -> grpc::LinuxDevice {
     }
 }
 
-fn resources(r: &oci::LinuxResources) -> grpc::LinuxResources {
+pub(super) fn resources(r: &oci::LinuxResources) -> grpc::LinuxResources {
     grpc::LinuxResources {
         Memory: r
             .memory()

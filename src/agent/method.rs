@@ -56,6 +56,10 @@ methods! {
     WriteStdin: LongPoll, again: false;
     CloseStdin: Call, again: false;
     TtyWinResize: Call, again: false;
+    PauseContainer: Call, again: false;
+    ResumeContainer: Call, again: false;
+    UpdateContainer: Call, again: true;
+    StatsContainer: Call, again: true;
     RemoveContainer: Call, again: false;
     DestroySandbox: Call, again: false;
     GetOOMEvent: LongPoll, again: true;

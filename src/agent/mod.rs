@@ -4,5 +4,6 @@ pub mod calls;
 pub mod client;
 mod convert;
 pub mod dial;
+mod figures;
 mod messages;
 mod method;

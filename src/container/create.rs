@@ -92,7 +92,7 @@ impl Pod {
                 return Err(Error::precondition(format!("container {id}: sandbox {sandbox} is not running")));
             }
         }
-        state.containers.insert(id.clone(), Container::creating(request));
+        state.containers.insert(id.clone(), Container::creating(request, bundle.role == Role::Sandbox));
         Ok(())
     }
 

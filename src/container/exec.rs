@@ -10,6 +10,11 @@ use crate::pod::request::ExecRequest;
 use crate::pod::step::{Step, reached};
 use crate::pod::{Pod, no_container};
 
+/// A frozen container would freeze the new process, too, before anybody could wait for it.
+pub(crate) fn paused(id: &ProcessId) -> Error {
+    Error::precondition(format!("{id}: container {} is paused: resume it first", id.container))
+}
+
 impl Pod {
     /// Notes an exec after checking what it is to run.
     pub fn exec(&self, request: ExecRequest) -> Result<()> {
@@ -19,7 +24,8 @@ impl Pod {
         let mut state = self.lock();
         let known = state.containers.get_mut(&container).ok_or_else(|| no_container(&container))?;
         match known.init.phase() {
-            Phase::Created | Phase::Starting | Phase::Running | Phase::Paused => {}
+            Phase::Created | Phase::Starting | Phase::Running => {}
+            Phase::Pausing | Phase::Paused | Phase::Resuming => return Err(paused(&id)),
             Phase::Creating | Phase::Exited | Phase::Deleting => {
                 return Err(Error::precondition(format!("{id}: container {container} is not running")));
             }

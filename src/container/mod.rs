@@ -4,10 +4,13 @@ pub mod create;
 pub mod delete;
 pub mod exec;
 pub mod layers;
+pub mod pause;
 pub mod query;
 pub mod rootfs;
 pub mod signal;
 pub mod start;
+pub mod stats;
+pub mod update;
 pub mod watch;
 
 use std::collections::BTreeMap;
@@ -30,6 +33,8 @@ pub(crate) const KILLED: u32 = 137;
 pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: Vec<RootfsMount>,
+    /// The pod's sandbox container, which only stands for the pod.
+    pub(crate) is_sandbox: bool,
     pub(crate) init: Process,
     pub(crate) execs: BTreeMap<ExecId, Process>,
     /// The disk of its root file system, when no other container uses it.
@@ -55,10 +60,11 @@ pub(crate) struct Process {
 }
 
 impl Container {
-    pub(crate) fn creating(request: &CreateRequest) -> Self {
+    pub(crate) fn creating(request: &CreateRequest, is_sandbox: bool) -> Self {
         Self {
             bundle: request.bundle.clone(),
             rootfs: request.rootfs.clone(),
+            is_sandbox,
             init: Process::new(Kind::Init, request.stdio.clone(), Vec::new()),
             execs: BTreeMap::new(),
             own_disk: None,
@@ -119,8 +125,8 @@ impl Process {
     pub(crate) fn status(&self) -> Status {
         match self.phase {
             Phase::Creating | Phase::Created => Status::Created,
-            Phase::Starting | Phase::Running => Status::Running,
-            Phase::Paused => Status::Paused,
+            Phase::Starting | Phase::Running | Phase::Pausing => Status::Running,
+            Phase::Paused | Phase::Resuming => Status::Paused,
             Phase::Exited | Phase::Deleting => Status::Stopped,
         }
     }

@@ -7,8 +7,9 @@ use nix::libc::SIGKILL;
 use slog::warn;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::container::Process;
 use crate::error::{Code, Error, Result};
-use crate::ids::ProcessId;
+use crate::ids::{ExecId, ProcessId};
 use crate::lifecycle::process::{Input, Phase};
 use crate::limits;
 use crate::pod::guest::Guest;
@@ -31,6 +32,11 @@ impl Pod {
         });
         if asked.is_ok() && id.exec.is_none() {
             self.watch_unstarted(&guest, id);
+            if is_kill {
+                self.let_die(&guest, id);
+            } else if all {
+                self.signal_execs(&guest, id, signal).await;
+            }
         }
         match asked {
             // A guest that does not answer cannot hold the pod: the sandbox's KILL kills the VM.
@@ -45,6 +51,36 @@ impl Pod {
                 Ok(())
             }
             asked => asked.map_err(|e| e.context(format!("signal {signal} to {id}"))),
+        }
+    }
+
+    /// The agent reaches every process of a container with KILL alone. With another signal those that we
+    /// know of get it; what they started does not.
+    async fn signal_execs(&self, guest: &Guest, id: &ProcessId, signal: u32) {
+        let execs: Vec<ProcessId> = {
+            let state = self.lock();
+            let Ok(container) = state.container(&id.container) else { return };
+            let running = container.execs.iter().filter(|(_, exec)| exec.phase() == Phase::Running);
+            let of = |exec: &ExecId| ProcessId { container: id.container.clone(), exec: Some(exec.clone()) };
+            running.map(|(exec, _)| of(exec)).collect()
+        };
+        for exec in execs {
+            match timeout(limits::KILL_ANSWER, guest.agent.signal_process(&exec, signal, false)).await {
+                Ok(Err(e)) if e.code() != Code::NotFound => {
+                    warn!(self.log(), "signal {} to {}: {}", signal, exec, e);
+                }
+                Err(_) => return warn!(self.log(), "signal {} to {}: no answer", signal, exec),
+                _ => {}
+            }
+        }
+    }
+
+    /// Frozen by cgroup version 1, a process dies only when it is thawed.
+    fn let_die(&self, guest: &Arc<Guest>, id: &ProcessId) {
+        let phase = self.lock().process(id).map(Process::phase);
+        if matches!(phase, Ok(Phase::Pausing | Phase::Paused)) {
+            let (guest, container) = (Arc::clone(guest), id.container.clone());
+            drop(tasks::spawn(async move { guest.agent.resume_container(&container).await }));
         }
     }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use slog::debug;
 
-use crate::container::watch;
+use crate::container::{exec, watch};
 use crate::error::{Code, Result};
 use crate::ids::ProcessId;
-use crate::lifecycle::process::Input;
+use crate::lifecycle::process::{Input, Phase};
 use crate::oci::bundle::parse_process;
 use crate::oci::guest_spec::guest_process;
 use crate::pod::guest::Guest;
@@ -18,6 +18,7 @@ use crate::pod::{Pod, tasks};
 impl Pod {
     /// Starts a created container or an added exec; answers the VM's process id.
     pub async fn start(self: &Arc<Self>, id: &ProcessId) -> Result<u32> {
+        self.check_not_paused(id)?;
         let guest = self.guest()?;
         let (stdio, spec) =
             self.advance_with(id, Input::StartAsked, |p| (p.stdio.clone(), std::mem::take(&mut p.spec)))?;
@@ -37,6 +38,15 @@ impl Pod {
         debug!(self.log(), "started {}", id);
         drop(tasks::spawn(watch::watch(Arc::clone(self), guest, id.clone(), streams)));
         Ok(self.lock().vm.pid())
+    }
+
+    fn check_not_paused(&self, id: &ProcessId) -> Result<()> {
+        let state = self.lock();
+        state.process(id)?;
+        match state.container(&id.container)?.init.phase() {
+            Phase::Pausing | Phase::Paused | Phase::Resuming if id.exec.is_some() => Err(exec::paused(id)),
+            _ => Ok(()),
+        }
     }
 }
 

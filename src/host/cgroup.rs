@@ -163,6 +163,11 @@ fn remove_dir(dir: &Path, is_leaf: bool, until: Instant) -> Result<()> {
     }
 }
 
+/// Whether this host has cgroup version 2 alone.
+pub fn is_v2() -> bool {
+    hierarchies::auto().v2()
+}
+
 /// A short wait on a thread of `spawn::blocking`; never on the executor.
 #[allow(clippy::disallowed_methods)]
 fn pause() {
@@ -170,7 +175,7 @@ fn pause() {
 }
 
 /// The folders of `path` in every mounted hierarchy, each once.
-fn dirs(path: &Path) -> Vec<PathBuf> {
+pub(super) fn dirs(path: &Path) -> Vec<PathBuf> {
     let hierarchy = hierarchies::auto();
     if hierarchy.v2() {
         return vec![hierarchy.root().join(path)];

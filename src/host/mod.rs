@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod config_files;
 pub mod facts;
+pub mod figures;
 pub mod files;
 pub mod image_file;
 pub mod log;

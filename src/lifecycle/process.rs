@@ -15,7 +15,11 @@ pub enum Phase {
     Created,
     Starting,
     Running,
+    /// Pause is at work.
+    Pausing,
     Paused,
+    /// Resume is at work.
+    Resuming,
     Exited,
     /// Delete is at work.
     Deleting,
@@ -38,6 +42,15 @@ pub enum Input {
     Exited,
     VmEnded,
     KillAsked,
+    PauseAsked,
+    PauseDone,
+    /// Pause failed and was undone.
+    PauseFailed,
+    ResumeAsked,
+    ResumeDone,
+    ResumeFailed,
+    UpdateAsked,
+    StatsAsked,
     DeleteAsked,
     /// Delete failed and may be asked again.
     DeleteFailed,
@@ -48,6 +61,8 @@ pub enum Input {
 pub enum Emit {
     Create,
     Start,
+    Pause,
+    Resume,
     Exit,
 }
 
@@ -89,14 +104,30 @@ pub fn next(kind: Kind, phase: Phase, input: Input) -> Result<(Phase, &'static [
         (P::Starting, I::Started) => Ok((P::Running, &[Emit::Start])),
         (P::Starting, I::KillAsked) => Ok((P::Starting, NONE)),
 
-        (P::Running | P::Paused, I::Exited | I::VmEnded) => Ok((P::Exited, &[Emit::Exit])),
-        (P::Running | P::Paused, I::KillAsked) => Ok((phase, NONE)),
+        (P::Running, I::PauseAsked) => Ok((P::Pausing, NONE)),
+        (P::Pausing, I::PauseDone) => Ok((P::Paused, &[Emit::Pause])),
+        (P::Pausing, I::PauseFailed) => Ok((P::Running, NONE)),
+        (P::Paused, I::ResumeAsked) => Ok((P::Resuming, NONE)),
+        (P::Resuming, I::ResumeDone) => Ok((P::Running, &[Emit::Resume])),
+        (P::Resuming, I::ResumeFailed) => Ok((P::Paused, NONE)),
+
+        (P::Running | P::Pausing | P::Paused | P::Resuming, I::Exited | I::VmEnded) => {
+            Ok((P::Exited, &[Emit::Exit]))
+        }
+        (P::Running | P::Pausing | P::Paused | P::Resuming, I::KillAsked) => Ok((phase, NONE)),
+
+        (
+            P::Created | P::Starting | P::Running | P::Pausing | P::Paused | P::Resuming,
+            I::UpdateAsked | I::StatsAsked,
+        ) => Ok((phase, NONE)),
+        // Callers take it for a process that ended in between, and go on.
+        (P::Exited | P::Deleting, I::UpdateAsked | I::StatsAsked) => refuse(Code::NotFound),
 
         (P::Exited | P::Deleting, I::Exited | I::VmEnded) => Ok((phase, NONE)), // the first end wins
         (P::Exited | P::Deleting, I::KillAsked) => refuse(Code::NotFound),
         (P::Exited, I::DeleteAsked) => Ok((P::Deleting, NONE)),
 
-        (P::Deleting, I::StartAsked) => refuse(Code::NotFound),
+        (P::Deleting, I::StartAsked | I::PauseAsked | I::ResumeAsked) => refuse(Code::NotFound),
         (P::Deleting, I::DeleteFailed) => Ok((P::Exited, NONE)),
         _ => refuse(Code::FailedPrecondition),
     }
@@ -110,17 +141,29 @@ impl Refused {
             Phase::Created => "is not started",
             Phase::Starting => "is being started",
             Phase::Running => "is running",
+            Phase::Pausing => "is being paused",
             Phase::Paused => "is paused",
+            Phase::Resuming => "is being resumed",
             Phase::Exited => "has finished",
             Phase::Deleting => "is being deleted",
         };
         let cannot = match self.input {
             Input::StartAsked => "cannot be started",
             Input::KillAsked => "cannot be signalled",
+            Input::PauseAsked => "cannot be paused",
+            Input::ResumeAsked => "cannot be resumed",
+            Input::UpdateAsked => "cannot be updated",
+            Input::StatsAsked => "has no statistics",
             Input::DeleteAsked => "cannot be deleted",
-            Input::CreateDone | Input::Started | Input::Exited | Input::VmEnded | Input::DeleteFailed => {
-                "met an event out of order (a bug of the shim)"
-            }
+            Input::CreateDone
+            | Input::Started
+            | Input::Exited
+            | Input::VmEnded
+            | Input::PauseDone
+            | Input::PauseFailed
+            | Input::ResumeDone
+            | Input::ResumeFailed
+            | Input::DeleteFailed => "met an event out of order (a bug of the shim)",
         };
         // Callers look for these words in the text, beside the code.
         let known = match (self.code, self.phase) {
@@ -136,22 +179,32 @@ mod tests {
     use super::*;
 
     const KINDS: [Kind; 2] = [Kind::Init, Kind::Exec];
-    const PHASES: [Phase; 7] = [
+    const PHASES: [Phase; 9] = [
         Phase::Creating,
         Phase::Created,
         Phase::Starting,
         Phase::Running,
+        Phase::Pausing,
         Phase::Paused,
+        Phase::Resuming,
         Phase::Exited,
         Phase::Deleting,
     ];
-    const INPUTS: [Input; 8] = [
+    const INPUTS: [Input; 16] = [
         Input::CreateDone,
         Input::StartAsked,
         Input::Started,
         Input::Exited,
         Input::VmEnded,
         Input::KillAsked,
+        Input::PauseAsked,
+        Input::PauseDone,
+        Input::PauseFailed,
+        Input::ResumeAsked,
+        Input::ResumeDone,
+        Input::ResumeFailed,
+        Input::UpdateAsked,
+        Input::StatsAsked,
         Input::DeleteAsked,
         Input::DeleteFailed,
     ];
@@ -190,7 +243,7 @@ mod tests {
         for _ in 0..100_000 {
             let kind = KINDS[number(2)];
             let (mut phase, mut told) = (kind.first_phase(), Vec::new());
-            for _ in 0..number(24) {
+            for _ in 0..number(48) {
                 if let Ok((to, emits)) = next(kind, phase, INPUTS[number(INPUTS.len())]) {
                     told.extend_from_slice(emits);
                     phase = to;
@@ -205,7 +258,15 @@ mod tests {
                 &[Emit::Create, Emit::Start],
                 &[Emit::Create, Emit::Start, Emit::Exit],
             ];
-            assert!(wanted.contains(&told.as_slice()), "{kind:?}: {told:?}");
+            let pauses = |e: &Emit| matches!(e, Emit::Pause | Emit::Resume);
+            let ends: Vec<Emit> = told.iter().copied().filter(|e| !pauses(e)).collect();
+            assert!(wanted.contains(&ends.as_slice()), "{kind:?}: {told:?}");
+            // Pauses stand between start and exit, and take turns with resumes.
+            let first = told.iter().position(pauses).unwrap_or(told.len());
+            let between = &told[first..told.iter().rposition(pauses).map_or(first, |last| last + 1)];
+            assert!(between.iter().step_by(2).all(|e| *e == Emit::Pause), "{kind:?}: {told:?}");
+            assert!(between.iter().skip(1).step_by(2).all(|e| *e == Emit::Resume), "{kind:?}: {told:?}");
+            assert!(between.is_empty() || told[first - 1] == Emit::Start, "{kind:?}: {told:?}");
         }
     }
 }

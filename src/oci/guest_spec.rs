@@ -5,11 +5,12 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
 use crate::error::{Error, Result};
 use crate::ids::ContainerId;
 use crate::oci::bundle::Bundle;
+use crate::oci::resources;
 use crate::oci::storage::{SHM_PATH, rootfs_path};
 
 const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
@@ -43,7 +44,7 @@ pub fn guest_spec(bundle: &Bundle, id: &ContainerId, bundle_path: &Path) -> Resu
         });
         linux.set_namespaces(Some(kept));
         if let Some(resources) = linux.resources_mut() {
-            trim(resources);
+            resources::trim(resources);
         }
     }
     Ok(GuestSpec(spec))
@@ -82,18 +83,6 @@ fn annotate(spec: &mut Spec, bundle: &Bundle, bundle_path: &Path) {
 /// namespaces are not known to it.
 fn is_kept(typ: LinuxNamespaceType) -> bool {
     matches!(typ, LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts | LinuxNamespaceType::Mount)
-}
-
-/// Device rules, pids, block I/O, network classes and cpusets name things of the host.
-fn trim(resources: &mut LinuxResources) {
-    resources.set_devices(None);
-    resources.set_pids(None);
-    resources.set_block_io(None);
-    resources.set_network(None);
-    if let Some(cpu) = resources.cpu_mut() {
-        cpu.set_cpus(None);
-        cpu.set_mems(None);
-    }
 }
 
 /// One mount as the guest will make it.

@@ -3,4 +3,5 @@
 pub mod bundle;
 pub mod guest_spec;
 pub mod pod;
+pub mod resources;
 pub mod storage;

@@ -1,8 +1,10 @@
 //! Decisions about the host's side of a pod: data in, data out.
 
+pub mod figures;
 pub mod host_key;
 pub mod machine;
 pub mod network;
 pub mod preflight;
 pub mod rootfs;
+pub mod size;
 pub mod vm;

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use slog::{debug, info};
 
@@ -17,6 +18,7 @@ use crate::host::spawn::{Child, FdTable, blocking};
 use crate::host::vsock;
 use crate::oci::bundle::Bundle;
 use crate::oci::storage;
+use crate::plan::size::Size;
 use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
 use crate::pod::guest::Guest;
 use crate::pod::network::{self, PodNetwork};
@@ -51,6 +53,7 @@ pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Resul
 /// Launches the VM and brings its agent, its network and the sandbox up.
 pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Result<Guest> {
     let checked = check_boot(pod, &ground.config).await?;
+    let size = Size { memory_mib: ground.config.memory_mib, vcpus: ground.config.vcpus };
     let mut devnos = DevNos::default();
     let mut fds = FdTable::default();
     let wires = Wires::new(&mut fds)?;
@@ -67,14 +70,15 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         sandbox: pod.parts.sandbox.clone(),
         accelerator: ground.config.qemu.accelerator,
         boot: ground.config.boot.clone(),
-        memory_mib: ground.config.memory_mib,
-        vcpus: ground.config.vcpus,
+        memory_mib: size.memory_mib,
+        vcpus: size.vcpus,
         qmp: wires.qmp_fd,
         console: wires.console_fd,
         vsock,
         nics,
         disks: Vec::new(),
     };
+    let began = Instant::now();
     let vm = start_vm(pod, ground, &plan, fds, wires, checked.as_ref()).await?;
     let agent = Agent::connect(transport, ground.config.agent.clone(), vm.gone()).await;
     let agent = agent.map_err(|e| with_console(e, &vm))?;
@@ -89,6 +93,9 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
     info!(pod.log(), "sandbox is up"; "agent" => details.version, "qemu" => vm.pid());
     Ok(Guest {
         config: ground.config.clone(),
+        size,
+        began,
+        leaf: ground.leaf.clone(),
         vm,
         agent,
         vsock_device,

@@ -55,6 +55,12 @@ pub enum Event {
     Oom {
         id: ContainerId,
     },
+    Paused {
+        id: ContainerId,
+    },
+    Resumed {
+        id: ContainerId,
+    },
 }
 
 /// Filled by the pod under its lock, emptied by the one sender.

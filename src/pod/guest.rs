@@ -1,7 +1,9 @@
 //! The running guest: its VM, its agent, and which disks it has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::agent::client::Agent;
 use crate::ccw::{DevNo, DevNos};
@@ -9,12 +11,17 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::host::spawn::Child;
 use crate::ids::ContainerId;
+use crate::plan::size::Size;
 use crate::qemu::launch::Vm;
-use std::sync::Arc;
 
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) config: Config,
+    /// What the VM was started with, and when.
+    pub(crate) size: Size,
+    pub(crate) began: Instant,
+    /// The pod's cgroup, relative to the hierarchies' roots.
+    pub(crate) leaf: PathBuf,
     pub(crate) vm: Arc<Vm>,
     pub(crate) agent: Agent,
     /// The vsock device program, on hosts that need one; it ends with the pod's cgroup.

@@ -210,6 +210,8 @@ fn event_of(state: &State, id: &ProcessId, emit: Emit, pid: u32, exit: Option<Ex
         }
         (Emit::Start, None) => Some(Event::Start { id: container, pid }),
         (Emit::Start, Some(exec)) => Some(Event::ExecStarted { id: container, exec: exec.clone(), pid }),
+        (Emit::Pause, _) => Some(Event::Paused { id: container }),
+        (Emit::Resume, _) => Some(Event::Resumed { id: container }),
         (Emit::Exit, exec) => {
             let Exit { status, at } = exit?;
             Some(Event::Exit { id: container, exec: exec.clone(), pid, status, at })

@@ -20,6 +20,7 @@ use crate::ids::Namespace;
 use crate::limits;
 use crate::pod::Pod;
 use crate::pod::event::Event;
+use crate::pod::request::StdioPaths;
 use crate::shim::task::mount;
 
 /// Runs until the queue is closed and empty. Without an address (CRI-O) events go nowhere.
@@ -92,21 +93,24 @@ fn any(name: &str, message: &impl Message) -> Result<Any> {
     Ok(Any { type_url: format!("containerd.events.{name}"), value, ..Default::default() })
 }
 
+fn io(stdio: &StdioPaths) -> pb::TaskIO {
+    pb::TaskIO {
+        stdin: stdio.stdin.clone(),
+        stdout: stdio.stdout.clone(),
+        stderr: stdio.stderr.clone(),
+        terminal: stdio.terminal,
+        ..Default::default()
+    }
+}
+
 fn message(event: &Event) -> Result<(&'static str, Any)> {
     Ok(match event {
         Event::Create { id, bundle, rootfs, stdio, pid } => {
-            let io = pb::TaskIO {
-                stdin: stdio.stdin.clone(),
-                stdout: stdio.stdout.clone(),
-                stderr: stdio.stderr.clone(),
-                terminal: stdio.terminal,
-                ..Default::default()
-            };
             let create = pb::TaskCreate {
                 container_id: id.to_string(),
                 bundle: bundle.display().to_string(),
                 rootfs: rootfs.iter().map(mount).collect(),
-                io: MessageField::some(io),
+                io: MessageField::some(io(stdio)),
                 pid: *pid,
                 ..Default::default()
             };
@@ -157,6 +161,14 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
         Event::Oom { id } => {
             let oom = pb::TaskOOM { container_id: id.to_string(), ..Default::default() };
             (topics::TASK_OOM_EVENT_TOPIC, any("TaskOOM", &oom)?)
+        }
+        Event::Paused { id } => {
+            let paused = pb::TaskPaused { container_id: id.to_string(), ..Default::default() };
+            (topics::TASK_PAUSED_EVENT_TOPIC, any("TaskPaused", &paused)?)
+        }
+        Event::Resumed { id } => {
+            let resumed = pb::TaskResumed { container_id: id.to_string(), ..Default::default() };
+            (topics::TASK_RESUMED_EVENT_TOPIC, any("TaskResumed", &resumed)?)
         }
     })
 }

@@ -3,6 +3,7 @@
 pub mod delete;
 pub mod events;
 pub mod main;
+pub mod metrics;
 pub mod serve;
 pub mod start;
 pub mod task;

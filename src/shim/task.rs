@@ -20,6 +20,7 @@ use crate::plan::rootfs::RootfsMount;
 use crate::pod::request::{CreateRequest, ExecRequest, Exit, Status, StdioPaths};
 use crate::pod::{Pod, tasks};
 use crate::shim::events::timestamp;
+use crate::shim::metrics;
 
 /// Serves one pod; the watch tells when its Shutdown was answered for.
 pub(crate) struct TaskService {
@@ -247,20 +248,33 @@ impl Task for TaskService {
         Ok(api::Empty::new())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: api::PauseRequest) -> ttrpc::Result<api::Empty> {
-        Err(status(later("Pause", "pausing a container")))
+    async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(&req.id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("pause", async move { pod.pause(&id).await }).await.map_err(status)?;
+        Ok(api::Empty::new())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
-        Err(status(later("Resume", "resuming a container")))
+    async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(&req.id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("resume", async move { pod.resume(&id).await }).await.map_err(status)?;
+        Ok(api::Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
-        Err(status(later("Update", "changing the limits of a running container")))
+    async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(&req.id).map_err(status)?;
+        let json = resources(req.resources.into_option()).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("update", async move { pod.update(&id, &json).await }).await.map_err(status)?;
+        Ok(api::Empty::new())
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        Err(status(later("Stats", "statistics of containers")))
+    async fn stats(&self, _: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        let id = ContainerId::parse(&req.id).map_err(status)?;
+        let figures = self.pod.stats(&id).await.map_err(status)?;
+        let stats = MessageField::some(metrics::message(&figures).map_err(status)?);
+        Ok(api::StatsResponse { stats, ..Default::default() })
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
@@ -270,11 +284,14 @@ impl Task for TaskService {
     }
 }
 
-fn later(call: &str, what: &str) -> Error {
-    Error::unimplemented(format!(
-        "{call}: {what} is not supported yet by kata-se {}",
-        env!("CARGO_PKG_VERSION")
-    ))
+/// The OCI resources inside of Update's `Any`.
+fn resources(any: Option<Any>) -> Result<Vec<u8>> {
+    const NAME: &str = "LinuxResources";
+    let any = any.ok_or_else(|| Error::invalid("update: no resources"))?;
+    if any.type_url.rsplit('/').next() != Some(NAME) {
+        return Err(Error::invalid(format!("update: resources of type {:?}, known is {NAME}", any.type_url)));
+    }
+    Ok(any.value)
 }
 
 #[cfg(test)]

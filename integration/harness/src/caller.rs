@@ -190,7 +190,41 @@ impl Shim {
         assert_eq!(code(&self.close_stdin(id, exec).await), unknown, "close stdin of {id} {exec}");
     }
 
-    /// A call that is not there yet.
+    /// With `all`.
+    pub async fn kill_all(&self, id: &str, signal: u32) -> ttrpc::Result<()> {
+        let req = api::KillRequest { id: id.into(), signal, all: true, ..Default::default() };
+        self.task.kill(patient(), &req).await.map(|_| ())
+    }
+
+    pub async fn resume(&self, id: &str) -> ttrpc::Result<()> {
+        let req = api::ResumeRequest { id: id.into(), ..Default::default() };
+        self.task.resume(patient(), &req).await.map(|_| ())
+    }
+
+    /// OCI resources, as containerd packs them.
+    pub async fn update(&self, id: &str, resources: &serde_json::Value) -> ttrpc::Result<()> {
+        let resources = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+            value: resources.to_string().into_bytes(),
+            ..Default::default()
+        };
+        let resources = MessageField::some(resources);
+        let req = api::UpdateTaskRequest { id: id.into(), resources, ..Default::default() };
+        self.task.update(patient(), &req).await.map(|_| ())
+    }
+
+    /// The message's type and its bytes.
+    pub async fn stats(&self, id: &str) -> ttrpc::Result<(String, Vec<u8>)> {
+        let req = api::StatsRequest { id: id.into(), ..Default::default() };
+        let any = self.task.stats(patient(), &req).await?.stats.unwrap_or_default();
+        Ok((any.type_url, any.value))
+    }
+
+    pub async fn checkpoint(&self, id: &str) -> ttrpc::Result<()> {
+        let req = api::CheckpointTaskRequest { id: id.into(), ..Default::default() };
+        self.task.checkpoint(patient(), &req).await.map(|_| ())
+    }
+
     pub async fn pause(&self, id: &str) -> ttrpc::Result<()> {
         let req = api::PauseRequest { id: id.into(), ..Default::default() };
         self.task.pause(patient(), &req).await.map(|_| ())

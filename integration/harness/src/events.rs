@@ -102,6 +102,13 @@ fn of(topic: &str, bytes: &[u8]) -> Event {
             let e = pb::TaskDelete::parse_from_bytes(bytes).expect("delete");
             event(&e.container_id, "", Some(e.exit_status))
         }
+        "/tasks/paused" => {
+            event(&pb::TaskPaused::parse_from_bytes(bytes).expect("paused").container_id, "", None)
+        }
+        "/tasks/resumed" => {
+            event(&pb::TaskResumed::parse_from_bytes(bytes).expect("resumed").container_id, "", None)
+        }
+        "/tasks/oom" => event(&pb::TaskOOM::parse_from_bytes(bytes).expect("oom").container_id, "", None),
         other => event(other, "", None),
     }
 }

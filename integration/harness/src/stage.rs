@@ -67,6 +67,9 @@ impl Stage {
     pub fn script(&self, rules: &Value) {
         let text = json!({"rules": rules}).to_string();
         fs::write(self.path("record/.new"), text).expect("script");
+        // The kernel's own time of change is too coarse to tell two scripts apart.
+        let file = File::options().write(true).open(self.path("record/.new")).expect("script");
+        file.set_modified(std::time::SystemTime::now()).expect("script");
         fs::rename(self.path("record/.new"), self.path("record/script")).expect("script");
     }
 

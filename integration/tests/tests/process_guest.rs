@@ -40,6 +40,16 @@ async fn ends<T: std::fmt::Debug>(call: &str, asking: impl Future<Output = ttrpc
     assert!(took >= LIMIT && took < LIMIT * 2, "{call}: {took:?}");
 }
 
+/// Asks until it works.
+async fn eventually_ok<F: Future<Output = ttrpc::Result<()>>>(what: &str, ask: impl Fn() -> F) {
+    within(what, 10, async {
+        while ask().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
 /// KILL and Delete end a pod whatever its guest does.
 async fn end_all_the_same(stage: &Stage, shim: &Shim) {
     within("KILL", 12, shim.kill("c1", "", 9)).await.ok();
@@ -99,12 +109,27 @@ async fn every_call_of_a_running_pod_has_an_end() {
         shim.start("c1", "").await.expect("start");
         silence("TtyWinResize");
         ends("TtyWinResize", shim.resize("c1", 80, 25)).await;
+        silence("StatsContainer");
+        ends("StatsContainer", shim.stats("c1")).await;
+        silence("UpdateContainer");
+        ends("UpdateContainer", shim.update("c1", &json!({"cpu": {"shares": 2}}))).await;
         silence("ExecProcess");
         shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NONE).await.expect("exec");
         ends("ExecProcess", shim.start("c1", "e1")).await;
         shim.delete("c1", "e1").await.expect("delete");
         silence("SignalProcess");
         ends("SignalProcess", shim.kill("c1", "", 15)).await;
+        silence("PauseContainer");
+        ends("PauseContainer", shim.pause("c1")).await;
+        // After half an answer nothing more comes on the connection.
+        if way < 2 {
+            stage.script(&json!([]));
+            eventually_ok("it can be paused again", || shim.pause("c1")).await;
+            silence("ResumeContainer");
+            ends("ResumeContainer", shim.resume("c1")).await;
+            stage.script(&json!([]));
+            shim.resume("c1").await.expect("asked again");
+        }
         // Input that the guest does not take is lost; nothing else is.
         silence("WriteStdin");
         std::fs::OpenOptions::new()
@@ -185,6 +210,34 @@ async fn lies_of_a_guest_are_harmless() {
         let status = within("an end", 20, shim.wait("c1", exec)).await.expect("wait");
         assert!(status <= 255, "{status}");
     }
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn statistics_of_a_lying_guest_are_bounded_by_its_vm() {
+    use containerd_shim_protos::cgroups::metrics::Metrics;
+    use containerd_shim_protos::protobuf::Message;
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let many: Vec<Value> =
+        (0..20_000).map(|n| json!({"major": n.to_string(), "op": "read", "value": "1"})).collect();
+    let most = u64::MAX.to_string();
+    stage.script(&json!([{"call": "StatsContainer", "answer": {"cgroup_stats": {
+        "cpu_stats": {"cpu_usage": {"total_usage": most}},
+        "memory_stats": {"usage": {"usage": most}, "stats": {"inactive_file": most, "pgfault": most}},
+        "pids_stats": {"current": most},
+        "blkio_stats": {"io_service_bytes_recursive": many},
+    }}}]));
+    let (kind, bytes) = within("an answer", 10, shim.stats("c1")).await.expect("stats");
+    assert!(kind.starts_with("io.containerd.cgroups.v"), "{kind}");
+    if kind == "io.containerd.cgroups.v1.Metrics" {
+        let metrics = Metrics::parse_from_bytes(&bytes).expect("metrics");
+        assert_eq!(metrics.memory.usage.usage, 256 << 20, "the VM's memory");
+        assert_eq!(metrics.memory.total_inactive_file, 256 << 20);
+        assert!(metrics.cpu.usage.total < 60_000_000_000, "one CPU since the VM's start");
+        assert!(metrics.pids.current <= 4 << 20);
+    }
+    assert!(bytes.len() < 16 << 10, "{} bytes", bytes.len());
     stage.end(&shim, "c1").await;
 }
 

@@ -1,0 +1,127 @@
+//! What Task.Update may change: the limits a guest keeps for itself, and what is said to the rest.
+//!
+//! | asked for | answer |
+//! | --- | --- |
+//! | CPU shares, quota, period; memory limit, reservation, swap | sent to the guest |
+//! | a memory limit or CPU quota above the VM's size | refused: the size is fixed when the VM starts |
+//! | a limit for huge pages other than 0 | refused: the memory of a secure VM has none |
+//! | cpuset, device rules, pids, block I/O, network classes, RDMA, `unified` | not sent, as at Create |
+//!
+//! The last line is no error: the kubelet sends all of a container's resources with each change, and
+//! those name things of the host.
+
+use oci_spec::runtime::LinuxResources;
+
+use crate::error::{Context, Error, Result};
+use crate::plan::size::Size;
+
+/// A CPU quota's period when none is given, in microseconds: the kernel's.
+pub(crate) const CPU_PERIOD: u64 = 100_000;
+
+/// Limits that may be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuestResources(pub(crate) LinuxResources);
+
+/// Device rules, pids, block I/O, network classes and cpusets name things of the host.
+pub(crate) fn trim(resources: &mut LinuxResources) {
+    resources.set_devices(None);
+    resources.set_pids(None);
+    resources.set_block_io(None);
+    resources.set_network(None);
+    resources.set_rdma(None);
+    resources.set_unified(None);
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None);
+        cpu.set_mems(None);
+    }
+}
+
+/// `LinuxResources` as JSON, for a container in a VM of this size.
+pub fn parse(json: &[u8], vm: Size) -> Result<GuestResources> {
+    let mut resources: LinuxResources = serde_json::from_slice(json).context("resources")?;
+    let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or(0);
+    let mib = u64::try_from(limit).unwrap_or(0).div_ceil(1 << 20);
+    if mib > vm.memory_mib.into() {
+        return Err(Error::precondition(format!(
+            "memory limit of {mib} MiB: the VM has {} MiB, and its size is fixed when it starts: make the pod anew \
+             with the new limit",
+            vm.memory_mib
+        )));
+    }
+    let cpu = resources.cpu().as_ref();
+    let quota = u64::try_from(cpu.and_then(|cpu| cpu.quota()).unwrap_or(0)).unwrap_or(0);
+    let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(CPU_PERIOD);
+    if quota > period.saturating_mul(vm.vcpus.into()) {
+        return Err(Error::precondition(format!(
+            "CPU quota of {quota} us in {period} us: the VM has {} CPUs, and their number is fixed when it starts: \
+             make the pod anew with the new limit",
+            vm.vcpus
+        )));
+    }
+    if let Some(pages) = resources.hugepage_limits().iter().flatten().find(|pages| pages.limit() != 0) {
+        return Err(Error::invalid(format!(
+            "huge pages ({}): the memory of a secure VM has none: leave the limit out",
+            pages.page_size()
+        )));
+    }
+    resources.set_hugepage_limits(None);
+    trim(&mut resources);
+    Ok(GuestResources(resources))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    const VM: Size = Size { memory_mib: 512, vcpus: 2 };
+
+    fn of(json: &str) -> Result<GuestResources> {
+        parse(json.as_bytes(), VM)
+    }
+
+    #[test]
+    fn what_the_guest_can_change_is_sent_and_nothing_of_the_host() {
+        let sent = of(r#"{"devices":[{"allow":false,"access":"rwm"}],"pids":{"limit":9},"unified":{"a":"b"},
+            "blockIO":{"weight":10},"hugepageLimits":[{"pageSize":"1MB","limit":0}],
+            "memory":{"limit":67108864,"swap":67108864},
+            "cpu":{"shares":512,"quota":50000,"period":100000,"cpus":"0-3","mems":"0"}}"#)
+        .expect("resources");
+        assert_eq!(
+            serde_json::to_string(&sent.0).expect("json"),
+            r#"{"memory":{"limit":67108864,"swap":67108864},"cpu":{"shares":512,"quota":50000,"period":100000}}"#
+        );
+    }
+
+    #[test]
+    fn the_size_of_the_vm_is_the_limit_of_limits() {
+        for (json, code, text) in [
+            (r#"{"memory":{"limit":536870912},"cpu":{"quota":200000,"period":100000}}"#, None, ""),
+            (r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#, None, ""),
+            (
+                r#"{"memory":{"limit":536870913}}"#,
+                Some(Code::FailedPrecondition),
+                "memory limit of 513 MiB: the VM has 512 MiB, and its size is fixed",
+            ),
+            (
+                r#"{"cpu":{"quota":200001}}"#,
+                Some(Code::FailedPrecondition),
+                "CPU quota of 200001 us in 100000 us: the VM has 2 CPUs, and their number is fixed",
+            ),
+            (
+                r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#,
+                Some(Code::InvalidArgument),
+                "huge pages (2MB): the memory of a secure VM has none",
+            ),
+            ("{", Some(Code::Internal), "resources: EOF while parsing"),
+        ] {
+            match of(json) {
+                Ok(_) => assert_eq!(code, None, "{json}"),
+                Err(e) => {
+                    assert_eq!(Some(e.code()), code, "{json}");
+                    assert!(e.to_string().starts_with(text), "{e}");
+                }
+            }
+        }
+    }
+}
