@@ -99,6 +99,13 @@ pub const SPEC_MOUNTS: usize = 1024;
 /// Arguments and environment of one process: the kernel itself ends at 2 MiB on a usual stack.
 pub const PROCESS_BYTES: usize = 2 << 20;
 
+/// How long the exit of a container that was killed waits for the guest's report of an OOM, which comes
+/// some milliseconds later (in emulation some ten).
+pub const OOM_REPORT: Duration = Duration::from_secs(1);
+
+/// Pause between two OOM events: a guest cannot flood containerd with them.
+pub const OOM_EVENT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Pause after a failed poll for OOM events.
 pub const OOM_POLL_PAUSE: Duration = Duration::from_secs(10);
 

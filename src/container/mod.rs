@@ -4,6 +4,7 @@ pub mod create;
 pub mod delete;
 pub mod exec;
 pub mod layers;
+pub mod oom;
 pub mod pause;
 pub mod query;
 pub mod rootfs;
@@ -39,6 +40,10 @@ pub(crate) struct Container {
     pub(crate) execs: BTreeMap<ExecId, Process>,
     /// The disk of its root file system, when no other container uses it.
     pub(crate) own_disk: Option<DevNo>,
+    /// A caller asked for its end by KILL.
+    pub(crate) kill_asked: bool,
+    /// True when the guest's OOM killer hit it.
+    pub(crate) oom: channel::Sender<bool>,
     /// True asks a running Create to stop and undo itself.
     pub(crate) cancel: channel::Sender<bool>,
     /// True when Create has ended, either way, with its undo behind it.
@@ -68,6 +73,8 @@ impl Container {
             init: Process::new(Kind::Init, request.stdio.clone(), Vec::new()),
             execs: BTreeMap::new(),
             own_disk: None,
+            kill_asked: false,
+            oom: channel::Sender::new(false),
             cancel: channel::Sender::new(false),
             created: channel::Sender::new(false),
         }

@@ -25,6 +25,11 @@ impl Pod {
         self.advance(id, Input::KillAsked)?;
         let guest = self.guest().map_err(|e| e.with_code(Code::NotFound))?;
         let is_kill = i32::try_from(signal) == Ok(SIGKILL);
+        if is_kill && id.exec.is_none() {
+            if let Some(container) = self.lock().containers.get_mut(&id.container) {
+                container.kill_asked = true;
+            }
+        }
         let asking = guest.agent.signal_process(id, signal, all && is_kill);
         let asked = timeout(limits::KILL_ANSWER, asking).await.unwrap_or_else(|_| {
             let seconds = limits::KILL_ANSWER.as_secs();

@@ -89,7 +89,12 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
             pump.signals.finished().await;
         }
     };
-    drop(timeout(limits::OUTPUT_DRAIN, draining).await);
+    let oom = async {
+        if id.exec.is_none() && input == Input::Exited && status == KILLED {
+            pod.await_oom(&id.container).await;
+        }
+    };
+    drop(tokio::join!(timeout(limits::OUTPUT_DRAIN, draining), oom));
     if pumps.iter().any(|pump| !pump.task.is_finished()) {
         warn!(pod.log(), "{}: nobody reads its output; the rest is dropped", id);
     }

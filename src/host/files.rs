@@ -79,6 +79,16 @@ pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     result.with_context(context)
 }
 
+/// Makes an empty file that says something by being there, mode 0600; there already is success.
+pub fn mark(path: &Path) -> Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+            Err(e).with_context(|| format!("write {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The lock of a living shim; held as long as this (or a descriptor made from it) is open.
 #[derive(Debug)]
 pub struct PodLock(Flock<File>);

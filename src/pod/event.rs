@@ -78,9 +78,12 @@ struct Waiting {
 }
 
 impl EventQueue {
-    /// Puts an event behind all others; never blocks.
+    /// Puts an event behind all others; never blocks. An OOM that is waiting is not told twice.
     pub fn push(&self, event: Event) {
         let mut waiting = self.lock();
+        if matches!(event, Event::Oom { .. }) && waiting.events.contains(&event) {
+            return;
+        }
         if waiting.events.len() >= limits::EVENT_QUEUE {
             let victim = waiting.events.iter().position(|e| !matches!(e, Event::Exit { .. }));
             if let Some(at) = victim {
@@ -144,12 +147,22 @@ mod tests {
     }
 
     #[test]
+    fn an_oom_waits_once() {
+        let queue = EventQueue::default();
+        for _ in 0..10 {
+            queue.push(Event::Oom { id: ContainerId::parse("c1").expect("id") });
+            queue.push(Event::Oom { id: ContainerId::parse("c2").expect("id") });
+        }
+        assert_eq!(queue.lock().events.len(), 2);
+    }
+
+    #[test]
     fn a_full_queue_drops_the_oldest_event_that_is_no_exit() {
         let queue = EventQueue::default();
         let id = ContainerId::parse("c1").expect("id");
         queue.push(exit(0));
         for _ in 0..limits::EVENT_QUEUE {
-            queue.push(Event::Oom { id: id.clone() });
+            queue.push(Event::Start { id: id.clone(), pid: 1 });
         }
         queue.push(exit(1));
         let waiting = queue.lock();

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use slog::{Logger, info, warn};
 
+use crate::error::Code;
 use crate::ids::ProcessId;
 use crate::lifecycle::process::{Input, Phase};
 use crate::lifecycle::vm::VmEnd;
-use crate::pod::event::Event;
 use crate::pod::guest::Guest;
 use crate::pod::record::{Failure, Record};
 use crate::pod::{Pod, tasks};
@@ -66,17 +66,26 @@ fn end_processes(pod: &Pod) {
     }
 }
 
-/// One call at a time; ends with the VM.
+/// One call at a time; ends with the VM, or when the guest does not allow the call.
 async fn poll_oom(pod: Arc<Pod>, guest: Arc<Guest>) {
+    let mut said = false;
     loop {
         match guest.agent.oom_event().await {
-            Ok(id) if pod.lock().containers.contains_key(&id) => pod.events.push(Event::Oom { id }),
-            Ok(id) => warn!(pod.log(), "the guest reports OOM of {}, which is not in this pod", id),
+            Ok(id) => {
+                if !pod.note_oom(&id).await && !said {
+                    said = true;
+                    warn!(pod.log(), "the guest reports OOM of {}, which is not in this pod", id);
+                }
+                tokio::time::sleep(crate::limits::OOM_EVENT_PAUSE).await;
+            }
             Err(e) => {
                 if guest.vm.gone().borrow().is_some() {
                     return;
                 }
                 warn!(pod.log(), "{}", e);
+                if matches!(e.code(), Code::PermissionDenied | Code::Unimplemented) {
+                    return;
+                }
                 tokio::time::sleep(crate::limits::OOM_POLL_PAUSE).await;
             }
         }
