@@ -29,8 +29,12 @@ enum Takes {
     OneOf(&'static [&'static str]),
 }
 
+/// The VM of a pod without limits.
+const MEMORY_MIB: u32 = 2048;
+const VCPUS: u32 = 1;
+
 /// Every key, `section.name`.
-const KEYS: [(&str, Takes); 20] = [
+const KEYS: [(&str, Takes); 22] = [
     ("qemu.path", Takes::Path),
     ("qemu.accelerator", Takes::OneOf(&["kvm", "tcg"])),
     ("guest.confidential", Takes::Switch),
@@ -42,6 +46,8 @@ const KEYS: [(&str, Takes); 20] = [
     ("guest.kernel_parameters", Takes::Text),
     ("guest.memory_mib", Takes::Number(256, 16 << 20, "MiB")),
     ("guest.vcpus", Takes::Number(1, 247, "CPUs")),
+    ("guest.max_memory_mib", Takes::Number(0, 16 << 20, "MiB")),
+    ("guest.max_vcpus", Takes::Number(0, 247, "CPUs")),
     ("vsock.device", Takes::OneOf(&["vhost", "vhost-user"])),
     ("vsock.program", Takes::Path),
     ("agent.connect_timeout_s", Takes::Number(1, 3600, "s")),
@@ -217,6 +223,18 @@ impl Keys {
         Duration::from_secs(self.number(key, default).into())
     }
 
+    /// The number of `key`, 0 when it is not given, and otherwise no less than that of `other`.
+    fn at_least(&self, key: &str, other: &str, default: u32) -> Result<u32> {
+        let (number, least) = (self.number(key, 0), self.number(other, default));
+        if number != 0 && number < least {
+            let place = self.0.get(key).map_or("", |given| given.place.as_str());
+            return Err(Error::invalid(format!(
+                "{place}: {key} = {number}: is less than {other} = {least}: raise it, or lower that"
+            )));
+        }
+        Ok(number)
+    }
+
     /// Refuses a key that has no meaning beside others.
     fn refuse(&self, keys: &[&str], why: &str) -> Result<()> {
         match keys.iter().find_map(|key| Some((key, self.0.get(*key)?))) {
@@ -276,8 +294,10 @@ fn resolve(keys: &Keys) -> Result<Config> {
         boot,
         host_key_documents: keys.paths("guest.host_key_documents"),
         verify_digest: keys.switch("guest.verify_digest", false),
-        memory_mib: keys.number("guest.memory_mib", 2048),
-        vcpus: keys.number("guest.vcpus", 1),
+        memory_mib: keys.number("guest.memory_mib", MEMORY_MIB),
+        vcpus: keys.number("guest.vcpus", VCPUS),
+        max_memory_mib: keys.at_least("guest.max_memory_mib", "guest.memory_mib", MEMORY_MIB)?,
+        max_vcpus: keys.at_least("guest.max_vcpus", "guest.vcpus", VCPUS)?,
         vsock,
         agent: AgentConfig {
             connect_timeout: keys.seconds("agent.connect_timeout_s", 45),
@@ -365,6 +385,14 @@ mod tests {
             (
                 "[guest]\nconfidential = false\nverify_digest = true",
                 "verify_digest: is for confidential guests",
+            ),
+            (
+                "[guest]\nmax_memory_mib = 1024",
+                "/c0.toml:2: guest.max_memory_mib = 1024: is less than guest.memory_mib = 2048: raise it",
+            ),
+            (
+                "[guest]\nvcpus = 3\nmax_vcpus = 2",
+                "/c0.toml:3: guest.max_vcpus = 2: is less than guest.vcpus = 3",
             ),
             ("[guest]\nmemory_mib = 255", "takes 256 to 16777216 MiB"),
         ] {

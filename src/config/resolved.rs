@@ -12,10 +12,12 @@ pub struct Config {
     pub host_key_documents: Vec<PathBuf>,
     /// The image's whole content is checked before it is started for the first time.
     pub verify_digest: bool,
-    /// Guest memory in MiB, fixed for the VM's life.
+    /// The VM of a pod without limits; the limits of others are added to it.
     pub memory_mib: u32,
-    /// Virtual CPUs, fixed for the VM's life.
     pub vcpus: u32,
+    /// The largest VM; 0: what the machine has.
+    pub max_memory_mib: u32,
+    pub max_vcpus: u32,
     pub vsock: VsockConfig,
     pub agent: AgentConfig,
     pub rootfs: RootfsConfig,

@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod guest_spec;
+pub mod limits;
 pub mod pod;
 pub mod resources;
 pub mod storage;

@@ -287,7 +287,7 @@ fn memory(image: &SealedImage, facts: &Facts<'_>) -> Finding {
             "memory",
             "the VM's memory is too small for the image",
             &format!(
-                "guest.memory_mib = {}, the image needs {} MiB",
+                "{} MiB (guest.memory_mib and the pod's limits), the image needs {} MiB",
                 facts.memory_mib,
                 needed.div_ceil(1 << 20)
             ),
@@ -298,8 +298,11 @@ fn memory(image: &SealedImage, facts: &Facts<'_>) -> Finding {
         Fact::Known(highest) if memory.saturating_sub(1) > *highest => fatal(
             "memory",
             "the VM's memory is larger than a secure guest can have here",
-            &format!("guest.memory_mib = {}, the highest guest address is {highest:#x}", facts.memory_mib),
-            "make guest.memory_mib smaller",
+            &format!(
+                "{} MiB (guest.memory_mib and the pod's limits), the highest guest address is {highest:#x}",
+                facts.memory_mib
+            ),
+            "make guest.memory_mib or the pod's memory limits smaller",
         ),
         Fact::Unclear(text) => unknown("memory", text),
         Fact::Known(_) | Fact::Absent => pass(
@@ -320,8 +323,8 @@ fn cpus(facts: &Facts<'_>) -> Finding {
         return fatal(
             "cpus",
             "the VM has more CPUs than a secure guest can have",
-            &format!("guest.vcpus = {vcpus}, the limit is {limit}, {whose}"),
-            "make guest.vcpus smaller",
+            &format!("{vcpus} (guest.vcpus and the pod's limits), the limit is {limit}, {whose}"),
+            "make guest.vcpus or the pod's CPU limits smaller",
         );
     }
     pass("cpus", format!("{vcpus} virtual CPUs of at most {limit}"))

@@ -281,23 +281,24 @@ fn without_a_key_list_the_configured_documents_decide() {
 fn a_vm_of_the_wrong_size_is_told_number_and_limit() {
     row(
         |c| c.memory_mib = 60,
-        "Fatal memory: the VM's memory is too small for the image: guest.memory_mib = 60, the image needs 61 MiB",
+        "Fatal memory: the VM's memory is too small for the image: 60 MiB (guest.memory_mib and \
+         the pod's limits), the image needs 61 MiB",
     );
     row(
         |c| c.machine.max_address = Fact::Known((1 << 31) - 2),
-        "Fatal memory: the VM's memory is larger than a secure guest can have here: guest.memory_mib = 2048, \
-         the highest guest address is 0x7ffffffe",
+        "Fatal memory: the VM's memory is larger than a secure guest can have here: 2048 MiB (guest.memory_mib and \
+         the pod's limits), the highest guest address is 0x7ffffffe",
     );
     row(|c| c.machine.max_address = unclear(), "Warning memory: this could not be checked");
     row(
         |c| c.vcpus = 248,
-        "Fatal cpus: the VM has more CPUs than a secure guest can have: guest.vcpus = 248, the limit is 247, \
-         KVM's",
+        "Fatal cpus: the VM has more CPUs than a secure guest can have: 248 (guest.vcpus and the pod's \
+         limits), the limit is 247, KVM's",
     );
     row(
         |c| c.machine.max_cpus = Fact::Known(1),
-        "Fatal cpus: the VM has more CPUs than a secure guest can have: guest.vcpus = 2, the limit is 1, this \
-         machine's",
+        "Fatal cpus: the VM has more CPUs than a secure guest can have: 2 (guest.vcpus and the pod's \
+         limits), the limit is 1, this machine's",
     );
     row(|c| c.machine.max_cpus = unclear(), "Warning cpus: this could not be checked");
     let mut exact = case();

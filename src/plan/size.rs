@@ -1,8 +1,146 @@
-//! How large a VM is.
+//! How large a pod's VM is: memory and CPUs cannot be added to a secure guest later, so it gets at its start
+//! what the pod may ever use.
+//!
+//! | | |
+//! | --- | --- |
+//! | memory | `guest.memory_mib` + the containers' limits + 1/64 of these |
+//! | CPUs | `guest.vcpus` + the containers' quotas in CPUs, rounded up; no more than the largest size |
+//!
+//! The base is what the guest needs for itself (kernel, agent, bounce buffers) and what containers
+//! without limits share. The 64th is how a Linux kernel counts memory: 64 bytes for each page of 4 KiB.
+
+use crate::error::{Error, Result};
 
 /// Memory and virtual CPUs, fixed for the VM's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     pub memory_mib: u32,
     pub vcpus: u32,
+}
+
+/// The limits of all containers of the pod together; 0: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    pub memory_bytes: u64,
+    /// Rounded up.
+    pub cpus: u32,
+}
+
+/// What a VM may have at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Largest {
+    /// `guest.max_memory_mib` and `guest.max_vcpus`; 0: what the machine has.
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    pub machine: Capacity,
+}
+
+/// The machine's memory and CPUs; 0: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    pub memory_mib: u64,
+    pub cpus: u32,
+}
+
+/// The VM's size, or why the pod is too large. What the operator wrote as the base always fits.
+pub fn size(base: Size, asked: Asked, largest: &Largest) -> Result<Size> {
+    Ok(Size { memory_mib: memory(base, asked, largest)?, vcpus: cpus(base, asked, largest)? })
+}
+
+fn memory(base: Size, asked: Asked, largest: &Largest) -> Result<u32> {
+    let limits = asked.memory_bytes.div_ceil(1 << 20);
+    let own = limits.div_ceil(64);
+    let total = u64::from(base.memory_mib) + limits + own;
+    let (most, whose) = match (largest.memory_mib, largest.machine.memory_mib) {
+        (0, 0) => (u64::from(u32::MAX), "what a VM can have"),
+        (0, machine) => (machine, "the memory of this machine"),
+        (configured, _) => (configured.into(), "guest.max_memory_mib"),
+    };
+    let fits = u32::try_from(total).ok().filter(|_| limits == 0 || total <= most);
+    fits.ok_or_else(|| {
+        Error::precondition(format!(
+            "the pod needs a VM with {total} MiB of memory ({} MiB for the guest, {limits} MiB are the containers' \
+             limits, {own} MiB to account for them), {most} MiB are allowed ({whose}): lower the limits or use a \
+             larger node",
+            base.memory_mib
+        ))
+    })
+}
+
+fn cpus(base: Size, asked: Asked, largest: &Largest) -> Result<u32> {
+    let (most, whose) = match (largest.vcpus, largest.machine.cpus) {
+        (0, 0) => (u32::MAX, "what a VM can have"),
+        (0, machine) => (machine, "the CPUs of this machine"),
+        (configured, _) => (configured, "guest.max_vcpus"),
+    };
+    if asked.cpus > most {
+        return Err(Error::precondition(format!(
+            "the containers' limits are {} CPUs, {most} are allowed ({whose}): lower the limits or use a larger node",
+            asked.cpus
+        )));
+    }
+    Ok(base.vcpus.saturating_add(asked.cpus).min(most.max(base.vcpus)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: Size = Size { memory_mib: 2048, vcpus: 1 };
+    const MACHINE: Capacity = Capacity { memory_mib: 16384, cpus: 4 };
+
+    fn of(memory_mib: u64, cpus: u32, max_memory_mib: u32, max_vcpus: u32) -> Result<(u32, u32)> {
+        let largest = Largest { memory_mib: max_memory_mib, vcpus: max_vcpus, machine: MACHINE };
+        size(BASE, Asked { memory_bytes: memory_mib << 20, cpus }, &largest).map(|s| (s.memory_mib, s.vcpus))
+    }
+
+    #[test]
+    fn a_pods_limits_are_added_to_the_base() {
+        for (memory, cpus, wanted) in [
+            (0, 0, (2048, 1)),
+            (1, 1, (2048 + 1 + 1, 2)),
+            (64, 2, (2048 + 64 + 1, 3)),
+            (65, 3, (2048 + 65 + 2, 4)),
+            (6400, 4, (2048 + 6400 + 100, 4)),
+        ] {
+            assert_eq!(of(memory, cpus, 0, 0), Ok(wanted), "{memory} MiB, {cpus} CPUs");
+        }
+        let odd = Asked { memory_bytes: (1 << 20) + 1, cpus: 0 };
+        assert_eq!(size(BASE, odd, &Largest::default()).map(|s| s.memory_mib), Ok(2048 + 2 + 1));
+    }
+
+    #[test]
+    fn a_pod_that_is_too_large_is_told_both_numbers() {
+        for (memory, cpus, max_memory, max_vcpus, wanted) in [
+            (2015, 0, 4095, 0, "the pod needs a VM with 4095 MiB"),
+            (
+                2016,
+                0,
+                4095,
+                0,
+                "the pod needs a VM with 4096 MiB of memory (2048 MiB for the guest, 2016 MiB",
+            ),
+            (16384, 0, 0, 0, "the pod needs a VM with 18688 MiB of memory"),
+            (0, 5, 0, 0, "the containers' limits are 5 CPUs, 4 are allowed (the CPUs of this machine)"),
+            (0, 3, 0, 2, "the containers' limits are 3 CPUs, 2 are allowed (guest.max_vcpus)"),
+        ] {
+            match of(memory, cpus, max_memory, max_vcpus) {
+                Ok(size) => assert_eq!(size, (4095, 1)),
+                Err(e) => assert!(e.to_string().starts_with(wanted), "{e}"),
+            }
+        }
+        let e = of(2016, 0, 4095, 0).expect_err("too large").to_string();
+        assert!(e.contains("4095 MiB are allowed (guest.max_memory_mib)"), "{e}");
+        let e = of(16384, 0, 0, 0).expect_err("too large").to_string();
+        assert!(e.contains("16384 MiB are allowed (the memory of this machine)"), "{e}");
+        let most = Asked { memory_bytes: u64::MAX, cpus: u32::MAX };
+        assert!(size(BASE, most, &Largest::default()).is_err(), "more than any VM");
+    }
+
+    #[test]
+    fn the_base_fits_whatever_the_machine_has() {
+        let small = Largest { machine: Capacity { memory_mib: 1024, cpus: 1 }, ..Largest::default() };
+        let base = Size { memory_mib: 2048, vcpus: 4 };
+        assert_eq!(size(base, Asked::default(), &small), Ok(base));
+    }
 }

@@ -13,12 +13,12 @@ use crate::agent::dial::Transport;
 use crate::ccw::DevNos;
 use crate::config::{Boot, Config, VsockConfig};
 use crate::error::{Context, Error, Result};
-use crate::host::cgroup;
 use crate::host::spawn::{Child, FdTable, blocking};
 use crate::host::vsock;
+use crate::host::{capacity, cgroup};
 use crate::oci::bundle::Bundle;
-use crate::oci::storage;
-use crate::plan::size::Size;
+use crate::oci::{limits, storage};
+use crate::plan::size::{self, Largest, Size};
 use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
 use crate::pod::guest::Guest;
 use crate::pod::network::{self, PodNetwork};
@@ -52,8 +52,8 @@ pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Resul
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
 pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Result<Guest> {
-    let checked = check_boot(pod, &ground.config).await?;
-    let size = Size { memory_mib: ground.config.memory_mib, vcpus: ground.config.vcpus };
+    let size = size_of(pod, &ground.config, bundle).await?;
+    let checked = check_boot(pod, &ground.config, size).await?;
     let mut devnos = DevNos::default();
     let mut fds = FdTable::default();
     let wires = Wires::new(&mut fds)?;
@@ -153,11 +153,22 @@ async fn open_vsock(
     }
 }
 
+/// The VM's size: the configured base and what the pod's containers may use.
+async fn size_of(pod: &Pod, config: &Config, bundle: &Bundle) -> Result<Size> {
+    let asked = limits::asked(bundle)?;
+    let machine = blocking("machine's size", || Ok(capacity::read())).await?;
+    let base = Size { memory_mib: config.memory_mib, vcpus: config.vcpus };
+    let largest = Largest { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, machine };
+    let size = size::size(base, asked, &largest)?;
+    info!(pod.log(), "size of the VM"; "memory_mib" => size.memory_mib, "vcpus" => size.vcpus);
+    Ok(size)
+}
+
 /// What the VM boots is there and may run; for a sealed image all of preflight. Written down in the
 /// sandbox record.
-async fn check_boot(pod: &Pod, config: &Config) -> Result<Option<Checked>> {
+async fn check_boot(pod: &Pod, config: &Config, size: Size) -> Result<Option<Checked>> {
     let checked = match &config.boot {
-        Boot::Sealed { image } => Some(preflight::check(pod, config, image).await?),
+        Boot::Sealed { image } => Some(preflight::check(pod, config, image, size).await?),
         Boot::Plain { kernel, initrd, .. } => {
             check_file("guest.kernel", kernel)?;
             check_file("guest.initrd", initrd)?;

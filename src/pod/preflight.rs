@@ -14,6 +14,7 @@ use crate::host::survey::{ImageFound, Survey};
 use crate::host::verified;
 use crate::plan::host_key;
 use crate::plan::preflight::{Finding, Mark, digests, refusal, tag, warning};
+use crate::plan::size::Size;
 use crate::pod::Pod;
 use crate::pod::record::ImageRecord;
 
@@ -26,11 +27,11 @@ pub(crate) struct Checked {
 }
 
 /// Checks machine, image and size. A fatal finding is the error; all of them are logged.
-pub(crate) async fn check(pod: &Pod, config: &Config, image: &Path) -> Result<Checked> {
+pub(crate) async fn check(pod: &Pod, config: &Config, image: &Path, size: Size) -> Result<Checked> {
     let began = Instant::now();
     let (config, path) = (config.clone(), image.to_path_buf());
     let notes = pod.parts.dir.parent().map(Path::to_path_buf).unwrap_or_default();
-    let (findings, checked) = blocking("preflight", move || Ok(look(&config, path, &notes))).await?;
+    let (findings, checked) = blocking("preflight", move || Ok(look(&config, path, &notes, size))).await?;
     for finding in &findings {
         match finding.mark {
             Mark::Pass => debug!(pod.log(), "preflight: {}: {}", finding.check, finding.text),
@@ -49,10 +50,10 @@ pub(crate) async fn check(pod: &Pod, config: &Config, image: &Path) -> Result<Ch
     Ok(checked)
 }
 
-fn look(config: &Config, path: PathBuf, notes: &Path) -> (Vec<Finding>, Option<Checked>) {
+fn look(config: &Config, path: PathBuf, notes: &Path, size: Size) -> (Vec<Finding>, Option<Checked>) {
     let root = Root::of_this_machine();
     let survey = Survey::take(&root, Count::NearLimit, &path, &config.host_key_documents);
-    let mut findings = survey.findings(config.memory_mib, config.vcpus);
+    let mut findings = survey.findings(size.memory_mib, size.vcpus);
     let ImageFound::Sealed { file, image } = &survey.image else { return (findings, None) };
     if config.verify_digest && refusal(&findings).is_none() {
         findings.push(match verified::verdict(notes, file, image, |_, _| ()) {

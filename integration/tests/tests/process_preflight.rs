@@ -143,7 +143,7 @@ async fn what_cannot_run_here_is_refused_before_qemu_starts() {
     machine(&stage, "sys/firmware/uv/query/max_guests", None);
     configure(&stage, "vcpus = 4\n");
     machine(&stage, "sys/firmware/uv/query/max_cpus", Some("3"));
-    says(&stage, "guest.vcpus = 4, the limit is 3").await;
+    says(&stage, "4 (guest.vcpus and the pod's limits), the limit is 3").await;
     configure(&stage, "");
     machine(&stage, "dev/kvm", Some("0"));
     says(&stage, "KVM cannot run protected guests").await;
