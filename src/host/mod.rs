@@ -10,6 +10,7 @@ pub mod image_file;
 pub mod log;
 pub mod netlink;
 pub mod netns;
+pub mod oom;
 pub mod spawn;
 pub mod survey;
 #[allow(unsafe_code)]

@@ -157,6 +157,18 @@ impl Child {
         }
     }
 
+    /// Its rank for the OOM killer: -1000 (never) to 1000 (first).
+    pub fn set_oom_score(&self, score: i32) -> Result<()> {
+        let path = format!("/proc/{}/oom_score_adj", self.pid);
+        std::fs::write(&path, score.to_string()).with_context(|| format!("write {score} to {path}"))
+    }
+
+    /// No other program runs on a CPU core at the same time as its threads.
+    pub fn set_core_scheduling(&self) -> Result<()> {
+        sys::core_scheduling(self.pid)
+            .with_context(|| format!("core scheduling of process {} (prctl PR_SCHED_CORE)", self.pid))
+    }
+
     /// Sends a signal; a process that has ended is success.
     pub fn kill(&self, signal: i32) -> Result<()> {
         match sys::pidfd_signal(self.pidfd.get_ref(), signal) {

@@ -139,6 +139,13 @@ pub(crate) fn pidfd_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) })
 }
 
+/// Gives all threads of an unreaped child a core scheduling cookie of their own; later ones inherit it.
+pub(crate) fn core_scheduling(pid: u32) -> io::Result<()> {
+    let whole = libc::PR_SCHED_CORE_SCOPE_THREAD_GROUP;
+    // SAFETY: a system call with integers; nothing is read or written through them.
+    check(unsafe { libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_CREATE, pid, whole, 0) }.into())
+}
+
 /// Takes over a descriptor number that the parent promised to this process at exec.
 pub(crate) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl tells whether the number is open; the caller asks once per number.

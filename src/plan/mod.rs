@@ -4,6 +4,7 @@ pub mod figures;
 pub mod host_key;
 pub mod machine;
 pub mod network;
+pub mod oom_score;
 pub mod preflight;
 pub mod rootfs;
 pub mod size;

@@ -18,12 +18,13 @@ use crate::host::vsock;
 use crate::host::{capacity, cgroup};
 use crate::oci::bundle::Bundle;
 use crate::oci::{limits, storage};
-use crate::plan::size::{self, Largest, Size};
+use crate::plan::size::{self, Capacity, Largest, Size};
 use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
 use crate::pod::guest::Guest;
 use crate::pod::network::{self, PodNetwork};
 use crate::pod::preflight::{self, Checked};
 use crate::pod::record::Record;
+use crate::pod::share::Share;
 use crate::pod::step::{Step, reached};
 use crate::pod::undo::Undo;
 use crate::pod::{Pod, supervise, tasks};
@@ -52,7 +53,8 @@ pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Resul
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
 pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Result<Guest> {
-    let size = size_of(pod, &ground.config, bundle).await?;
+    let machine = blocking("machine's size", || Ok(capacity::read())).await?;
+    let size = size_of(pod, &ground.config, bundle, machine)?;
     let checked = check_boot(pod, &ground.config, size).await?;
     let mut devnos = DevNos::default();
     let mut fds = FdTable::default();
@@ -79,7 +81,8 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         disks: Vec::new(),
     };
     let began = Instant::now();
-    let vm = start_vm(pod, ground, &plan, fds, wires, checked.as_ref()).await?;
+    let share = Share::of(bundle, size, machine);
+    let vm = start_vm(pod, ground, (&plan, fds, wires), share, checked.as_ref()).await?;
     let agent = Agent::connect(transport, ground.config.agent.clone(), vm.gone()).await;
     let agent = agent.map_err(|e| with_console(e, &vm))?;
     reached(Step::AgentReady)?;
@@ -108,13 +111,12 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
 async fn start_vm(
     pod: &Pod,
     ground: &Ground,
-    plan: &VmPlan,
-    fds: FdTable,
-    wires: Wires,
+    (plan, fds, wires): (&VmPlan, FdTable, Wires),
+    share: Share,
     checked: Option<&Checked>,
 ) -> Result<Arc<Vm>> {
-    let entry = cgroup::enter(&ground.leaf)?;
-    let (vm, streams) = Vm::spawn(ground.config.qemu.path.clone(), plan, fds, entry, wires)?;
+    let (vm, streams) = Vm::spawn(ground.config.qemu.path.clone(), plan, fds, &ground.leaf, wires)?;
+    share.give(pod, &vm);
     drop(tasks::spawn(Arc::clone(&vm).watch(streams)));
     drop(tasks::spawn(supervise::tell_end(pod.log().clone(), pod.parts.dir.clone(), Arc::clone(&vm))));
     debug!(pod.log(), "QEMU started"; "step" => "qemu_spawned", "qemu" => vm.pid());
@@ -154,9 +156,8 @@ async fn open_vsock(
 }
 
 /// The VM's size: the configured base and what the pod's containers may use.
-async fn size_of(pod: &Pod, config: &Config, bundle: &Bundle) -> Result<Size> {
+fn size_of(pod: &Pod, config: &Config, bundle: &Bundle, machine: Capacity) -> Result<Size> {
     let asked = limits::asked(bundle)?;
-    let machine = blocking("machine's size", || Ok(capacity::read())).await?;
     let base = Size { memory_mib: config.memory_mib, vcpus: config.vcpus };
     let largest = Largest { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, machine };
     let size = size::size(base, asked, &largest)?;

@@ -14,6 +14,7 @@ pub mod network;
 pub mod preflight;
 pub mod record;
 pub mod request;
+pub mod share;
 pub mod step;
 pub mod stop;
 pub mod supervise;
@@ -46,6 +47,8 @@ pub struct PodParts {
     /// The pod's own directory (`/run/kata-se/<key>`), existing, mode 0700.
     pub dir: PathBuf,
     pub log: Logger,
+    /// containerd wants each pod to have CPU cores of its own (its option `SCHED_CORE`).
+    pub core_scheduling: bool,
     /// Lets the configuration set the log's level.
     pub level: LevelSwitch,
 }

@@ -3,6 +3,9 @@
 //! What QEMU says itself comes first. The console is the guest's: what stands there is believed
 //! about the boot only while the loader in front of the image speaks, and is never more than text.
 
+use nix::libc;
+
+use crate::host::oom::OutOfMemory;
 use crate::host::spawn::Ended;
 use crate::lifecycle::diagnosis::Diagnosis;
 use crate::lifecycle::vm::VmEnd;
@@ -13,6 +16,8 @@ use crate::qemu::ultravisor;
 #[derive(Debug)]
 pub struct Evidence {
     pub ended: Ended,
+    /// The host's OOM killer hit the pod's cgroup.
+    pub out_of_memory: Option<OutOfMemory>,
     /// We asked for the end (quit, kill, DestroySandbox).
     pub asked: bool,
     /// The guest asked for it: `SHUTDOWN` with this reason.
@@ -36,7 +41,7 @@ pub fn diagnose(evidence: &Evidence) -> VmEnd {
         return VmEnd::AskedToStop;
     }
     let text = last_words(evidence);
-    if let Some(mut diagnosis) = explained(evidence) {
+    if let Some(mut diagnosis) = out_of_memory(evidence).or_else(|| explained(evidence)) {
         add(&mut diagnosis.evidence, &format!("QEMU ended with {}", evidence.ended));
         return VmEnd::Explained { diagnosis, words: text };
     }
@@ -47,6 +52,26 @@ pub fn diagnose(evidence: &Evidence) -> VmEnd {
         Ended::Code(code) => VmEnd::Exited { code, text },
         Ended::Signal(signal) => VmEnd::Killed { signal, text },
     }
+}
+
+/// Only a QEMU that was killed: the helpers stand in the same cgroup.
+fn out_of_memory(evidence: &Evidence) -> Option<Diagnosis> {
+    let oom = evidence.out_of_memory.as_ref().filter(|_| evidence.ended == Ended::Signal(libc::SIGKILL))?;
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let used = if oom.peak == 0 { String::new() } else { format!("QEMU had {} MiB, ", mib(oom.peak)) };
+    let (limit, advice) = match &oom.limit {
+        Some((cgroup, bytes)) => (
+            format!("the limit of cgroup /{} is {} MiB", cgroup.display(), mib(*bytes)),
+            "raise the overhead of the RuntimeClass (podFixed.memory), which is what QEMU and the guest's own \
+             programs need beside the containers' limits",
+        ),
+        None => ("its cgroups have no limit".to_owned(), "the whole node was out of memory: use fewer pods"),
+    };
+    Some(Diagnosis {
+        cause: "the host's OOM killer ended the VM".to_owned(),
+        evidence: format!("{used}{limit}"),
+        advice: advice.to_owned(),
+    })
 }
 
 /// Looks for known failures in any text: stderr, console, QMP lines, our own log.
@@ -207,7 +232,15 @@ mod tests {
     use super::*;
 
     fn evidence(ended: Ended) -> Evidence {
-        Evidence { ended, asked: false, guest_shutdown: None, panic: None, stderr: vec![], console: vec![] }
+        Evidence {
+            ended,
+            out_of_memory: None,
+            asked: false,
+            guest_shutdown: None,
+            panic: None,
+            stderr: vec![],
+            console: vec![],
+        }
     }
 
     fn stopped(psw_address: u64) -> Option<GuestPanic> {
@@ -236,6 +269,26 @@ mod tests {
         );
         let asked = Evidence { asked: true, ..evidence(Ended::Signal(9)) };
         assert_eq!(diagnose(&asked), VmEnd::AskedToStop);
+    }
+
+    #[test]
+    fn a_vm_that_was_too_large_for_its_cgroup_says_so() {
+        let limit = Some(("kubepods/pod1".into(), 300 << 20));
+        let hit = OutOfMemory { peak: (299 << 20) + 1, limit };
+        let e = Evidence { out_of_memory: Some(hit.clone()), ..evidence(Ended::Signal(9)) };
+        assert!(
+            diagnose(&e).to_string().starts_with(
+                "the host's OOM killer ended the VM: QEMU had 300 MiB, the limit of cgroup /kubepods/pod1 is 300 MiB; \
+                 QEMU ended with signal 9: raise the overhead of the RuntimeClass"
+            ),
+            "{}",
+            diagnose(&e)
+        );
+        let node = OutOfMemory { limit: None, peak: 0 };
+        let e = Evidence { out_of_memory: Some(node), ..e };
+        assert!(diagnose(&e).to_string().contains("its cgroups have no limit"), "{}", diagnose(&e));
+        let helper = Evidence { out_of_memory: Some(hit), ..evidence(Ended::Code(1)) };
+        assert!(!diagnose(&helper).to_string().contains("OOM"), "a helper was hit, QEMU ended by itself");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Launching QEMU and watching over it: spawn, QMP, cont, and the one end it has.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use crate::ccw::DevNo;
 use crate::error::{Context, Error, Result};
-use crate::host::cgroup::Entry;
 use crate::host::spawn::{Child, Ended, FdTable, Launch};
+use crate::host::{cgroup, oom};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
 use crate::plan::vm::{ChildFd, VmPlan};
@@ -59,6 +59,8 @@ fn blocking(stream: UnixStream) -> std::io::Result<OwnedFd> {
 #[derive(Debug)]
 pub struct Vm {
     child: Child,
+    /// The cgroup it runs in, relative to the hierarchies' roots.
+    leaf: PathBuf,
     qmp: Qmp,
     confidential: bool,
     asked: AtomicBool,
@@ -87,7 +89,7 @@ impl Vm {
         program: PathBuf,
         plan: &VmPlan,
         fds: FdTable,
-        cgroup: Entry,
+        leaf: &Path,
         wires: Wires,
     ) -> Result<(Arc<Self>, Streams)> {
         let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
@@ -97,12 +99,13 @@ impl Vm {
             args: args(plan)?,
             fds,
             stderr: Some(theirs),
-            cgroup: Some(cgroup),
+            cgroup: Some(cgroup::enter(leaf)?),
             ..Launch::default()
         }
         .spawn()?;
         let vm = Self {
             child,
+            leaf: leaf.to_path_buf(),
             qmp: Qmp::new(wires.qmp),
             confidential: matches!(plan.boot, crate::config::Boot::Sealed { .. }),
             asked: AtomicBool::new(false),
@@ -158,6 +161,7 @@ impl Vm {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         diagnose(&Evidence {
             ended,
+            out_of_memory: oom::of(&self.leaf),
             asked: self.asked.load(Ordering::Relaxed),
             guest_shutdown: seen.guest_shutdown.clone(),
             panic: seen.panic.clone(),
@@ -192,6 +196,16 @@ impl Vm {
             },
             _ => Err(failed),
         }
+    }
+
+    /// See `host::spawn`.
+    pub fn set_oom_score(&self, score: i32) -> Result<()> {
+        self.child.set_oom_score(score)
+    }
+
+    /// See `host::spawn`.
+    pub fn set_core_scheduling(&self) -> Result<()> {
+        self.child.set_core_scheduling()
     }
 
     pub fn pid(&self) -> u32 {

@@ -29,6 +29,9 @@ pub(crate) const ACTION: &str = "serve";
 /// Where containerd takes events; unset under CRI-O.
 pub(crate) const EVENTS_ENVIRONMENT: &str = "TTRPC_ADDRESS";
 
+/// containerd's word for a core scheduling domain per pod; any value.
+pub(crate) const SCHED_CORE_ENVIRONMENT: &str = "SCHED_CORE";
+
 /// The descriptors `start` passes on.
 const LISTENER: i32 = 3;
 const POD_LOCK: i32 = 4;
@@ -48,7 +51,9 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let dir = run_dir().join(key.as_str());
     let (log, level) = log::open(&dir, &bundle.join("log"), &sandbox, flags.debug);
     log_panics(log.clone());
-    let parts = PodParts { key, namespace, sandbox, dir: dir.clone(), log: log.clone(), level };
+    let core_scheduling = std::env::var_os(SCHED_CORE_ENVIRONMENT).is_some_and(|value| !value.is_empty());
+    let (parts_dir, parts_log) = (dir.clone(), log.clone());
+    let parts = PodParts { key, namespace, sandbox, dir: parts_dir, log: parts_log, core_scheduling, level };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)

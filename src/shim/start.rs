@@ -160,6 +160,7 @@ fn environment(dialect: &Dialect) -> Vec<(std::ffi::OsString, std::ffi::OsString
     let names = [
         config_files::ENVIRONMENT,
         RUN_DIR_ENVIRONMENT,
+        serve::SCHED_CORE_ENVIRONMENT,
         #[cfg(feature = "failpoints")]
         crate::pod::step::ENVIRONMENT,
         #[cfg(feature = "failpoints")]

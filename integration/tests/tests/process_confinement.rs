@@ -54,6 +54,23 @@ async fn qemu_and_the_shim_inherit_nothing_by_accident() {
 }
 
 #[tokio::test]
+async fn qemu_has_its_own_rank_for_the_oom_killer_and_a_missing_privilege_is_a_warning() {
+    let stage = Stage::new().await;
+    stage.environment.lock().expect("environment").push(("SCHED_CORE".into(), "1".into()));
+    let mut bundle = Bundle::sh("sleep 1000");
+    bundle.config["process"]["oomScoreAdj"] = 321.into();
+    let shim = stage.running("c1", &bundle).await;
+    let (_, vm) = shim.pid("c1").await;
+    let score = std::fs::read_to_string(format!("/proc/{vm}/oom_score_adj")).expect("score");
+    assert_eq!(score, "321\n");
+    // A cookie of its own, or one line that says why not; the pod runs either way.
+    let warnings = stage.log().matches("PR_SCHED_CORE").count();
+    assert!(warnings <= 1, "{}", stage.log());
+    assert_eq!(shim.state("c1", "").await.expect("state").status.value(), 2);
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
 async fn what_is_made_is_private_whatever_the_umask() {
     let stage = Stage::new().await;
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
