@@ -215,7 +215,10 @@ fn last_words(evidence: &Evidence) -> String {
         add(&mut words, &format!("the guest ended itself ({reason})"));
     }
     if let Some(console) = end(&evidence.console).filter(|s| !s.is_empty()) {
-        add(&mut words, &format!("console: {console}"));
+        // A kernel says why it panics, and then much about where.
+        let why = evidence.console.iter().rev().find(|line| line.contains("Kernel panic - "));
+        let why = why.filter(|line| !console.contains(line.as_str())).map(|line| format!("{line} | … | "));
+        add(&mut words, &format!("console: {}{console}", why.unwrap_or_default()));
     }
     if words.is_empty() { "it left no message".to_owned() } else { words }
 }
@@ -266,6 +269,13 @@ mod tests {
         assert_eq!(
             diagnose(&evidence(Ended::Signal(11))).to_string(),
             "QEMU was killed by signal 11: it left no message"
+        );
+        let trace = lines(&["[ 3.2] Kernel panic - not syncing: No working init found.", "a", "b", "c"]);
+        let panicked = Evidence { panic: stopped(1), console: trace, ..evidence(Ended::Code(1)) };
+        assert!(
+            diagnose(&panicked).to_string().ends_with(
+                "console: [ 3.2] Kernel panic - not syncing: No working init found. | … | a | b | c"
+            )
         );
         let asked = Evidence { asked: true, ..evidence(Ended::Signal(9)) };
         assert_eq!(diagnose(&asked), VmEnd::AskedToStop);
