@@ -18,6 +18,9 @@ pub const IMAGE: &str = "localhost/busybox:s390x";
 pub struct Containerd {
     dir: TempDir,
     version: String,
+    shim: PathBuf,
+    /// What the shims see beside the usual.
+    environment: Vec<(&'static str, PathBuf)>,
     daemon: Option<Child>,
     census: Census,
 }
@@ -33,6 +36,16 @@ impl Containerd {
 
     /// `more`: sections added to containerd's configuration.
     pub fn with(version: &str, more: &str) -> Self {
+        Self::under(version, more, program("containerd-shim-kata-se-v2"), Vec::new())
+    }
+
+    /// With another build of the shim.
+    pub(crate) fn under(
+        version: &str,
+        more: &str,
+        shim: PathBuf,
+        environment: Vec<(&'static str, PathBuf)>,
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("temporary folder");
         let at = |name: &str| dir.path().join(name);
         fs::DirBuilder::new().mode(0o700).create(at("run")).expect("run");
@@ -45,7 +58,7 @@ impl Containerd {
             show(at("c.sock")),
         );
         fs::write(at("containerd.toml"), config).expect("config");
-        let config = format!(
+        let emulated = format!(
             "[qemu]\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\ninitrd = \"{}\"\n\
              kernel_parameters = \"console=ttysclp0 panic=-1 quiet cgroup_no_v1=all\"\nmemory_mib = 512\n\
              [vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n[rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n",
@@ -54,9 +67,9 @@ impl Containerd {
             show(cached("tools/bin/vhost-device-vsock")),
             show(at("layers")),
         );
-        fs::write(at("config.toml"), config).expect("config");
+        fs::write(at("config.toml"), emulated).expect("config");
         let census = Census::take(&at("run"), &at("run"));
-        let mut node = Self { dir, version: version.to_owned(), daemon: None, census };
+        let mut node = Self { dir, version: version.to_owned(), shim, environment, daemon: None, census };
         node.up();
         node.import("busybox.tar", "overlayfs");
         node
@@ -72,10 +85,9 @@ impl Containerd {
     }
 
     fn search_path(&self) -> String {
-        let bin = program("containerd-shim-kata-se-v2");
         let own = cached(&format!("containerd/{}/usr", self.version));
         let system = std::env::var("PATH").unwrap_or_default();
-        let bin = bin.parent().expect("folder").display();
+        let bin = self.shim.parent().expect("folder").display();
         format!("{bin}:{0}/bin:{0}/sbin:{system}", own.display())
     }
 
@@ -90,6 +102,7 @@ impl Containerd {
             .env("PATH", self.search_path())
             .env("KATA_SE_RUN_DIR", self.path("run"))
             .env("KATA_SE_CONFIG", self.path("config.toml"))
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log);
@@ -195,7 +208,7 @@ impl Containerd {
         }
         let bundles = self.path("state/io.containerd.runtime.v2.task/default");
         for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
-            let mut command = Command::new(program("containerd-shim-kata-se-v2"));
+            let mut command = Command::new(&self.shim);
             command.args(["-namespace", "default", "-address"]).arg(self.path("c.sock"));
             command.arg("-id").arg(bundle.file_name()).arg("delete").current_dir(bundle.path());
             command.env("KATA_SE_RUN_DIR", self.path("run")).stdin(Stdio::null()).output().ok();

@@ -1,5 +1,5 @@
 //! What the integration tests stand on: a census of everything a pod may leave, a stage that calls
-//! the shim as its callers do, and a private containerd.
+//! the shim as its callers do, a private containerd, and one on a machine with Secure Execution.
 
 // Test code: a failed assumption ends the test, programs are started plainly.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
@@ -11,6 +11,7 @@ mod census;
 mod containerd;
 mod events;
 mod netns;
+mod sealed;
 mod stage;
 mod wait;
 
@@ -20,6 +21,7 @@ pub use census::Census;
 pub use containerd::{Containerd, IMAGE};
 pub use events::{Event, Events};
 pub use netns::PodNetns;
+pub use sealed::{SealedNode, production, softuv};
 pub use stage::Stage;
 pub use wait::{eventually, until, within};
 
@@ -35,6 +37,13 @@ pub fn folder(variable: &str) -> PathBuf {
 /// A built program of ours.
 pub fn program(name: &str) -> PathBuf {
     let path = folder("KATA_SE_BIN_DIR").join(name);
+    assert!(path.is_file(), "{} is not built: run the tests by hack/test", path.display());
+    path
+}
+
+/// A test build of a program, beside the release that `program` finds.
+pub fn test_program(name: &str) -> PathBuf {
+    let path = folder("KATA_SE_TEST_BIN_DIR").join(name);
     assert!(path.is_file(), "{} is not built: run the tests by hack/test", path.display());
     path
 }

@@ -155,6 +155,74 @@ async fn what_cannot_run_here_is_refused_before_qemu_starts() {
 }
 
 #[tokio::test]
+async fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
+    let stage = z_host().await;
+    let uv = "sys/firmware/uv";
+    let cpu = "the CPU does not offer the ultravisor facility";
+    let none =
+        "there is no ultravisor: /sys/firmware/uv/prot_virt_host does not exist: enable Secure Execution";
+    let guest = "this kernel is a secure guest itself and cannot run others";
+    let large = "the VM's memory is larger than a secure guest can have here: 2048 MiB (guest.memory_mib";
+    let flags = "flags not supported: PCKMO DEA/TDEA keys, PCKMO AES keys, PCKMO ECC keys";
+    for (file, text, wanted) in [
+        ("proc/cpuinfo", Some("facilities : 0 1 2"), cpu),
+        (&format!("{uv}/prot_virt_host"), None, none),
+        (&format!("{uv}/prot_virt_guest"), Some("1"), guest),
+        ("dev/kvm", None, "KVM is not there: /dev/kvm does not exist: load the module: modprobe kvm"),
+        (&format!("{uv}/query/max_address"), Some("3fffffff"), large),
+        (&format!("{uv}/query/supp_se_hdr_pcf"), Some("0"), flags),
+    ] {
+        let path = stage.path("machine").join(file);
+        let before = fs::read_to_string(&path).ok();
+        machine(&stage, file, text);
+        says(&stage, wanted).await;
+        if before.is_some() || text.is_some() {
+            machine(&stage, file, before.as_deref());
+        }
+    }
+    let shim = running(&stage).await;
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_fit_the_vm_or_is_no_file_is_refused() {
+    let stage = z_host().await;
+    configure(&stage, "memory_mib = 256\n");
+    let file = fs::File::options().write(true).open(stage.path("image")).expect("open");
+    file.set_len(300 << 20).expect("grow");
+    says(
+        &stage,
+        "the VM's memory is too small for the image: 256 MiB (guest.memory_mib and the pod's limits), the image needs 301 MiB",
+    )
+    .await;
+    fs::remove_file(stage.path("image")).expect("remove");
+    fs::create_dir(stage.path("image")).expect("mkdir");
+    says(&stage, "is a directory, must be a regular file").await;
+    fs::remove_dir(stage.path("image")).expect("rmdir");
+    nix::unistd::mkfifo(&stage.path("image"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    says(&stage, "is a fifo, must be a regular file").await;
+}
+
+/// Kernels before 6.13 do not tell the machine's keys.
+#[tokio::test]
+async fn without_the_machines_keys_its_documents_decide() {
+    let stage = z_host().await;
+    machine(&stage, "sys/firmware/uv/keys/all", None);
+    let shim = running(&stage).await;
+    let unknown = "whether the image fits this machine could not be checked: this kernel does not tell";
+    assert!(stage.log().contains(unknown), "a warning only");
+    assert_eq!(record(&stage)["image"]["key"], serde_json::Value::Null);
+    stage.end(&shim, "c1").await;
+
+    let other = softuv::machine::Machine::at(stage.path("other"));
+    other.make(&softuv::machine::Options::default()).expect("machine");
+    configure(&stage, &format!("host_key_documents = [\"{}\"]\n", other.document().display()));
+    let hash = softuv::keys::hash(&softuv::document::host_key(&other.document()).expect("key"));
+    let hash = softuv::keys::hex(&hash);
+    says(&stage, &format!("keys of the configured documents: {}…", &hash[..16])).await;
+}
+
+#[tokio::test]
 async fn a_changed_page_is_found_where_the_operator_asked_for_it() {
     let stage = z_host().await;
     configure(&stage, "verify_digest = true\n");
@@ -205,9 +273,6 @@ fn command(stage: &Stage, args: &[&str]) -> (Option<i32>, String) {
 #[tokio::test]
 async fn the_node_command_says_beforehand_what_the_shim_would_say() {
     let stage = z_host().await;
-    let needs = format!("[rootfs]\nmkfs = \"{}\"\n", stage.path("bin/qemu").display());
-    fs::create_dir(stage.path("config.d")).expect("mkdir");
-    fs::write(stage.path("config.d/programs.toml"), needs).expect("write");
     let (code, text) = command(&stage, &["check"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.ends_with("A secure pod could start here.\n") && !text.contains('\x1b'), "{text}");

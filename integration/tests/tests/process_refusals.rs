@@ -1,0 +1,248 @@
+//! What the ultravisor refuses, or a machine cannot do, is explained in one line to whoever waits for the
+//! pod: every row of the table in `src/qemu/ultravisor.rs` that a file or a machine can cause. softuv
+//! stands in QEMU's place; the shim sees a machine whose kernel tells too little to refuse it beforehand.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use harness::{Bundle, Stage, production, program, within};
+use serde_json::{Value, json};
+use softuv::damage::Damage;
+use softuv::header::{BACKUP_TARGET_KEYS, DUMP_ALLOWED, flag};
+use softuv::machine::{self, Machine};
+use softuv::seal::{Options, Parts, seal};
+use softuv::secrets::Secrets;
+
+const NONE: [&str; 3] = ["", "", ""];
+
+/// What an older kernel tells: no keys, no supported versions and flags.
+const SEEN: [(&str, &str); 5] = [
+    ("proc/sys/kernel/arch", "s390x"),
+    ("proc/cpuinfo", "facilities : 0 1 158"),
+    ("sys/firmware/uv/prot_virt_host", "1"),
+    ("sys/firmware/uv/query/max_cpus", "248"),
+    ("dev/kvm", "1"),
+];
+
+async fn stage() -> Stage {
+    let stage = Stage::new().await;
+    machine(&stage).make(&machine::Options { seed: Some("a".into()), without_dump: true }).expect("machine");
+    for (name, text) in SEEN {
+        let path = stage.path("seen").join(name);
+        fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+        fs::write(path, text).expect("write");
+    }
+    let seen = stage.path("seen").display().to_string();
+    *stage.environment.lock().expect("environment") = vec![("KATA_SE_SYS_ROOT".into(), seen)];
+    fs::create_dir(stage.path("softuv")).expect("mkdir");
+    symlink(program("qemu-softuv"), stage.path("softuv/qemu")).expect("link");
+    order(&stage, &json!({}));
+    configure(&stage, "softuv/qemu", &[]);
+    stage
+}
+
+fn machine(stage: &Stage) -> Machine {
+    Machine::at(stage.path("machine"))
+}
+
+fn order(stage: &Stage, more: &Value) {
+    let mut orders = json!({"machine": stage.path("machine")});
+    orders.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+    fs::write(stage.path("softuv/softuv.json"), orders.to_string()).expect("orders");
+}
+
+/// The production configuration with this QEMU; the double is the vsock device.
+fn configure(stage: &Stage, qemu: &str, more: &[(&str, &str)]) {
+    let at = |name: &str| format!("\"{}\"", stage.path(name).display());
+    let (qemu, image, layers) = (at(qemu), at("image"), at("layers"));
+    let vsock = format!("\"vhost-user\"\nprogram = {}", at("bin/qemu"));
+    let own = [
+        ("path", qemu.as_str()),
+        ("image", &image),
+        ("memory_mib", "256"),
+        ("device", &vsock),
+        ("connect_timeout_s", "10"),
+        ("cache_dir", &layers),
+        ("level", "\"debug\""),
+    ];
+    let own = own.into_iter().filter(|(key, _)| more.iter().all(|(other, _)| key != other));
+    let all: Vec<_> = own.chain(more.iter().copied()).collect();
+    fs::write(stage.path("config.toml"), production(&all)).expect("config");
+}
+
+fn options(stage: &Stage) -> Options {
+    Options::new(vec![softuv::document::host_key(&machine(stage).document()).expect("key")])
+}
+
+/// A small image that could not boot.
+fn image(stage: &Stage, options: &Options) {
+    let parts = Parts {
+        kernel: vec![1; 5000],
+        ramdisk: None,
+        command_line: b"quiet".to_vec(),
+        stage3a: vec![0; 300],
+        stage3b: vec![0; 200],
+    };
+    let image = seal(&parts, options, &Secrets::new(None).expect("secrets")).expect("seal");
+    fs::write(stage.path("image"), image).expect("image");
+}
+
+/// Creates the pod, which fails in one line and leaves nothing.
+async fn refused(stage: &Stage) -> String {
+    let dir = stage.bundle("c1", &Bundle::sh("true"));
+    let shim = stage.shim("c1", &dir).await;
+    let e = within("an error", 20, shim.create("c1", &dir, NONE)).await.expect_err("cannot start");
+    shim.shutdown(true).await.expect("shutdown");
+    stage.assert_clean();
+    let text = e.to_string();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+async fn says(stage: &Stage, wanted: &str) {
+    let text = refused(stage).await;
+    assert!(text.contains(wanted), "{wanted:?} is not in: {text}");
+}
+
+const OTHER: &str = "the image was built for another machine: KVM_PV_SET_SEC_PARMS: ";
+const MODIFIED: &str = "the image was modified or truncated since it was sealed: KVM_PV_VERIFY: ";
+const DAMAGED: &str = "the image's header is damaged or was made by a broken tool: KVM_PV_SET_SEC_PARMS: ";
+
+#[tokio::test]
+async fn every_refusal_an_image_can_cause_is_explained() {
+    let stage = stage().await;
+    let with = |damage| Options { damage: Some(damage), ..options(&stage) };
+    let flags = |flags| Options { flags: 0xe0 | flags, ..options(&stage) };
+    let stranger = || Options::new(vec![softuv::keys::private(&[7; 60]).expect("key").public_key()]);
+    for (options, cause, codes) in [
+        (stranger(), OTHER, "rc 0x108 rrc 0x5 (no key slot for this machine)"),
+        (
+            Options { flags: flag(BACKUP_TARGET_KEYS), ..stranger() },
+            OTHER,
+            "rc 0x108 rrc 0x34 (backup host key does not match)",
+        ),
+        (with(Damage::CustomerKey), DAMAGED, "rc 0x108 rrc 0xb (customer key is not a valid point)"),
+        (with(Damage::Tag), DAMAGED, "rc 0x10a rrc 0x41 (header corrupt)"),
+        (with(Damage::Slots), DAMAGED, "rc 0x10a rrc 0x41 (header corrupt)"),
+        (with(Damage::Addresses), MODIFIED, "rc 0x102 rrc 0x1a (list of page addresses differs)"),
+        (with(Damage::Page), MODIFIED, "rc 0x102 rrc 0x1b (content of pages differs)"),
+        (with(Damage::Content), MODIFIED, "rc 0x102 rrc 0x1b (content of pages differs)"),
+        (with(Damage::Tweaks), MODIFIED, "rc 0x102 rrc 0x1c (list of tweaks differs)"),
+        (with(Damage::Pages), MODIFIED, "rc 0x102 rrc 0x1d (number of pages differs)"),
+        (
+            flags(flag(DUMP_ALLOWED)),
+            "the image asks for something this machine does not support: KVM_PV_SET_SEC_PARMS: ",
+            "rc 0x106 rrc 0x30 (unsupported plaintext control flag, such as dumping)",
+        ),
+        (
+            Options { secret_flags: 1, ..options(&stage) },
+            "the sealed flags of the image ask for something this machine lacks: KVM_PV_SET_SEC_PARMS: ",
+            "rc 0x109 rrc 0x0 (unsupported secret control flag)",
+        ),
+    ] {
+        image(&stage, &options);
+        says(&stage, &format!("{cause}{codes}; QEMU ended with exit code 1: ")).await;
+    }
+}
+
+/// The ultravisor would say 104/1 and 10a; the reader is there before it.
+#[tokio::test]
+async fn a_header_that_makes_no_sense_is_found_before_qemu_starts() {
+    let stage = stage().await;
+    for damage in [Damage::Version, Damage::HeaderSize, Damage::EncryptedSize, Damage::NoSlots] {
+        image(&stage, &Options { damage: Some(damage), ..options(&stage) });
+        says(&stage, "the image is damaged: ").await;
+    }
+    assert!(!stage.log().contains("QEMU started"), "QEMU was started");
+}
+
+#[tokio::test]
+async fn what_the_machine_lacks_is_explained() {
+    let stage = stage().await;
+    image(&stage, &options(&stage));
+    order(&stage, &json!({"no_resources": true}));
+    says(
+        &stage,
+        "this machine has no room for another secure guest: KVM_PV_ENABLE: rc 0x0 rrc 0x0 (no more is told, \
+         Cannot allocate memory",
+    )
+    .await;
+    order(&stage, &json!({"no_facility": true}));
+    says(&stage, "this host or this QEMU cannot start secure guests, and the image cannot start unprotected")
+        .await;
+
+    order(&stage, &json!({}));
+    let uv = machine(&stage).root().join("sys/firmware/uv");
+    fs::write(uv.join("query/max_cpus"), "1\n").expect("write");
+    configure(&stage, "softuv/qemu", &[("vcpus", "2")]);
+    says(
+        &stage,
+        "QEMU ended with exit code 1: stderr: qemu-system-s390x: Protected VMs support a maximum of 1",
+    )
+    .await;
+    configure(&stage, "softuv/qemu", &[]);
+    fs::write(uv.join("query/supp_se_hdr_ver"), "2000000000000000\n").expect("write");
+    says(
+        &stage,
+        "this machine does not know the version of the image's header: KVM_PV_SET_SEC_PARMS: rc 0x104 rrc 0x1",
+    )
+    .await;
+    fs::write(uv.join("prot_virt_host"), "0\n").expect("write");
+    says(&stage, "this machine is not a Secure Execution host: qemu-system-s390x: CPU model does not").await;
+}
+
+#[tokio::test]
+async fn the_reason_is_found_wherever_it_was_said() {
+    let stage = stage().await;
+    image(&stage, &Options { damage: Some(Damage::Page), ..options(&stage) });
+    for lost in ["stderr", "console", "events"] {
+        order(&stage, &json!({"lost": lost}));
+        says(&stage, &format!("{MODIFIED}rc 0x102 rrc 0x1b (content of pages differs)")).await;
+    }
+}
+
+/// What softuv does not say, with the double in QEMU's place.
+#[tokio::test]
+async fn the_words_of_a_qemu_without_protection_are_explained() {
+    let stage = stage().await;
+    image(&stage, &options(&stage));
+    configure(&stage, "bin/qemu", &[]);
+    let qemu = "qemu-system-s390x: ";
+    for (stderr, cause) in [
+        ("S390 PV guests require KVM support", "QEMU runs without KVM"),
+        ("guest does not use protected virtualization mode", "this machine is not a Secure Execution host"),
+        (
+            "-object s390-pv-guest,id=pv0: invalid object type: s390-pv-guest",
+            "this QEMU cannot run secure guests",
+        ),
+        ("Could not access KVM kernel module: No such file or directory", "KVM cannot be used"),
+        (
+            "cannot set up guest memory 's390.ram': Cannot allocate memory",
+            "this machine has not enough free memory for the guest",
+        ),
+        ("Failed to set secure execution parameters", "the ultravisor refused the image's header"),
+    ] {
+        stage.double(|o| o["exit"] = json!({"code": 1, "stderr": stderr}));
+        says(&stage, &format!("{cause}: {qemu}{stderr}; QEMU ended with exit code 1: ")).await;
+    }
+}
+
+/// QEMU opens the path some time after it was checked: the vsock device, which starts in between, puts
+/// another image there.
+#[tokio::test]
+async fn an_image_replaced_while_the_vm_starts_does_not_run() {
+    let stage = stage().await;
+    image(&stage, &options(&stage));
+    fs::rename(stage.path("image"), stage.path("next")).expect("rename");
+    image(&stage, &options(&stage));
+    let at = |name: &str| stage.path(name).display().to_string();
+    let (next, place, double) = (at("next"), at("image"), at("bin/qemu"));
+    let script = format!("#!/bin/sh\n/bin/mv {next} {place}\nexec {double} \"$@\"\n");
+    fs::write(stage.path("device"), script).expect("script");
+    fs::set_permissions(stage.path("device"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    let vsock = format!("\"vhost-user\"\nprogram = \"{}\"", at("device"));
+    configure(&stage, "bin/qemu", &[("device", &vsock)]);
+    says(&stage, "the file was replaced or changed while the VM was started: try again").await;
+}
