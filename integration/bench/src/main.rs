@@ -1,7 +1,8 @@
 //! Prints what the shim costs, beside containerd's own runc shim where the two compare.
 //!
-//! Three stages: programs as they lie on disk; the shim with doubles for QEMU and the guest, where
-//! all time is ours; and containers under a real containerd, in emulation and with runc.
+//! Four stages: programs as they lie on disk; a sealed image, looked at; the shim with doubles for QEMU
+//! and the guest, where all time is ours; and containers under a real containerd, in emulation and with
+//! runc.
 
 // A program for people: it prints, and a failed assumption ends it.
 #![allow(clippy::print_stdout, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
@@ -9,6 +10,7 @@
 mod containers;
 mod doubles;
 mod process;
+mod sealed;
 mod table;
 
 use table::Table;
@@ -16,6 +18,7 @@ use table::Table;
 fn main() {
     let mut table = Table::new();
     containers::sizes(&mut table);
+    sealed::measure(&mut table);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(doubles::measure(&mut table));
     containers::measure(&mut table, &runtime);

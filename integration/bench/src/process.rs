@@ -36,6 +36,19 @@ pub(crate) fn cpu(pid: u32) -> Duration {
     Duration::from_nanos(tasks.map(of).sum())
 }
 
+/// Time on CPUs of this process and of its children that ended.
+pub(crate) fn spent() -> Duration {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let of = |who| {
+        let usage = getrusage(who).expect("getrusage");
+        [usage.user_time(), usage.system_time()].map(|time| {
+            let micros = time.tv_sec() * 1_000_000 + time.tv_usec();
+            Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+        })
+    };
+    [of(UsageWho::RUSAGE_SELF), of(UsageWho::RUSAGE_CHILDREN)].iter().flatten().sum()
+}
+
 /// The only process whose command line contains `text`.
 pub(crate) fn only(text: &str) -> u32 {
     let mut found = Vec::new();
