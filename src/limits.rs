@@ -118,6 +118,10 @@ pub const REMOVE_CONTAINER: Duration = Duration::from_secs(10);
 /// All netlink work of one visit to a namespace: milliseconds.
 pub const NETLINK: Duration = Duration::from_secs(10);
 
+/// The guest's answer to a question for statistics, which the kubelet asks every ten seconds: those of a
+/// guest that does not answer must not pile up.
+pub const STATS_ANSWER: Duration = Duration::from_secs(10);
+
 /// Disks in one container's statistics; a pod has some ten.
 pub const STATS_DISKS: usize = 64;
 

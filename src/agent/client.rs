@@ -1,5 +1,6 @@
 //! The one place that knows that a call can hang: deadline, VM gone, error codes.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,12 @@ struct Connected {
     number: u64,
 }
 
+/// One call on a given connection; its answer is kept aside.
+type Ask<'a> = dyn Fn(AgentServiceClient, Metadata) -> Pin<Box<dyn Future<Output = ttrpc::Result<()>> + Send + 'a>>
+    + Send
+    + Sync
+    + 'a;
+
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Agent").field(&self.inner.transport).finish()
@@ -63,28 +70,45 @@ impl Agent {
     /// One call: ends with the answer, at its limit, or with the VM, whichever is first.
     ///
     /// A lost connection is made anew once, and the call repeated if its method allows.
-    pub(crate) async fn call<T, F: Future<Output = ttrpc::Result<T>> + Send>(
+    pub(crate) async fn call<T: Send, F: Future<Output = ttrpc::Result<T>> + Send>(
         &self,
         method: Method,
         ask: impl Fn(AgentServiceClient, Metadata) -> F + Send + Sync,
     ) -> Result<T> {
+        let answer = Mutex::new(None);
+        let (ask, slot) = (&ask, &answer);
+        self.carry_out(method, &move |client, metadata| {
+            Box::pin(async move {
+                let got = ask(client, metadata).await?;
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(got);
+                Ok(())
+            })
+        })
+        .await?;
+        let answer = answer.into_inner().unwrap_or_else(PoisonError::into_inner);
+        answer.ok_or_else(|| Error::internal(format!("agent {}: the answer was lost", method.name())))
+    }
+
+    /// The same for all calls: compiled once, not for each of them.
+    async fn carry_out(&self, method: Method, ask: &Ask<'_>) -> Result<()> {
         let bound = match method.limit() {
             Limit::LongPoll => None,
             Limit::Create => Some(self.inner.config.create_timeout),
             Limit::Call => Some(self.inner.config.call_timeout),
+            Limit::Poll => Some(self.inner.config.call_timeout.min(limits::STATS_ANSWER)),
             Limit::Short => Some(limits::STUCK_WAIT),
         };
         let mut gone = self.inner.gone.clone();
         let attempts = async {
             let connected = self.current();
-            let lost = match self.once(&connected, bound, &ask).await {
-                Ok(done) => return Ok(done),
+            let lost = match self.once(&connected, bound, ask).await {
+                Ok(()) => return Ok(()),
                 Err(e) if is_lost(&e) => e,
                 Err(e) => return Err(translate(e, bound)),
             };
             let again = self.reconnect(connected.number).await?;
             if method.again() {
-                return self.once(&again, bound, &ask).await.map_err(|e| translate(e, bound));
+                return self.once(&again, bound, ask).await.map_err(|e| translate(e, bound));
             }
             Err(Error::unavailable(format!("the connection broke ({lost})")))
         };
@@ -95,12 +119,7 @@ impl Agent {
         result.map_err(|e| e.context(format!("agent {}", method.name())))
     }
 
-    async fn once<T, F: Future<Output = ttrpc::Result<T>> + Send>(
-        &self,
-        connected: &Connected,
-        bound: Option<Duration>,
-        ask: &(impl Fn(AgentServiceClient, Metadata) -> F + Send + Sync),
-    ) -> ttrpc::Result<T> {
+    async fn once(&self, connected: &Connected, bound: Option<Duration>, ask: &Ask<'_>) -> ttrpc::Result<()> {
         // Our limit is what is relied on; the library's own, which takes the connection for broken,
         // comes later. The agent keeps that one: a wait that we gave up ends there soon.
         let metadata = match bound {

@@ -10,6 +10,8 @@ pub(crate) enum Limit {
     Create,
     /// Everything else (`agent.call_timeout_s`).
     Call,
+    /// What is asked again every few seconds anyway: as Call, but no longer than `limits::STATS_ANSWER`.
+    Poll,
     /// A wait that is asked for again and again (`limits::STUCK_WAIT`).
     Short,
 }
@@ -59,7 +61,7 @@ methods! {
     PauseContainer: Call, again: false;
     ResumeContainer: Call, again: false;
     UpdateContainer: Call, again: true;
-    StatsContainer: Call, again: true;
+    StatsContainer: Poll, again: true;
     RemoveContainer: Call, again: false;
     DestroySandbox: Call, again: false;
     GetOOMEvent: LongPoll, again: true;
