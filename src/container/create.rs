@@ -21,7 +21,7 @@ use crate::oci::guest_spec::guest_spec;
 use crate::oci::pod::Role;
 use crate::oci::storage;
 use crate::plan::rootfs::RootfsPlan;
-use crate::pod::boot::{self, Ground};
+use crate::pod::boot;
 use crate::pod::guest::{Guest, Layer};
 use crate::pod::request::CreateRequest;
 use crate::pod::step::{Step, reached};
@@ -127,7 +127,7 @@ impl Pod {
         let config = config_files::load(request.config_path.as_deref())?;
         self.parts.level.set(config.log);
         reached(Step::ConfigRead)?;
-        let ground: Ground = boot::prepare(self, config, bundle).await?;
+        let ground = boot::prepare(self, config, bundle).await?;
         let opening = rootfs::open(self.log(), plan, &ground.config, &self.parts.dir, Some(&ground.leaf));
         let (guest, disk) = tokio::try_join!(boot::launch(self, &ground, bundle), opening)?;
         let guest = Arc::new(guest);

@@ -31,15 +31,22 @@ use crate::pod::{Pod, supervise, tasks};
 use crate::qemu::launch::{Vm, Wires};
 use crate::qemu::vsock_device;
 
-/// The pod's cgroup, made: every process of the pod is started in it.
-#[derive(Clone, Debug)]
+/// What stands before anything is started: what may boot, in which size, and the pod's cgroup.
+#[derive(Debug)]
 pub(crate) struct Ground {
     pub(crate) config: Config,
+    machine: Capacity,
+    size: Size,
+    checked: Option<Checked>,
+    /// Made: every process of the pod is started in it.
     pub(crate) leaf: PathBuf,
 }
 
-/// Makes the pod's cgroup.
+/// Checks what the VM is to boot, before anything is made for it, and makes the pod's cgroup.
 pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Result<Ground> {
+    let machine = blocking("machine's size", || Ok(capacity::read())).await?;
+    let size = size_of(pod, &config, bundle, machine)?;
+    let checked = check_boot(pod, &config, size).await?;
     let leaf = cgroup::leaf_path(bundle.cgroups_path().as_deref(), &pod.parts.key)?;
     for path in cgroup::missing(&leaf) {
         pod.journal.owe(&Undo::Cgroup { path })?;
@@ -48,14 +55,12 @@ pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Resul
     let path = leaf.clone();
     drop(blocking("make cgroup", move || cgroup::make(&path)).await?);
     reached(Step::CgroupMade)?;
-    Ok(Ground { config, leaf })
+    Ok(Ground { config, machine, size, checked, leaf })
 }
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
 pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Result<Guest> {
-    let machine = blocking("machine's size", || Ok(capacity::read())).await?;
-    let size = size_of(pod, &ground.config, bundle, machine)?;
-    let checked = check_boot(pod, &ground.config, size).await?;
+    let size = ground.size;
     let mut devnos = DevNos::default();
     let mut fds = FdTable::default();
     let wires = Wires::new(&mut fds)?;
@@ -81,8 +86,8 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         disks: Vec::new(),
     };
     let began = Instant::now();
-    let share = Share::of(bundle, size, machine);
-    let vm = start_vm(pod, ground, (&plan, fds, wires), share, checked.as_ref()).await?;
+    let share = Share::of(bundle, size, ground.machine);
+    let vm = start_vm(pod, ground, (&plan, fds, wires), share).await?;
     let agent = Agent::connect(transport, ground.config.agent.clone(), vm.gone()).await;
     let agent = agent.map_err(|e| with_console(e, &vm))?;
     reached(Step::AgentReady)?;
@@ -113,7 +118,6 @@ async fn start_vm(
     ground: &Ground,
     (plan, fds, wires): (&VmPlan, FdTable, Wires),
     share: Share,
-    checked: Option<&Checked>,
 ) -> Result<Arc<Vm>> {
     let (vm, streams) = Vm::spawn(ground.config.qemu.path.clone(), plan, fds, &ground.leaf, wires)?;
     share.give(pod, &vm);
@@ -123,7 +127,7 @@ async fn start_vm(
     reached(Step::QemuSpawned)?;
     vm.ready().await?;
     reached(Step::QmpReady)?;
-    checked.map_or(Ok(()), Checked::still_there)?;
+    ground.checked.as_ref().map_or(Ok(()), Checked::still_there)?;
     vm.run().await?;
     reached(Step::GuestRunning)?;
     Ok(vm)
