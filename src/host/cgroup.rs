@@ -18,6 +18,9 @@ use crate::limits;
 
 const PREFIX: &str = "kata-se-";
 
+/// Where leaves go when nobody names a place; of all pods, and gone with the last.
+const OWN_PARENT: &str = "kata-se";
+
 /// Opened `cgroup.procs` files of one cgroup, one per hierarchy.
 #[derive(Debug)]
 pub struct Entry(Vec<File>);
@@ -39,7 +42,7 @@ pub fn leaf_path(cgroups_path: Option<&str>, key: &PodKey) -> Result<PathBuf> {
     if parent.components().any(|c| !matches!(c, Component::Normal(_))) {
         return Err(Error::invalid(format!("linux.cgroupsPath {given:?}: only plain names between slashes")));
     }
-    let parent = if parent.as_os_str().is_empty() { PathBuf::from("kata-se") } else { parent };
+    let parent = if parent.as_os_str().is_empty() { PathBuf::from(OWN_PARENT) } else { parent };
     Ok(parent.join(format!("{PREFIX}{key}")))
 }
 
@@ -63,13 +66,14 @@ fn slice_path(slice: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The leaf and each of its ancestors that does not exist yet, outermost first: what will be made.
+/// The leaf and each of its ancestors that does not exist yet, outermost first: what will be made. Our own
+/// parent always: whoever made it may go first.
 pub fn missing(leaf: &Path) -> Vec<PathBuf> {
     let mut list: Vec<PathBuf> = leaf
         .ancestors()
         .skip(1)
         .filter(|p| !p.as_os_str().is_empty())
-        .filter(|p| dirs(p).iter().any(|d| !d.is_dir()))
+        .filter(|p| *p == Path::new(OWN_PARENT) || dirs(p).iter().any(|d| !d.is_dir()))
         .map(Path::to_path_buf)
         .collect();
     list.reverse();
