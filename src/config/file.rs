@@ -34,11 +34,12 @@ const MEMORY_MIB: u32 = 2048;
 const VCPUS: u32 = 1;
 
 /// Every key, `section.name`.
-const KEYS: [(&str, Takes); 22] = [
+const KEYS: [(&str, Takes); 23] = [
     ("qemu.path", Takes::Path),
     ("qemu.accelerator", Takes::OneOf(&["kvm", "tcg"])),
     ("guest.confidential", Takes::Switch),
     ("guest.image", Takes::Path),
+    ("guest.allowed_images", Takes::Paths(64)),
     ("guest.host_key_documents", Takes::Paths(64)),
     ("guest.verify_digest", Takes::Switch),
     ("guest.kernel", Takes::Path),
@@ -256,7 +257,7 @@ fn boot(keys: &Keys, confidential: bool) -> Result<Boot> {
         return Ok(Boot::Sealed { image: keys.path("guest.image", "/usr/share/kata-se/kata-se.img") });
     }
     keys.refuse(
-        &["guest.image", "guest.host_key_documents", "guest.verify_digest"],
+        &["guest.image", "guest.allowed_images", "guest.host_key_documents", "guest.verify_digest"],
         "is for confidential guests; with confidential = false give kernel and initrd",
     )?;
     let why = "a guest that is not confidential boots kernel and initrd";
@@ -292,6 +293,7 @@ fn resolve(keys: &Keys) -> Result<Config> {
     Ok(Config {
         qemu: QemuConfig { path: keys.path("qemu.path", "/usr/bin/qemu-system-s390x"), accelerator },
         boot,
+        allowed_images: keys.paths("guest.allowed_images"),
         host_key_documents: keys.paths("guest.host_key_documents"),
         verify_digest: keys.switch("guest.verify_digest", false),
         memory_mib: keys.number("guest.memory_mib", MEMORY_MIB),

@@ -1,5 +1,7 @@
-//! The configuration: what the operator wrote (`file`), and what it means (`resolved`).
+//! The configuration: what the operator wrote (`file`), what it means (`resolved`), and what a pod may change
+//! of it (`annotations`).
 
+pub mod annotations;
 pub mod file;
 pub mod resolved;
 

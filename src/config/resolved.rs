@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct Config {
     pub qemu: QemuConfig,
     pub boot: Boot,
+    /// Sealed images that a pod may choose by its annotation, beside the configured one.
+    pub allowed_images: Vec<PathBuf>,
     /// This machine's host key documents, for kernels that do not tell the machine's keys.
     pub host_key_documents: Vec<PathBuf>,
     /// The image's whole content is checked before it is started for the first time.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use slog::{debug, info, warn};
 
+use crate::config::annotations;
 use crate::container::Container;
 use crate::container::rootfs::{self, RootfsDisk};
 use crate::error::{Code, Context, Error, Result};
@@ -125,6 +126,7 @@ impl Pod {
         plan: &RootfsPlan,
     ) -> Result<(Arc<Guest>, RootfsDisk)> {
         let config = config_files::load(request.config_path.as_deref())?;
+        let config = annotations::apply(config, |key| bundle.annotation(key))?;
         self.parts.level.set(config.log);
         reached(Step::ConfigRead)?;
         let ground = boot::prepare(self, config, bundle).await?;

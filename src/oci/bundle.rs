@@ -91,6 +91,11 @@ impl Bundle {
         self.spec.root().as_ref().map_or_else(|| bundle.join("rootfs"), |root| bundle.join(root.path()))
     }
 
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.spec.annotations().as_ref()?.get(key).map(String::as_str)
+    }
+
     pub fn cgroups_path(&self) -> Option<String> {
         self.spec.linux().as_ref()?.cgroups_path().as_ref().map(|p| p.display().to_string())
     }

@@ -159,7 +159,7 @@ fn a_plain_kernel_is_refused_whatever_the_configuration_says() {
 }
 
 #[test]
-fn one_node_has_several_images_by_configuration() {
+fn one_node_has_several_images_by_configuration_and_by_annotation() {
     let sealed = SealedNode::new();
     let one = sealed.seal("one.img", "which=one", &[]);
     let two = sealed.seal("two.img", "which=two", &[]);
@@ -179,6 +179,18 @@ fn one_node_has_several_images_by_configuration() {
     }
     // The first one made the cgroup that both stand in, and removes it.
     end(&sealed, "c2", second);
+
+    // A pod's own choice, among those that the node's owner allows.
+    let chosen = format!("io.katacontainers.config.hypervisor.image={}", two.display());
+    let refused = sealed.node.run(&["--rm", "--annotation", &chosen], "c3", &["true"]).output().expect("ctr");
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("added to guest.allowed_images"), "{said}");
+    let allowed = format!("[guest]\nallowed_images = [\"{}\"]\n", two.display());
+    fs::write(folder.join("allowed.toml"), allowed).expect("drop-in");
+    let third = sealed.node.running(&["--rm", "--annotation", &chosen], "c3", FOREVER);
+    let line = text(&sealed.node.exec("c3", "e1", &["cat", "/proc/cmdline"]).stdout);
+    assert!(line.contains("which=two"), "{line}");
+    end(&sealed, "c3", third);
     end(&sealed, "c1", first);
     sealed.node.assert_clean();
 }
