@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::{Containerd, until};
+use harness::{Containerd, Shim, until};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -139,6 +139,15 @@ fn a_terminal_has_the_size_it_is_told() {
     wait_for("31 97");
     wait_for("/dev/");
     wait_for("done");
+    // Its user makes the window larger.
+    let address = format!("unix://{}", node.pod_dir().join("s").display());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let shim = Shim::connect(&address, &node.path("run")).await;
+        shim.resize("c1", 111, 33).await.expect("resize");
+    });
+    input.write_all(b"stty size\n").expect("write");
+    wait_for("33 111");
     input.write_all(b"exit 4\n").expect("write");
     let mut rest = Vec::new();
     output.read_to_end(&mut rest).expect("read");
