@@ -28,6 +28,7 @@ pub(crate) fn sizes(table: &mut Table) {
 }
 
 pub(crate) fn measure(table: &mut Table, runtime: &tokio::runtime::Runtime) {
+    remove_runcs_cgroup(); // of an earlier run
     let node = Containerd::new();
     let native = Native::new();
     let root = native.0.path().display().to_string();
