@@ -6,7 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
@@ -23,7 +23,7 @@ use crate::oci::pod::Role;
 use crate::pod::undo;
 use crate::shim::events::timestamp;
 use crate::shim::main::Flags;
-use crate::shim::{LOCK, run_dir};
+use crate::shim::{LOCK, pause, run_dir};
 
 /// Frees what is left of a container, or with a sandbox's id of the whole pod.
 pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
@@ -85,11 +85,6 @@ fn take_lock(path: &Path) -> Result<Option<PodLock>> {
         }
         pause();
     }
-}
-
-#[allow(clippy::disallowed_methods)] // a command of its own, not the server
-fn pause() {
-    std::thread::sleep(Duration::from_millis(10));
 }
 
 /// Whoever mounted the bundle's rootfs may have died before it could unmount.

@@ -23,3 +23,9 @@ const SOCKET: &str = "s";
 pub(crate) fn run_dir() -> PathBuf {
     std::env::var_os(RUN_DIR_ENVIRONMENT).map_or_else(|| RUN_DIR.into(), PathBuf::from)
 }
+
+/// Between two looks at a lock, in the commands `start` and `delete`.
+#[allow(clippy::disallowed_methods)] // processes of their own, not the server
+fn pause() {
+    std::thread::sleep(std::time::Duration::from_millis(10));
+}

@@ -8,7 +8,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
@@ -23,7 +23,7 @@ use crate::oci::bundle;
 use crate::oci::pod::Role;
 use crate::pod::{journal, record, undo};
 use crate::shim::main::{Flags, read_stdin};
-use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, run_dir, serve};
+use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, pause, run_dir, serve};
 
 /// The longest path a Unix socket can have.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -110,11 +110,6 @@ fn take_lock(dir: &Path) -> Result<PodLock> {
             Err(e) => return Err(e),
         }
     }
-}
-
-#[allow(clippy::disallowed_methods)] // a command of its own, not the server
-fn pause() {
-    std::thread::sleep(Duration::from_millis(10));
 }
 
 /// A shim of the same sandbox that was killed may have left things: its journal is paid first.

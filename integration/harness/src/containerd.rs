@@ -13,6 +13,20 @@ use crate::{Census, cached, program};
 /// The image every node has.
 pub const IMAGE: &str = "localhost/busybox:s390x";
 
+/// `ctr run` options: the sandbox container of the pod `pod`, and another one of it.
+pub const SANDBOX: [&str; 4] = [
+    "--annotation",
+    "io.kubernetes.cri.container-type=sandbox",
+    "--annotation",
+    "io.kubernetes.cri.sandbox-id=pod",
+];
+pub const MEMBER: [&str; 4] = [
+    "--annotation",
+    "io.kubernetes.cri.container-type=container",
+    "--annotation",
+    "io.kubernetes.cri.sandbox-id=pod",
+];
+
 /// One node; when it goes, everything on it has to be gone.
 #[derive(Debug)]
 pub struct Containerd {

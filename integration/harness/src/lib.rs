@@ -18,7 +18,7 @@ mod wait;
 pub use bundle::Bundle;
 pub use caller::{Code, Shim, code};
 pub use census::Census;
-pub use containerd::{Containerd, IMAGE};
+pub use containerd::{Containerd, IMAGE, MEMBER, SANDBOX};
 pub use events::{Event, Events};
 pub use netns::PodNetns;
 pub use sealed::{SealedNode, production, softuv};

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Bundle, Census, Events, Shim, program};
+use crate::{Bundle, Census, Events, Shim, program, within};
 
 /// One stage; when it goes, everything on it has to be gone.
 #[derive(Debug)]
@@ -166,6 +166,19 @@ impl Stage {
         shim.create(id, &dir, ["", "", ""]).await.expect("create");
         shim.start(id, "").await.expect("start");
         shim
+    }
+
+    /// Creates a pod that cannot start: the error, in one line, and a clean node.
+    pub async fn refused(&self, bundle: &Bundle) -> String {
+        let none = ["", "", ""];
+        let dir = self.bundle("c1", bundle);
+        let shim = self.shim("c1", &dir).await;
+        let e = within("an error", 20, shim.create("c1", &dir, none)).await.expect_err("cannot start");
+        shim.shutdown(true).await.expect("shutdown");
+        self.assert_clean();
+        let text = e.to_string();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
     }
 
     /// `delete`, as containerd calls it when the shim cannot be reached.

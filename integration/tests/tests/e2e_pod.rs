@@ -7,20 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Output;
 use std::time::Duration;
 
-use harness::{Containerd, PodNetns, until};
+use harness::{Containerd, MEMBER, PodNetns, SANDBOX, until};
 
-const SANDBOX: [&str; 4] = [
-    "--annotation",
-    "io.kubernetes.cri.container-type=sandbox",
-    "--annotation",
-    "io.kubernetes.cri.sandbox-id=pod",
-];
-const MEMBER: [&str; 4] = [
-    "--annotation",
-    "io.kubernetes.cri.container-type=container",
-    "--annotation",
-    "io.kubernetes.cri.sandbox-id=pod",
-];
 const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
 fn text(output: &Output) -> String {

@@ -5,21 +5,9 @@
 use std::fs;
 use std::process::Stdio;
 
-use harness::{Containerd, until};
+use harness::{Containerd, MEMBER, SANDBOX, until};
 use serde_json::Value;
 
-const SANDBOX: [&str; 4] = [
-    "--annotation",
-    "io.kubernetes.cri.container-type=sandbox",
-    "--annotation",
-    "io.kubernetes.cri.sandbox-id=pod",
-];
-const MEMBER: [&str; 4] = [
-    "--annotation",
-    "io.kubernetes.cri.container-type=container",
-    "--annotation",
-    "io.kubernetes.cri.sandbox-id=pod",
-];
 const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
 /// The statistics of a container as `ctr` shows them.

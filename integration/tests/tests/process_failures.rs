@@ -5,22 +5,10 @@
 
 use std::time::Duration;
 
-use harness::{Bundle, Stage, within};
+use harness::{Bundle, Stage};
 use serde_json::json;
 
 const NONE: [&str; 3] = ["", "", ""];
-
-/// Creates a pod that cannot start: the error, and a clean node.
-async fn refused(stage: &Stage, bundle: &Bundle) -> String {
-    let dir = stage.bundle("c1", bundle);
-    let shim = stage.shim("c1", &dir).await;
-    let e = within("an error", 20, shim.create("c1", &dir, NONE)).await.expect_err("cannot start");
-    shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
-    let text = e.to_string();
-    assert_eq!(text.lines().count(), 1, "{text}");
-    text
-}
 
 #[tokio::test]
 async fn whatever_is_missing_is_named() {
@@ -33,29 +21,29 @@ async fn whatever_is_missing_is_named() {
     };
     std::fs::rename(stage.path("kernel"), stage.path("kernel.away")).expect("rename");
     says(
-        refused(&stage, &plain).await,
+        stage.refused(&plain).await,
         &["guest.kernel = ", "/kernel: No such file", "check the configuration"],
     );
     std::fs::rename(stage.path("kernel.away"), stage.path("kernel")).expect("rename");
 
     stage.config("[qemu]\n");
-    says(refused(&stage, &plain).await, &["/config.toml:", "duplicate"]);
+    says(stage.refused(&plain).await, &["/config.toml:", "duplicate"]);
     stage.config("[guest.x]\n");
-    says(refused(&stage, &plain).await, &["/config.toml:", "unknown key", "did you mean"]);
+    says(stage.refused(&plain).await, &["/config.toml:", "unknown key", "did you mean"]);
     std::fs::remove_file(stage.path("config.toml")).expect("remove");
-    says(refused(&stage, &plain).await, &["configuration", "/config.toml: No such file"]);
+    says(stage.refused(&plain).await, &["configuration", "/config.toml: No such file"]);
     stage.config("");
 
     let missing = "/run/netns/kst-no-such";
-    says(refused(&stage, &plain.clone().network(missing)).await, &["pod network", missing, "there is none"]);
+    says(stage.refused(&plain.clone().network(missing)).await, &["pod network", missing, "there is none"]);
     let hosts = format!("/proc/{}/ns/net", std::process::id());
     says(
-        refused(&stage, &plain.clone().network(&hosts)).await,
+        stage.refused(&plain.clone().network(&hosts)).await,
         &["the host's own network", "hostNetwork is not possible"],
     );
 
     std::fs::rename(stage.path("bin/qemu"), stage.path("bin/qemu.away")).expect("rename");
-    says(refused(&stage, &plain).await, &["bin/qemu: No such file"]);
+    says(stage.refused(&plain).await, &["bin/qemu: No such file"]);
     std::fs::rename(stage.path("bin/qemu.away"), stage.path("bin/qemu")).expect("rename");
 
     // What cannot run at all is refused before a shim is left running.
@@ -68,7 +56,7 @@ async fn a_qemu_that_ends_says_its_last_words() {
     let stage = Stage::new().await;
     let plain = Bundle::sh("true");
     stage.double(|o| o["exit"] = json!({"code": 1, "stderr": "could not set up host cpu"}));
-    let text = refused(&stage, &plain).await;
+    let text = stage.refused(&plain).await;
     assert!(
         text.contains("QEMU ended with exit code 1") && text.contains("could not set up host cpu"),
         "{text}"
@@ -77,11 +65,11 @@ async fn a_qemu_that_ends_says_its_last_words() {
         o["die_at_cont"] = 6.into();
         o["console"] = "Kernel panic: no init\n".into();
     });
-    let text = refused(&stage, &plain).await;
+    let text = stage.refused(&plain).await;
     assert!(text.contains("killed by signal 6") && text.contains("Kernel panic: no init"), "{text}");
     stage.double(|o| o["greet"] = false.into());
     let began = std::time::Instant::now();
-    let text = refused(&stage, &plain).await;
+    let text = stage.refused(&plain).await;
     assert!(text.contains("no greeting from QEMU within 10 s"), "{text}");
     assert!(began.elapsed() < Duration::from_secs(16));
 }
@@ -94,7 +82,7 @@ async fn an_agent_that_never_answers_is_waited_for_as_long_as_configured() {
         o["console"] = "waiting for something\n".into();
     });
     let began = std::time::Instant::now();
-    let text = refused(&stage, &Bundle::sh("true")).await;
+    let text = stage.refused(&Bundle::sh("true")).await;
     assert!(text.contains("the guest agent did not answer") && text.contains("within 10 s"), "{text}");
     assert!(text.contains("agent.connect_timeout_s") && text.contains("waiting for something"), "{text}");
     assert!(began.elapsed() < Duration::from_secs(18), "{:?}", began.elapsed());

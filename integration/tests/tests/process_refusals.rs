@@ -7,15 +7,13 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use harness::{Bundle, Stage, production, program, within};
+use harness::{Bundle, Stage, production, program};
 use serde_json::{Value, json};
 use softuv::damage::Damage;
 use softuv::header::{BACKUP_TARGET_KEYS, DUMP_ALLOWED, flag};
 use softuv::machine::{self, Machine};
 use softuv::seal::{Options, Parts, seal};
 use softuv::secrets::Secrets;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// What an older kernel tells: no keys, no supported versions and flags.
 const SEEN: [(&str, &str); 5] = [
@@ -89,16 +87,8 @@ fn image(stage: &Stage, options: &Options) {
     fs::write(stage.path("image"), image).expect("image");
 }
 
-/// Creates the pod, which fails in one line and leaves nothing.
 async fn refused(stage: &Stage) -> String {
-    let dir = stage.bundle("c1", &Bundle::sh("true"));
-    let shim = stage.shim("c1", &dir).await;
-    let e = within("an error", 20, shim.create("c1", &dir, NONE)).await.expect_err("cannot start");
-    shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
-    let text = e.to_string();
-    assert_eq!(text.lines().count(), 1, "{text}");
-    text
+    stage.refused(&Bundle::sh("true")).await
 }
 
 async fn says(stage: &Stage, wanted: &str) {
