@@ -163,3 +163,23 @@ pub const SEARCHED_LINES: usize = 40;
 
 /// Largest text `kata-se explain` looks through: the log of a busy hour.
 pub const EXPLAINED_BYTES: u64 = 16 << 20;
+
+/// Volumes of one container that are copied into its guest: kubelet's pods have some ten.
+pub const COPIED_VOLUMES: usize = 256;
+
+/// What one container's copied volumes may have together: they take the guest's memory and the time of
+/// its start. A configMap or secret has 1 MiB at most.
+pub const COPIED_BYTES: u64 = 64 << 20;
+
+/// Files, folders and links of them, together, and how deep they may be nested.
+pub const COPIED_ENTRIES: usize = 4096;
+pub const COPIED_DEPTH: usize = 32;
+
+/// Bytes sent with one CopyFile: a message of ttrpc ends at 4 MiB.
+pub const COPY_PIECE: usize = 1 << 20;
+
+/// A file that changes while it is copied is begun again this often.
+pub const COPY_TRIES: u32 = 3;
+
+/// Largest resolv.conf: the kubelet's own has some hundred bytes.
+pub const RESOLV_CONF_BYTES: u64 = 64 << 10;

@@ -7,7 +7,7 @@ use crate::agent::messages::agent as pb;
 use crate::agent::method::Method;
 use crate::agent::{convert, figures};
 use crate::ccw::DevNo;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Context, Error, Result};
 use crate::ids::{ContainerId, ProcessId, SandboxId};
 use crate::oci::guest_spec::{GuestProcess, GuestSpec};
 use crate::oci::resources::GuestResources;
@@ -27,6 +27,21 @@ pub struct GuestDetails {
 pub enum OutputStream {
     Stdout,
     Stderr,
+}
+
+/// One file, folder or link to make in the guest, or a piece of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FilePiece {
+    pub path: String,
+    /// Type and permission bits.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Of the whole file in bytes; the guest takes it as complete when it has them.
+    pub size: u64,
+    pub offset: u64,
+    /// Of a link its text.
+    pub data: Vec<u8>,
 }
 
 impl Agent {
@@ -275,6 +290,31 @@ impl Agent {
         self.call(Method::TtyWinResize, |c, m| {
             let req = &req;
             async move { c.tty_win_resize(m, req).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Makes a file below the guest's shared folder, or writes the next piece of one.
+    pub async fn copy_file(&self, piece: FilePiece) -> Result<()> {
+        /// Of folders above it that the guest has to make.
+        const FOLDER_MODE: u32 = 0o40_750;
+        let id = |id: u32| i32::try_from(id).with_context(|| format!("owner {id}"));
+        let size = |n: u64| i64::try_from(n).with_context(|| format!("{n} bytes"));
+        let req = pb::CopyFileRequest {
+            path: piece.path,
+            file_size: size(piece.size)?,
+            file_mode: piece.mode,
+            dir_mode: FOLDER_MODE,
+            uid: id(piece.uid)?,
+            gid: id(piece.gid)?,
+            offset: size(piece.offset)?,
+            data: piece.data,
+            ..Default::default()
+        };
+        self.call(Method::CopyFile, |c, m| {
+            let req = &req;
+            async move { c.copy_file(m, req).await }
         })
         .await?;
         Ok(())

@@ -47,6 +47,7 @@ methods! {
     AddARPNeighbors: Call, again: false;
     CreateSandbox: Call, again: false;
     GetGuestDetails: Call, again: false;
+    CopyFile: Call, again: false;
     CreateContainer: Create, again: false;
     StartContainer: Call, again: false;
     ExecProcess: Call, again: false;

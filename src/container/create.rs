@@ -12,6 +12,7 @@ use slog::{debug, info, warn};
 use crate::config::annotations;
 use crate::container::Container;
 use crate::container::rootfs::{self, RootfsDisk};
+use crate::container::volumes;
 use crate::error::{Code, Context, Error, Result};
 use crate::host::{config_files, files};
 use crate::ids::{ContainerId, ProcessId};
@@ -20,7 +21,7 @@ use crate::limits;
 use crate::oci::bundle::{self, Bundle};
 use crate::oci::guest_spec::guest_spec;
 use crate::oci::pod::Role;
-use crate::oci::storage;
+use crate::oci::{refusal, storage};
 use crate::plan::rootfs::RootfsPlan;
 use crate::pod::boot;
 use crate::pod::guest::{Guest, Layer};
@@ -98,7 +99,9 @@ impl Pod {
     }
 
     async fn make(self: &Arc<Self>, request: &CreateRequest, bundle: &Bundle) -> Result<()> {
-        let spec = guest_spec(bundle, &request.id, &request.bundle)?;
+        refusal::host_access(bundle)?;
+        let volumes = volumes::place(bundle, &request.id).await?;
+        let spec = guest_spec(bundle, &request.id, &request.bundle, volumes.mounts);
         let plan = rootfs::plan(request, bundle)?;
         let (guest, disk) = match bundle.role {
             Role::Member { .. } => {
@@ -109,8 +112,11 @@ impl Pod {
             Role::Single | Role::Sandbox => self.boot(request, bundle, &plan).await?,
         };
         reached(Step::LayersPacked)?;
-        let made = self.make_in_guest(&guest, &request.id, disk, |storages| {
+        volumes::copy(self.log(), &guest, &volumes.copies).await?;
+        reached(Step::VolumesCopied)?;
+        let made = self.make_in_guest(&guest, &request.id, disk, |mut storages| {
             let (guest, id, spec) = (Arc::clone(&guest), request.id.clone(), &spec);
+            storages.extend(volumes.storages);
             let shared_pid = bundle.shares_pid_namespace();
             async move { guest.agent.create_container(&id, &storages, spec, shared_pid).await }
         });

@@ -12,6 +12,7 @@ pub mod signal;
 pub mod start;
 pub mod stats;
 pub mod update;
+pub mod volumes;
 pub mod watch;
 
 use std::collections::BTreeMap;

@@ -79,6 +79,13 @@ pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     result.with_context(context)
 }
 
+/// A number nobody can guess, for names.
+pub fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("read /dev/urandom")?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
 /// Makes an empty file that says something by being there, mode 0600; there already is success.
 pub fn mark(path: &Path) -> Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {

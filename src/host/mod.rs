@@ -17,4 +17,5 @@ pub mod survey;
 pub mod sys;
 pub mod tap;
 pub mod verified;
+pub mod volume;
 pub mod vsock;

@@ -79,6 +79,11 @@ impl Bundle {
         self.namespace(LinuxNamespaceType::Pid).flatten().is_some()
     }
 
+    /// A namespace that is not listed is the host's.
+    pub(crate) fn has_namespace(&self, wanted: LinuxNamespaceType) -> bool {
+        self.namespace(wanted).is_some()
+    }
+
     /// Some(None): the namespace is listed without a path.
     fn namespace(&self, wanted: LinuxNamespaceType) -> Option<Option<&Path>> {
         let linux = self.spec.linux().as_ref()?;

@@ -7,11 +7,10 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
-use crate::error::{Error, Result};
 use crate::ids::ContainerId;
 use crate::oci::bundle::Bundle;
 use crate::oci::resources;
-use crate::oci::storage::{SHM_PATH, rootfs_path};
+use crate::oci::storage::rootfs_path;
 
 const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
 const BUNDLE_PATH: &str = "io.katacontainers.pkg.oci.bundle_path";
@@ -25,14 +24,14 @@ pub struct GuestSpec(pub(crate) Spec);
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuestProcess(pub(crate) Process);
 
-/// Rewrites a container's spec; `bundle_path` is only told to the guest as an annotation.
-pub fn guest_spec(bundle: &Bundle, id: &ContainerId, bundle_path: &Path) -> Result<GuestSpec> {
+/// Rewrites a container's spec; `mounts` are those the guest makes, `bundle_path` is only told to the
+/// guest as an annotation.
+pub fn guest_spec(bundle: &Bundle, id: &ContainerId, bundle_path: &Path, mounts: Vec<Mount>) -> GuestSpec {
     let mut spec = bundle.spec.clone();
     spec.set_hooks(None);
     set_root(&mut spec, id);
     clear_labels(&mut spec);
     annotate(&mut spec, bundle, bundle_path);
-    let mounts = spec.mounts().iter().flatten().map(guest_mount).collect::<Result<Vec<_>>>()?;
     spec.set_mounts(Some(mounts));
     if let Some(linux) = spec.linux_mut() {
         linux.set_seccomp(None);
@@ -47,7 +46,7 @@ pub fn guest_spec(bundle: &Bundle, id: &ContainerId, bundle_path: &Path) -> Resu
             resources::trim(resources);
         }
     }
-    Ok(GuestSpec(spec))
+    GuestSpec(spec)
 }
 
 /// Rewrites an exec's process: labels of the host's security modules mean nothing in the guest, and
@@ -83,33 +82,6 @@ fn annotate(spec: &mut Spec, bundle: &Bundle, bundle_path: &Path) {
 /// namespaces are not known to it.
 fn is_kept(typ: LinuxNamespaceType) -> bool {
     matches!(typ, LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts | LinuxNamespaceType::Mount)
-}
-
-/// One mount as the guest will make it.
-fn guest_mount(mount: &Mount) -> Result<Mount> {
-    let destination = mount.destination();
-    if destination == Path::new("/dev/shm") {
-        let mut shm = mount.clone();
-        shm.set_typ(Some("bind".into()));
-        shm.set_source(Some(SHM_PATH.into()));
-        shm.set_options(Some(vec!["rbind".into()]));
-        return Ok(shm);
-    }
-    let options = mount.options().as_deref().unwrap_or_default();
-    let is_bind =
-        mount.typ().as_deref() == Some("bind") || options.iter().any(|o| o == "bind" || o == "rbind");
-    if !is_bind {
-        return Ok(mount.clone());
-    }
-    let source = mount.source().clone().unwrap_or_default();
-    if source.starts_with("/proc") || source.starts_with("/sys") {
-        return Ok(mount.clone());
-    }
-    Err(Error::unimplemented(format!(
-        "mount {}: data of the host ({}) cannot be given to a confidential guest yet: remove the volume",
-        destination.display(),
-        source.display()
-    )))
 }
 
 #[cfg(test)]

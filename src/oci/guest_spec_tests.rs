@@ -1,15 +1,18 @@
 //! A table test for each rule of the rewriting, and one whole document against its golden file.
 
 use super::*;
-use crate::oci::bundle;
+use crate::error::Result;
+use crate::oci::{bundle, volume};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 const CTR: &str = include_str!("testdata/ctr-config.json");
 
 fn rewrite(value: &Value) -> Result<Value> {
     let id = ContainerId::parse("c1").expect("id");
     let bundle = bundle::parse(value.to_string().as_bytes(), &id)?;
-    let spec = guest_spec(&bundle, &id, Path::new("/run/bundle"))?;
+    let mounts = volume::place(&bundle, &id, &BTreeMap::new(), 0)?.mounts;
+    let spec = guest_spec(&bundle, &id, Path::new("/run/bundle"), mounts);
     Ok(serde_json::to_value(&spec.0).expect("json"))
 }
 
@@ -67,29 +70,6 @@ fn only_ipc_uts_and_mount_namespaces_go_in_their_order_without_paths() {
     ]);
     let sent = rewrite(&value).expect("rewrite");
     assert_eq!(sent["linux"]["namespaces"], json!([{"type": "uts"}, {"type": "mount"}, {"type": "ipc"}]));
-}
-
-#[test]
-fn shared_memory_is_the_pods() {
-    let mut value = config();
-    value["mounts"] =
-        json!([{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=1k"]}]);
-    let sent = rewrite(&value).expect("rewrite");
-    assert_eq!(
-        sent["mounts"],
-        json!([{"destination": "/dev/shm", "type": "bind", "source": "/run/kata-containers/sandbox/shm",
-            "options": ["rbind"]}])
-    );
-}
-
-#[test]
-fn a_volume_of_the_host_is_refused_by_name() {
-    let mut value = config();
-    value["mounts"] =
-        json!([{"destination": "/data", "type": "bind", "source": "/etc", "options": ["rbind"]}]);
-    let e = rewrite(&value).expect_err("volume");
-    assert_eq!(e.code(), crate::error::Code::Unimplemented);
-    assert!(e.to_string().starts_with("mount /data: data of the host (/etc)"), "{e}");
 }
 
 #[test]

@@ -4,5 +4,7 @@ pub mod bundle;
 pub mod guest_spec;
 pub mod limits;
 pub mod pod;
+pub mod refusal;
 pub mod resources;
 pub mod storage;
+pub mod volume;

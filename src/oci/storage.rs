@@ -3,13 +3,16 @@
 //! The strings are the agent's contract; a policy in a real guest refuses anything else.
 
 use crate::ccw::DevNo;
-use crate::ids::ContainerId;
+use crate::ids::{ContainerId, SandboxId};
 
 /// Size of a pod's /dev/shm in bytes: what containerd's default mount has, and policies pin.
 pub const SHM_BYTES: u64 = 64 << 20;
 
 /// The pod's shared memory in the guest.
 pub const SHM_PATH: &str = "/run/kata-containers/sandbox/shm";
+
+/// Where the agent takes files of the host by CopyFile.
+pub const SHARED_DIR: &str = "/run/kata-containers/shared/containers";
 
 /// One storage, as the agent takes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,6 +91,35 @@ pub fn block_rootfs(id: &ContainerId, devno: DevNo, fstype: &str, options: &[Str
         mount_point: rootfs_path(id),
         ..Storage::default()
     }]
+}
+
+/// An emptyDir with medium Memory, shared by the pod's containers by its name; `gid` owns it.
+pub fn memory_volume(name: &str, gid: u32) -> Storage {
+    Storage {
+        driver: "ephemeral".into(),
+        source: "tmpfs".into(),
+        fstype: "tmpfs".into(),
+        options: group(gid),
+        mount_point: format!("/run/kata-containers/sandbox/ephemeral/{name}"),
+        ..Storage::default()
+    }
+}
+
+/// Any other emptyDir: a folder of the guest's own file system, which is its memory.
+pub fn local_volume(sandbox: &SandboxId, name: &str, gid: u32) -> Storage {
+    Storage {
+        driver: "local".into(),
+        source: "local".into(),
+        fstype: "local".into(),
+        options: [vec!["mode=0777".to_owned()], group(gid)].concat(),
+        mount_point: format!("{SHARED_DIR}/{sandbox}/rootfs/local/{name}"),
+        ..Storage::default()
+    }
+}
+
+/// The kubelet gives a pod's fsGroup to the folder.
+fn group(gid: u32) -> Vec<String> {
+    if gid == 0 { Vec::new() } else { vec![format!("fsgid={gid}")] }
 }
 
 #[cfg(test)]

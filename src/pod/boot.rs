@@ -15,9 +15,11 @@ use crate::config::{Boot, Config, VsockConfig};
 use crate::error::{Context, Error, Result};
 use crate::host::spawn::{Child, FdTable, blocking};
 use crate::host::vsock;
-use crate::host::{capacity, cgroup};
+use crate::host::{capacity, cgroup, files};
+use crate::limits;
 use crate::oci::bundle::Bundle;
-use crate::oci::{limits, storage};
+use crate::oci::limits::asked;
+use crate::oci::{storage, volume};
 use crate::plan::size::{self, Capacity, Largest, Size};
 use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
 use crate::pod::guest::Guest;
@@ -95,7 +97,8 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
     network::send(&agent, &network.plan, &plan.nics).await.context("pod network")?;
     reached(Step::NetworkSent)?;
     let hostname = bundle.hostname().unwrap_or_else(|| pod.parts.sandbox.as_str().chars().take(64).collect());
-    agent.create_sandbox(&pod.parts.sandbox, &hostname, Vec::new(), &[storage::shm()]).await?;
+    let dns = volume::resolv_conf(bundle).map(dns_lines).transpose()?.unwrap_or_default();
+    agent.create_sandbox(&pod.parts.sandbox, &hostname, dns, &[storage::shm()]).await?;
     reached(Step::SandboxMade)?;
     let details = agent.guest_details().await?;
     info!(pod.log(), "sandbox is up"; "agent" => details.version, "qemu" => vm.pid());
@@ -111,6 +114,13 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         layers: tokio::sync::Mutex::default(),
         spoiled: Mutex::default(),
     })
+}
+
+/// The guest's own resolver gets what the pod's has.
+fn dns_lines(resolv_conf: &Path) -> Result<Vec<String>> {
+    let bytes =
+        files::read_bounded(resolv_conf, limits::RESOLV_CONF_BYTES).context("resolv.conf of the pod")?;
+    Ok(String::from_utf8_lossy(&bytes).split('\n').map(str::to_owned).collect())
 }
 
 async fn start_vm(
@@ -161,7 +171,7 @@ async fn open_vsock(
 
 /// The VM's size: the configured base and what the pod's containers may use.
 fn size_of(pod: &Pod, config: &Config, bundle: &Bundle, machine: Capacity) -> Result<Size> {
-    let asked = limits::asked(bundle)?;
+    let asked = asked(bundle)?;
     let base = Size { memory_mib: config.memory_mib, vcpus: config.vcpus };
     let largest = Largest { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, machine };
     let size = size::size(base, asked, &largest)?;

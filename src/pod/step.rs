@@ -25,7 +25,7 @@ macro_rules! steps {
 steps! {
     ConfigRead, CgroupOwed, CgroupMade, NetworkScanned, TapOwed, TapMade, MirrorMade, HelperSpawned,
     QemuSpawned, QmpReady, GuestRunning, AgentReady, NetworkSent, SandboxMade, LayersPacked,
-    DiskPlugged, ContainerMade, ContainerStarted, ExecMade, ExecStarted, ContainerRemoved,
+    VolumesCopied, DiskPlugged, ContainerMade, ContainerStarted, ExecMade, ExecStarted, ContainerRemoved,
     SandboxDestroyed, VmStopped, UndoPaid, ScopeUndone,
 }
 

@@ -26,7 +26,7 @@ impl Bundle {
                 "linux": {
                     "cgroupsPath": "/kata-se-tests/x",
                     "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-                    "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
+                    "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}],
                 },
             }),
         }
@@ -70,6 +70,7 @@ impl Bundle {
     /// With a network namespace of its own.
     pub fn network(mut self, path: &str) -> Self {
         let list = self.config["linux"]["namespaces"].as_array_mut().expect("list");
+        list.retain(|namespace| namespace["type"] != "network");
         list.push(json!({"type": "network", "path": path}));
         self
     }

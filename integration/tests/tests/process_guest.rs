@@ -69,9 +69,13 @@ async fn a_create_whose_guest_stops_answering_fails_and_is_undone() {
         "AddARPNeighbors",
         "CreateSandbox",
         "GetGuestDetails",
+        "CopyFile",
         "CreateContainer",
     ];
-    let dir = stage.bundle("c1", &Bundle::sh("true").network(&netns.path()));
+    let mut bundle = Bundle::sh("true").network(&netns.path());
+    let file = json!({"destination": "/f", "type": "bind", "source": stage.path("config.toml"), "options": ["bind"]});
+    bundle.config["mounts"].as_array_mut().expect("list").push(file);
+    let dir = stage.bundle("c1", &bundle);
     for call in calls {
         for silence in silences(call) {
             stage.script(&silence);

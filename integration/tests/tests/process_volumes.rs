@@ -1,0 +1,102 @@
+//! What a pod has of its host: files and folders copied into the guest, its empty folders made of the
+//! guest's memory, and what cannot be given refused in one line.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use harness::{Bundle, Stage};
+use serde_json::{Value, json};
+
+const SHARED: &str = "/run/kata-containers/shared/containers/";
+
+fn with_mounts(mounts: &[Value]) -> Bundle {
+    let mut bundle = Bundle::sh("true").sandbox();
+    bundle.config["mounts"].as_array_mut().expect("list").extend_from_slice(mounts);
+    bundle
+}
+
+fn bind(destination: &str, source: &std::path::Path) -> Value {
+    json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate"]})
+}
+
+fn of<'a>(requests: &'a [Value], method: &str) -> Vec<&'a Value> {
+    requests.iter().filter(|r| r["call"] == method).map(|r| &r["request"]).collect()
+}
+
+#[tokio::test]
+async fn files_of_the_pod_are_copied_before_its_container_is_made() {
+    let stage = Stage::new().await;
+    let at = |name: &str| stage.path(name);
+    fs::write(at("resolv"), "nameserver 10.0.0.1\nsearch a.b\n").expect("write");
+    let large: Vec<u8> = (0..2_500_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+    fs::create_dir_all(at("config/..1")).expect("folder");
+    fs::write(at("config/..1/key"), &large).expect("write");
+    symlink("..1", at("config/..data")).expect("link");
+    symlink("..data/key", at("config/key")).expect("link");
+    let bundle = with_mounts(&[bind("/etc/resolv.conf", &at("resolv")), bind("/etc/config", &at("config"))]);
+    let shim = stage.running("c1", &bundle).await;
+
+    let requests = stage.requests();
+    let [sandbox] = of(&requests, "CreateSandbox")[..] else { panic!("{requests:?}") };
+    assert_eq!(sandbox["dns"], json!(["nameserver 10.0.0.1", "search a.b", ""]));
+    let methods: Vec<&str> = requests.iter().filter_map(|r| r["call"].as_str()).collect();
+    let last = methods.iter().rposition(|m| *m == "CopyFile").expect("copied");
+    assert!(methods.iter().position(|m| *m == "CreateContainer") > Some(last), "{methods:?}");
+    let [made] = of(&requests, "CreateContainer")[..] else { panic!("{requests:?}") };
+    let sources: Vec<&str> = made["OCI"]["Mounts"]
+        .as_array()
+        .expect("mounts")
+        .iter()
+        .filter_map(|m| m["source"].as_str())
+        .filter(|source| source.starts_with(SHARED))
+        .collect();
+    let [resolver, config] = sources[..] else { panic!("{sources:?}") };
+    assert!(resolver.ends_with("-resolv.conf") && config.ends_with("-config"), "{sources:?}");
+    // The guest is a plain process: its files stand in a folder of this stage.
+    let guest = |path: &str| stage.path("guest").join(path.trim_start_matches('/'));
+    assert_eq!(fs::read(guest(resolver)).expect("copied"), b"nameserver 10.0.0.1\nsearch a.b\n");
+    assert!(fs::read(guest(config).join("key")).expect("through both links") == large);
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
+    let stage = Stage::new().await;
+    let without = |namespace: &str| {
+        let mut bundle = Bundle::sh("true").sandbox();
+        let list = bundle.config["linux"]["namespaces"].as_array_mut().expect("list");
+        list.retain(|n| n["type"] != namespace);
+        bundle
+    };
+    let mut device = Bundle::sh("true").sandbox();
+    device.config["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0, "fileMode": 384, "uid": 0, "gid": 0}]);
+    let mut shared = bind("/data", &stage.path("bundles"));
+    shared["options"] = json!(["rbind", "rshared"]);
+    let fifo = stage.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    for (bundle, wanted) in [
+        (without("network"), "hostNetwork: a guest has a kernel of its own"),
+        (without("pid"), "hostPID: a guest has a kernel of its own"),
+        (without("ipc"), "hostIPC: a guest has a kernel of its own"),
+        (device, "device /dev/sda: a device of the host cannot be given"),
+        (with_mounts(&[shared]), "mount /data: mounts made in the guest cannot be propagated to the host"),
+        (with_mounts(&[bind("/run/pipe", &fifo)]), "fifo is a fifo of the host"),
+        (with_mounts(&[bind("/data", &stage.path("none"))]), "none: No such file or directory"),
+    ] {
+        let text = stage.refused(&bundle).await;
+        assert!(text.contains(wanted), "{text}");
+        assert!(!text.contains("QEMU"), "refused before anything is started: {text}");
+    }
+    assert!(stage.requests().is_empty(), "no guest was started");
+}
+
+#[tokio::test]
+async fn too_large_a_volume_is_refused_and_its_pod_undone() {
+    let stage = Stage::new().await;
+    fs::create_dir(stage.path("large")).expect("folder");
+    fs::File::create(stage.path("large/disk")).and_then(|f| f.set_len(1 << 40)).expect("sparse");
+    let text = stage.refused(&with_mounts(&[bind("/data", &stage.path("large"))])).await;
+    assert!(text.contains("larger than can be copied into a guest (64 MiB for all volumes"), "{text}");
+}

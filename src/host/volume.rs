@@ -1,0 +1,389 @@
+//! Files and folders of the host that are copied into a guest: listed and read with bounds, and never
+//! a byte from outside the volume.
+//!
+//! The source itself is what the node's own kubelet or operator named, links in it included. What lies
+//! in it may be the pod's author's: each element is opened beneath the folder without following any
+//! link, looked at through its descriptor, and only regular files are read.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::libc;
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
+
+use crate::error::{Code, Context, Error, Result};
+use crate::limits;
+use crate::oci::volume::Kind;
+
+/// What is left of the bounds for one container's volumes together.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    pub bytes: u64,
+    pub entries: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { bytes: limits::COPIED_BYTES, entries: limits::COPIED_ENTRIES }
+    }
+}
+
+/// One thing to make in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Below the volume; empty for the volume itself.
+    pub path: PathBuf,
+    pub node: Node,
+    /// Permission bits (07777) with the file's type.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    Directory,
+    File,
+    /// A link with its text, which means something in the container only.
+    Link(Vec<u8>),
+}
+
+/// A volume that was looked through: folders stand before what lies in them.
+#[derive(Debug)]
+pub struct Volume {
+    root: OwnedFd,
+    pub entries: Vec<Entry>,
+    /// Sockets, fifos and devices in it, which have no content.
+    pub skipped: usize,
+}
+
+/// What stands at `source`.
+pub fn kind(source: &Path) -> Result<Kind> {
+    let file = open_source(source, libc::O_PATH)?;
+    let meta = file.metadata().with_context(|| format!("volume {}", source.display()))?;
+    let typ = meta.file_type();
+    if typ.is_dir() {
+        let fs = fstatfs(&file).with_context(|| format!("volume {}", source.display()))?;
+        return Ok(Kind::Directory { in_memory: is_memory(fs.filesystem_type()), gid: meta.gid() });
+    }
+    Ok(match typ {
+        _ if typ.is_file() => Kind::File,
+        _ if typ.is_socket() => Kind::Special("socket"),
+        _ if typ.is_fifo() => Kind::Special("fifo"),
+        _ if typ.is_block_device() => Kind::Special("block device"),
+        _ => Kind::Special("character device"),
+    })
+}
+
+fn is_memory(typ: FsType) -> bool {
+    typ == TMPFS_MAGIC
+}
+
+fn open_source(source: &Path, flags: i32) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags | libc::O_NONBLOCK | libc::O_CLOEXEC);
+    options.open(source).map_err(|e| {
+        let code = if e.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Internal };
+        Error::new(code, format!("volume {}: {e}", source.display()))
+    })
+}
+
+impl Volume {
+    /// Looks through the file or folder at `source` and takes what it has from the budget.
+    pub fn list(source: &Path, budget: &mut Budget) -> Result<Self> {
+        // By its path descriptor first: opening a device for reading may do something to it.
+        let looked = open_source(source, libc::O_PATH)?;
+        let meta = looked.metadata().with_context(|| format!("volume {}", source.display()))?;
+        if !meta.is_dir() && !meta.is_file() {
+            return Err(Error::invalid(format!("volume {}: no file or folder any more", source.display())));
+        }
+        let root = open_source(source, 0)?;
+        let mut volume = Self { root: root.into(), entries: Vec::new(), skipped: 0 };
+        let seen = volume.look(&volume.root, PathBuf::new());
+        let seen = seen.and_then(|entry| volume.add(entry, budget));
+        seen.and_then(|()| if meta.is_dir() { volume.walk(budget) } else { Ok(()) })
+            .with_context(|| format!("volume {}", source.display()))?;
+        Ok(volume)
+    }
+
+    /// Breadth first, a folder at a time: one descriptor more is open than the volume's own.
+    fn walk(&mut self, budget: &mut Budget) -> Result<()> {
+        let mut at = 0;
+        while let Some(entry) = self.entries.get(at) {
+            at += 1;
+            if entry.node != Node::Directory {
+                continue;
+            }
+            let folder = entry.path.clone();
+            if folder.components().count() >= limits::COPIED_DEPTH {
+                return Err(Error::invalid(format!(
+                    "{}: folders nested deeper than {}",
+                    folder.display(),
+                    limits::COPIED_DEPTH
+                )));
+            }
+            for name in self.names(&folder, budget.entries)? {
+                let path = folder.join(name);
+                match self.entry(path)? {
+                    Some(entry) => self.add(entry, budget)?,
+                    None => self.skipped += 1,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, (entry, bytes): (Entry, u64), budget: &mut Budget) -> Result<()> {
+        let too_much = |what: &str, most: String| {
+            Error::new(
+                Code::ResourceExhausted,
+                format!(
+                    "{what} than can be copied into a guest ({most} for all volumes of a container): put the \
+                     data into the image, or let the workload fetch it"
+                ),
+            )
+        };
+        budget.bytes = budget
+            .bytes
+            .checked_sub(bytes)
+            .ok_or_else(|| too_much("larger", format!("{} MiB", limits::COPIED_BYTES >> 20)))?;
+        budget.entries = budget
+            .entries
+            .checked_sub(1)
+            .ok_or_else(|| too_much("more files and folders", limits::COPIED_ENTRIES.to_string()))?;
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Names in a folder, in order; at most one more than `most`, which then is too many.
+    fn names(&self, folder: &Path, most: usize) -> Result<Vec<OsString>> {
+        let context = || format!("read folder {}", folder.display());
+        let opened = self.open_beneath(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY).with_context(context)?;
+        let mut names = Vec::new();
+        for name in Dir::from_fd(opened).with_context(context)?.iter() {
+            let name = name.with_context(context)?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+            if names.len() > most {
+                break;
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// What stands at `path` now; None: it is gone, or has no content.
+    fn entry(&self, path: PathBuf) -> Result<Option<(Entry, u64)>> {
+        let opened = match self.open_beneath(&path, OFlag::O_PATH) {
+            Ok(opened) => opened,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::EXDEV) => {
+                return Err(Error::invalid(format!(
+                    "{}: another file system is mounted there, which is not copied: name it as a volume of its own",
+                    path.display()
+                )));
+            }
+            Err(e) => return Err(e).with_context(|| path.display().to_string()),
+        };
+        let found = self.look(&opened, path)?;
+        Ok((found.0.mode & libc::S_IFMT != 0).then_some(found))
+    }
+
+    /// The entry behind a descriptor and the bytes it costs; a mode without type: no content.
+    fn look(&self, opened: &OwnedFd, path: PathBuf) -> Result<(Entry, u64)> {
+        let context = || path.display().to_string();
+        let file = File::from(opened.try_clone().with_context(context)?);
+        let meta = file.metadata().with_context(context)?;
+        let typ = meta.file_type();
+        let (node, bytes, bits) = if typ.is_dir() {
+            (Node::Directory, 0, libc::S_IFDIR)
+        } else if typ.is_symlink() {
+            let text = readlinkat(opened.as_fd(), "").with_context(context)?.into_vec();
+            let bytes = text.len() as u64;
+            (Node::Link(text), bytes, libc::S_IFLNK)
+        } else {
+            (Node::File, meta.len(), if typ.is_file() { libc::S_IFREG } else { 0 })
+        };
+        let mode = meta.mode() & 0o7777 | bits;
+        Ok((Entry { path, node, mode, uid: meta.uid(), gid: meta.gid() }, bytes))
+    }
+
+    /// Opens a file that was listed, and says how long it is now. None: it is none any more.
+    pub fn open(&self, path: &Path) -> Result<Option<(File, u64)>> {
+        let opened = if path.as_os_str().is_empty() {
+            // The volume is a file: opened anew, for an offset of its own.
+            let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.root));
+            File::open(&again).context("volume")?
+        } else {
+            match self.open_beneath(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+                Ok(opened) => File::from(opened),
+                Err(Errno::ENOENT | Errno::ELOOP | Errno::ENXIO | Errno::ENOTDIR) => return Ok(None),
+                Err(e) => return Err(e).with_context(|| path.display().to_string()),
+            }
+        };
+        let meta = opened.metadata().with_context(|| path.display().to_string())?;
+        Ok(meta.is_file().then_some((opened, meta.len())))
+    }
+
+    fn open_beneath(&self, path: &Path, flags: OFlag) -> std::result::Result<OwnedFd, Errno> {
+        // A link at the end is opened itself with O_PATH, and refused without.
+        let safe = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let resolve = ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS
+            | ResolveFlag::RESOLVE_NO_XDEV
+            | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        openat2(&self.root, path, OpenHow::new().flags(flags | safe).resolve(resolve))
+    }
+}
+
+/// The next piece of a file: as long as asked, or shorter at its end.
+pub fn read_piece(file: &mut File, length: u64) -> Result<Vec<u8>> {
+    let length = length.min(limits::COPY_PIECE as u64);
+    let mut piece = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    file.take(length).read_to_end(&mut piece).context("read")?;
+    Ok(piece)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn listed(source: &Path) -> Volume {
+        Volume::list(source, &mut Budget::default()).expect("list")
+    }
+
+    fn paths(volume: &Volume) -> Vec<&str> {
+        volume.entries.iter().map(|e| e.path.to_str().expect("text")).collect()
+    }
+
+    fn content(volume: &Volume, path: &str) -> Option<Vec<u8>> {
+        let (mut file, length) = volume.open(Path::new(path)).expect("open")?;
+        Some(read_piece(&mut file, length).expect("read"))
+    }
+
+    #[test]
+    fn kinds_are_told_apart() {
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("f"), "x").expect("write");
+        symlink("f", at("l")).expect("link");
+        let _socket = std::os::unix::net::UnixListener::bind(at("s")).expect("bind");
+        nix::unistd::mkfifo(&at("p"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+        for (path, wanted) in [
+            (at("f"), Kind::File),
+            (at("l"), Kind::File),
+            (at("s"), Kind::Special("socket")),
+            (at("p"), Kind::Special("fifo")),
+            ("/dev/null".into(), Kind::Special("character device")),
+        ] {
+            assert_eq!(kind(&path), Ok(wanted), "{}", path.display());
+        }
+        assert!(matches!(kind(dir.path()), Ok(Kind::Directory { .. })));
+        assert!(matches!(kind(Path::new("/dev/shm")), Ok(Kind::Directory { in_memory: true, .. })));
+        assert_eq!(kind(&at("x")).expect_err("none").code(), Code::NotFound);
+    }
+
+    #[test]
+    fn a_volume_of_the_kubelet_is_listed_folders_first_with_its_links() {
+        let dir = tempfile::tempdir().expect("dir");
+        fs::create_dir(dir.path().join("..1")).expect("folder");
+        fs::write(dir.path().join("..1/key"), "value").expect("write");
+        fs::set_permissions(dir.path().join("..1/key"), fs::Permissions::from_mode(0o640)).expect("chmod");
+        symlink("..1", dir.path().join("..data")).expect("link");
+        symlink("..data/key", dir.path().join("key")).expect("link");
+        let volume = listed(dir.path());
+        assert_eq!(paths(&volume), ["", "..1", "..data", "key", "..1/key"]);
+        assert_eq!(volume.entries[3].node, Node::Link(b"..data/key".to_vec()));
+        assert_eq!(volume.entries[4].mode, libc::S_IFREG | 0o640);
+        assert_eq!(content(&volume, "..1/key").as_deref(), Some(&b"value"[..]));
+        assert_eq!(content(&volume, "key"), None, "a link is not followed");
+    }
+
+    #[test]
+    fn a_file_alone_is_a_volume_and_can_be_read_twice() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("hosts");
+        fs::write(&path, "127.0.0.1").expect("write");
+        let volume = listed(&path);
+        assert_eq!(paths(&volume), [""]);
+        for _ in 0..2 {
+            assert_eq!(content(&volume, "").as_deref(), Some(&b"127.0.0.1"[..]));
+        }
+    }
+
+    #[test]
+    fn nothing_outside_is_read_whatever_is_put_in_its_place() {
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("secret"), "canary").expect("write");
+        fs::create_dir_all(at("v/a")).expect("folder");
+        fs::write(at("v/a/secret"), "fine").expect("write");
+        let volume = listed(&at("v"));
+        fs::remove_dir_all(at("v/a")).expect("remove");
+        for outside in ["..", "../../", dir.path().to_str().expect("text")] {
+            symlink(outside, at("v/a")).expect("link");
+            assert_eq!(content(&volume, "a/secret"), None, "{outside}");
+            fs::remove_file(at("v/a")).expect("remove");
+        }
+        assert!(volume.open(Path::new("../secret")).is_err(), "above the volume");
+        // A folder swapped with a link again and again while it is listed and read.
+        fs::create_dir(at("v/a")).expect("folder");
+        fs::write(at("v/a/secret"), "fine").expect("write");
+        symlink(dir.path(), at("v/b")).expect("link");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (a, b) = (at("v/a"), at("v/b"));
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                    let here = nix::fcntl::AT_FDCWD;
+                    nix::fcntl::renameat2(here, &a, here, &b, flags).expect("swap");
+                }
+            });
+            for _ in 0..2000 {
+                // It may be a link by the time it is opened as a folder: an error, never its content.
+                let Ok(volume) = Volume::list(&at("v"), &mut Budget::default()) else { continue };
+                for path in ["a/secret", "b/secret"] {
+                    if let Ok(Some((mut file, length))) = volume.open(Path::new(path)) {
+                        assert_eq!(read_piece(&mut file, length).expect("read"), b"fine");
+                    }
+                }
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn what_has_no_content_is_counted_and_bounds_are_named() {
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        nix::unistd::mkfifo(&at("p"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+        assert_eq!(listed(dir.path()).skipped, 1);
+        File::create(at("sparse")).and_then(|f| f.set_len(1 << 40)).expect("sparse");
+        let e = Volume::list(dir.path(), &mut Budget::default()).expect_err("large");
+        assert_eq!(e.code(), Code::ResourceExhausted);
+        assert!(e.to_string().contains("larger than can be copied into a guest (64 MiB"), "{e}");
+        fs::remove_file(at("sparse")).expect("remove");
+        for n in 0..20 {
+            fs::write(at(&format!("f{n}")), "").expect("write");
+        }
+        let e = Volume::list(dir.path(), &mut Budget { bytes: 10, entries: 10 }).expect_err("many");
+        assert!(e.to_string().contains("more files and folders than can be copied"), "{e}");
+        let deep: PathBuf = (0..40).map(|_| "d").collect();
+        fs::create_dir_all(dir.path().join(deep)).expect("folders");
+        let e = Volume::list(dir.path(), &mut Budget::default()).expect_err("deep");
+        assert!(e.to_string().contains("folders nested deeper than 32"), "{e}");
+    }
+}

@@ -1,0 +1,130 @@
+//! A table for each kind of mount.
+
+use super::*;
+use crate::error::Code;
+use crate::oci::bundle;
+use serde_json::{Value, json};
+
+const EMPTY_DIR: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache";
+const FOLDER: Kind = Kind::Directory { in_memory: false, gid: 0 };
+
+fn bundle_of(mounts: &Value) -> Bundle {
+    let spec = json!({
+        "ociVersion": "1.0.2",
+        "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/"},
+        "root": {"path": "rootfs"},
+        "linux": {},
+        "mounts": mounts,
+        "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"},
+    });
+    bundle::parse(spec.to_string().as_bytes(), &ContainerId::parse("c1").expect("id")).expect("spec")
+}
+
+fn placed(mounts: &Value, kinds: &[(&str, Kind)]) -> Result<Volumes> {
+    let kinds = kinds.iter().map(|(path, kind)| (PathBuf::from(path), *kind)).collect();
+    place(&bundle_of(mounts), &ContainerId::parse("c1").expect("id"), &kinds, 0xab)
+}
+
+fn bind(destination: &str, source: &str) -> Value {
+    json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", "ro"]})
+}
+
+#[test]
+fn what_the_guest_has_itself_stays_as_it_is() {
+    let mounts = json!([
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
+        bind("/x", "/sys/fs/bpf"),
+    ]);
+    assert_eq!(host_sources(&bundle_of(&mounts)).count(), 0);
+    let volumes = placed(&mounts, &[]).expect("place");
+    assert_eq!(serde_json::to_value(&volumes.mounts).expect("json"), mounts);
+    assert!(volumes.storages.is_empty() && volumes.copies.is_empty());
+}
+
+#[test]
+fn shared_memory_is_the_pods_whatever_the_mount_says() {
+    for mount in [
+        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=1k"]}),
+        bind("/dev/shm", "/run/containerd/shm"),
+    ] {
+        let volumes = placed(&json!([mount]), &[]).expect("place");
+        let wanted = json!([{"destination": "/dev/shm", "type": "bind",
+            "source": "/run/kata-containers/sandbox/shm", "options": ["rbind"]}]);
+        assert_eq!(serde_json::to_value(&volumes.mounts).expect("json"), wanted);
+    }
+}
+
+#[test]
+fn files_and_folders_are_copied_under_names_of_their_own() {
+    let mounts =
+        json!([bind("/etc/hosts", "/h/hosts"), bind("/a/config", "/h/a"), bind("/b/config", "/h/a")]);
+    let volumes = placed(&mounts, &[("/h/hosts", Kind::File), ("/h/a", FOLDER)]).expect("place");
+    let targets: Vec<_> = volumes.copies.iter().map(|c| (c.source.to_str(), c.target.as_str())).collect();
+    assert_eq!(
+        targets,
+        [
+            (Some("/h/hosts"), "/run/kata-containers/shared/containers/c1-00000000000000ab-hosts"),
+            (Some("/h/a"), "/run/kata-containers/shared/containers/c1-00000000000000ac-config"),
+            (Some("/h/a"), "/run/kata-containers/shared/containers/c1-00000000000000ad-config"),
+        ]
+    );
+    let sent = serde_json::to_value(&volumes.mounts).expect("json");
+    for (at, (_, target)) in targets.iter().enumerate() {
+        assert_eq!(sent[at]["source"], *target);
+        assert_eq!(sent[at]["options"], json!(["rbind", "rprivate", "ro"]));
+    }
+}
+
+#[test]
+fn empty_folders_of_a_pod_are_the_guests_memory() {
+    let in_memory = |gid| Kind::Directory { in_memory: true, gid };
+    let local = "/run/kata-containers/shared/containers/pod/rootfs/local/cache";
+    let memory = "/run/kata-containers/sandbox/ephemeral/cache";
+    for (kind, driver, typ, at, options) in [
+        (FOLDER, "local", "local", local, &["mode=0777"][..]),
+        (Kind::Directory { in_memory: false, gid: 7 }, "local", "local", local, &["mode=0777", "fsgid=7"]),
+        (in_memory(0), "ephemeral", "bind", memory, &[]),
+        (in_memory(7), "ephemeral", "bind", memory, &["fsgid=7"]),
+    ] {
+        let mounts = json!([bind("/cache", EMPTY_DIR), bind("/again", EMPTY_DIR)]);
+        let volumes = placed(&mounts, &[(EMPTY_DIR, kind)]).expect("place");
+        let [storage] = volumes.storages.as_slice() else { panic!("{:?}", volumes.storages) };
+        assert_eq!((storage.driver.as_str(), storage.mount_point.as_str()), (driver, at));
+        assert_eq!(storage.options, options);
+        for mount in &volumes.mounts {
+            assert_eq!((mount.typ().as_deref(), mount.source().as_deref()), (Some(typ), Some(Path::new(at))));
+        }
+        assert!(volumes.copies.is_empty());
+    }
+}
+
+#[test]
+fn what_cannot_be_given_is_refused_by_destination_and_source() {
+    let shared =
+        json!({"destination": "/d", "type": "bind", "source": "/h", "options": ["rbind", "rshared"]});
+    for (mount, kind, wanted) in [
+        (
+            shared,
+            FOLDER,
+            "mount /d: mounts made in the guest cannot be propagated to the host (/h): leave out",
+        ),
+        (bind("/d", "/h"), Kind::Special("socket"), "mount /d: /h is a socket of the host"),
+        (bind("/", "/h"), FOLDER, "mount /: / does not end in a name"),
+        (bind("/d/..", "/h"), FOLDER, "mount /d/..: /d/.. does not end in a name"),
+    ] {
+        let e = placed(&json!([mount]), &[("/h", kind)]).expect_err(wanted);
+        assert!(e.to_string().starts_with(wanted), "{e}");
+        assert_eq!(e.code(), Code::InvalidArgument);
+    }
+    let many: Vec<_> = (0..300).map(|n| bind(&format!("/m{n}"), "/h")).collect();
+    let e = placed(&many.into(), &[("/h", Kind::File)]).expect_err("many");
+    assert_eq!(e.to_string(), "mount /m256: more than 256 volumes to copy into the guest");
+}
+
+#[test]
+fn the_pods_resolver_is_found_among_its_mounts() {
+    assert_eq!(resolv_conf(&bundle_of(&json!([bind("/etc/hosts", "/h")]))), None);
+    let bundle = bundle_of(&json!([bind("/etc/hosts", "/h"), bind("/etc/resolv.conf", "/r")]));
+    assert_eq!(resolv_conf(&bundle), Some(Path::new("/r")));
+}
