@@ -27,7 +27,7 @@ use crate::pod::boot;
 use crate::pod::guest::{Guest, Layer};
 use crate::pod::request::CreateRequest;
 use crate::pod::step::{Step, reached};
-use crate::pod::{Machine, Pod, State, stop, supervise, tasks};
+use crate::pod::{Machine, Pod, State, share, stop, supervise, tasks};
 
 impl Pod {
     /// Makes a container and answers the VM's process id.
@@ -56,6 +56,7 @@ impl Pod {
         let pid = self.lock().vm.pid();
         self.advance_with(&id, Input::CreateDone, |_| ())?;
         self.finish_create(&request.id);
+        share::place(self);
         info!(self.log(), "created {}", id; "ms" => ms(began.elapsed()));
         Ok(pid)
     }
@@ -77,6 +78,7 @@ impl Pod {
                 self.parts.sandbox
             )));
         }
+        let cpus = bundle.cpus().with_context(|| format!("container {id}"))?;
         let first = !matches!(bundle.role, Role::Member { .. });
         match (&state.vm, first) {
             (Machine::Absent | Machine::Gone, true) => state.vm = Machine::Booting,
@@ -94,7 +96,7 @@ impl Pod {
                 return Err(Error::precondition(format!("container {id}: sandbox {sandbox} is not running")));
             }
         }
-        state.containers.insert(id.clone(), Container::creating(request, bundle.role == Role::Sandbox));
+        state.containers.insert(id.clone(), Container::creating(request, bundle.role == Role::Sandbox, cpus));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::limits;
 use crate::pod::event::Event;
 use crate::pod::request::{Deleted, Exit};
 use crate::pod::step::{Step, reached};
-use crate::pod::{Pod, no_process, stop};
+use crate::pod::{Pod, no_process, share, stop};
 
 impl Pod {
     /// Deletes a finished or never started process.
@@ -32,9 +32,12 @@ impl Pod {
             return Err(e.context(format!("delete {id}")));
         }
         let Exit { status, at } = exit.unwrap_or(Exit { status: 0, at: std::time::SystemTime::UNIX_EPOCH });
-        let mut state = self.lock();
-        state.containers.remove(&id.container);
-        self.events.push(Event::Delete { id: id.container.clone(), pid, status, at });
+        {
+            let mut state = self.lock();
+            state.containers.remove(&id.container);
+            self.events.push(Event::Delete { id: id.container.clone(), pid, status, at });
+        }
+        share::place(self);
         Ok(Deleted { pid, exit })
     }
 

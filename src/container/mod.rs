@@ -24,6 +24,7 @@ use crate::ccw::DevNo;
 use crate::error::Result;
 use crate::ids::{ExecId, ProcessId};
 use crate::lifecycle::process::{Emit, Input, Kind, Phase};
+use crate::plan::cpus::CpuList;
 use crate::plan::rootfs::RootfsMount;
 use crate::pod::request::{CreateRequest, Exit, Status, StdioPaths};
 
@@ -41,6 +42,8 @@ pub(crate) struct Container {
     pub(crate) execs: BTreeMap<ExecId, Process>,
     /// The disk of its root file system, when no other container uses it.
     pub(crate) own_disk: Option<DevNo>,
+    /// The host's CPUs that it may use; empty: none are named.
+    pub(crate) cpus: CpuList,
     /// A caller asked for its end by KILL.
     pub(crate) kill_asked: bool,
     /// True when the guest's OOM killer hit it.
@@ -66,7 +69,7 @@ pub(crate) struct Process {
 }
 
 impl Container {
-    pub(crate) fn creating(request: &CreateRequest, is_sandbox: bool) -> Self {
+    pub(crate) fn creating(request: &CreateRequest, is_sandbox: bool, cpus: CpuList) -> Self {
         Self {
             bundle: request.bundle.clone(),
             rootfs: request.rootfs.clone(),
@@ -74,6 +77,7 @@ impl Container {
             init: Process::new(Kind::Init, request.stdio.clone(), Vec::new()),
             execs: BTreeMap::new(),
             own_disk: None,
+            cpus,
             kill_asked: false,
             oom: channel::Sender::new(false),
             cancel: channel::Sender::new(false),

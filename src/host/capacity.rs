@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::host::files::read_bounded;
+use crate::plan::cpus::CpuList;
 use crate::plan::size::Capacity;
 
 /// Largest file read.
@@ -29,12 +30,7 @@ fn memory_mib(text: &str) -> u64 {
 
 /// A list of ranges: `0-3,8`.
 fn cpus(text: &str) -> u32 {
-    let range = |part: &str| -> Option<u32> {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        last.checked_sub(first)?.checked_add(1)
-    };
-    text.trim().split(',').map(range).sum::<Option<u32>>().unwrap_or(0)
+    CpuList::parse(text).ok().and_then(|list| u32::try_from(list.cpus().count()).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The host's kernel interfaces, one per file; all `unsafe` of the program is in `sys`.
 
+pub(crate) mod affinity;
 pub mod capacity;
 pub mod cgroup;
 pub mod config_files;

@@ -16,7 +16,8 @@ use tokio::sync::OnceCell;
 
 use crate::error::{Context, Error, Result};
 use crate::host::cgroup::Entry;
-use crate::host::sys;
+use crate::host::{affinity, sys};
+use crate::plan::cpus::CpuList;
 use crate::plan::vm::ChildFd;
 
 /// Descriptors given to a child, numbered as they will be there.
@@ -52,6 +53,8 @@ pub struct Launch {
     pub stderr: Option<OwnedFd>,
     /// The cgroup the child enters before it becomes the program.
     pub cgroup: Option<Entry>,
+    /// The CPUs it and its threads run on, as far as it may; empty: ours.
+    pub cpus: CpuList,
     pub mount: Option<PrivateMount>,
     /// The child outlives us (the shim's server); everything else dies with its parent.
     pub detached: bool,
@@ -113,6 +116,7 @@ impl Launch {
         sys::ChildSetup {
             fds: self.fds.0,
             cgroup: self.cgroup.map(Entry::into_files).unwrap_or_default(),
+            cpus: affinity::set_of(&self.cpus),
             die_with_parent: !self.detached,
             mount: self.mount.map(PrivateMount::prepare).transpose()?,
         }
@@ -161,6 +165,18 @@ impl Child {
     pub fn set_oom_score(&self, score: i32) -> Result<()> {
         let path = format!("/proc/{}/oom_score_adj", self.pid);
         std::fs::write(&path, score.to_string()).with_context(|| format!("write {score} to {path}"))
+    }
+
+    /// Lets all its threads run on these CPUs only, and says on which it does: the kernel passes over those
+    /// that are not there or not allowed.
+    pub fn set_cpus(&self, cpus: &CpuList) -> Result<CpuList> {
+        affinity::set(self.pid, cpus)?;
+        self.cpus()
+    }
+
+    /// The CPUs that its first thread may run on.
+    pub fn cpus(&self) -> Result<CpuList> {
+        affinity::get(self.pid)
     }
 
     /// No other program runs on a CPU core at the same time as its threads.

@@ -10,6 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::libc;
+use nix::sched::CpuSet;
+use nix::unistd::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -20,6 +22,8 @@ pub(crate) struct ChildSetup {
     pub(crate) fds: Vec<OwnedFd>,
     /// Opened `cgroup.procs` files: the child enters each before the program starts.
     pub(crate) cgroup: Vec<File>,
+    /// The CPUs that the child runs on, as far as it may.
+    pub(crate) cpus: Option<CpuSet>,
     /// SIGKILL when the spawning thread ends. A belt: the cgroup is what is relied on.
     pub(crate) die_with_parent: bool,
     /// A read-only mount made in a mount namespace of the child's own.
@@ -47,6 +51,10 @@ impl ChildSetup {
         for procs in &self.cgroup {
             // SAFETY: writes one byte of a constant to an open descriptor.
             check(unsafe { libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) } as libc::c_long)?;
+        }
+        if let Some(cpus) = &self.cpus {
+            // What the kernel does not give is told by the parent, which looks at what came of it.
+            nix::sched::sched_setaffinity(Pid::from_raw(0), cpus).ok();
         }
         // SAFETY: plain system calls on this process alone; pointers are to constants or to memory
         // that outlives the call.

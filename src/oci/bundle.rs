@@ -8,6 +8,8 @@ use crate::error::{Context, Error, Result};
 use crate::ids::ContainerId;
 use crate::limits;
 use crate::oci::pod::{Role, role};
+use crate::oci::resources;
+use crate::plan::cpus::CpuList;
 
 /// A container's spec as the host's client wrote it, checked.
 #[derive(Clone, Debug)]
@@ -99,6 +101,11 @@ impl Bundle {
     /// The value of an annotation.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.spec.annotations().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// The host's CPUs that the container may use; empty: none are named.
+    pub fn cpus(&self) -> Result<CpuList> {
+        resources::cpus(self.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()))
     }
 
     pub fn cgroups_path(&self) -> Option<String> {

@@ -5,7 +5,8 @@
 //! | CPU shares, quota, period; memory limit, reservation, swap | sent to the guest |
 //! | a memory limit or CPU quota above the VM's size | refused: the size is fixed when the VM starts |
 //! | a limit for huge pages other than 0 | refused: the memory of a secure VM has none |
-//! | cpuset, device rules, pids, block I/O, network classes, RDMA, `unified` | not sent, as at Create |
+//! | a list of CPUs | not sent: QEMU itself runs on the CPUs of its pod's containers (`pod::share`) |
+//! | device rules, pids, block I/O, network classes, RDMA, `unified` | not sent, as at Create |
 //!
 //! The last line is no error: the kubelet sends all of a container's resources with each change, and
 //! those name things of the host.
@@ -13,6 +14,7 @@
 use oci_spec::runtime::LinuxResources;
 
 use crate::error::{Context, Error, Result};
+use crate::plan::cpus::CpuList;
 use crate::plan::size::Size;
 
 /// A CPU quota's period when none is given, in microseconds: the kernel's.
@@ -21,6 +23,12 @@ pub(crate) const CPU_PERIOD: u64 = 100_000;
 /// Limits that may be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuestResources(pub(crate) LinuxResources);
+
+/// The host's CPUs that a container may use; empty: none are named.
+pub fn cpus(resources: Option<&LinuxResources>) -> Result<CpuList> {
+    let text = resources.and_then(|r| r.cpu().as_ref()).and_then(|cpu| cpu.cpus().as_ref());
+    CpuList::parse(text.map_or("", String::as_str)).context("resources.cpu.cpus")
+}
 
 /// Device rules, pids, block I/O, network classes and cpusets name things of the host.
 pub(crate) fn trim(resources: &mut LinuxResources) {
@@ -36,8 +44,8 @@ pub(crate) fn trim(resources: &mut LinuxResources) {
     }
 }
 
-/// `LinuxResources` as JSON, for a container in a VM of this size.
-pub fn parse(json: &[u8], vm: Size) -> Result<GuestResources> {
+/// `LinuxResources` as JSON, for a container in a VM of this size; and the CPUs that it may use.
+pub fn parse(json: &[u8], vm: Size) -> Result<(GuestResources, CpuList)> {
     let mut resources: LinuxResources = serde_json::from_slice(json).context("resources")?;
     let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or(0);
     let mib = u64::try_from(limit).unwrap_or(0).div_ceil(1 << 20);
@@ -64,9 +72,10 @@ pub fn parse(json: &[u8], vm: Size) -> Result<GuestResources> {
             pages.page_size()
         )));
     }
+    let cpus = cpus(Some(&resources))?;
     resources.set_hugepage_limits(None);
     trim(&mut resources);
-    Ok(GuestResources(resources))
+    Ok((GuestResources(resources), cpus))
 }
 
 #[cfg(test)]
@@ -76,17 +85,19 @@ mod tests {
 
     const VM: Size = Size { memory_mib: 512, vcpus: 2 };
 
-    fn of(json: &str) -> Result<GuestResources> {
+    fn of(json: &str) -> Result<(GuestResources, CpuList)> {
         parse(json.as_bytes(), VM)
     }
 
     #[test]
     fn what_the_guest_can_change_is_sent_and_nothing_of_the_host() {
-        let sent = of(r#"{"devices":[{"allow":false,"access":"rwm"}],"pids":{"limit":9},"unified":{"a":"b"},
+        let (sent, cpus) =
+            of(r#"{"devices":[{"allow":false,"access":"rwm"}],"pids":{"limit":9},"unified":{"a":"b"},
             "blockIO":{"weight":10},"hugepageLimits":[{"pageSize":"1MB","limit":0}],
             "memory":{"limit":67108864,"swap":67108864},
             "cpu":{"shares":512,"quota":50000,"period":100000,"cpus":"0-3","mems":"0"}}"#)
-        .expect("resources");
+            .expect("resources");
+        assert_eq!(cpus.to_string(), "0-3");
         assert_eq!(
             serde_json::to_string(&sent.0).expect("json"),
             r#"{"memory":{"limit":67108864,"swap":67108864},"cpu":{"shares":512,"quota":50000,"period":100000}}"#
@@ -112,6 +123,11 @@ mod tests {
                 r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#,
                 Some(Code::InvalidArgument),
                 "huge pages (2MB): the memory of a secure VM has none",
+            ),
+            (
+                r#"{"cpu":{"cpus":"0-x"}}"#,
+                Some(Code::InvalidArgument),
+                "resources.cpu.cpus: list of CPUs: \"0-x\": takes numbers",
             ),
             ("{", Some(Code::Internal), "resources: EOF while parsing"),
         ] {

@@ -1,5 +1,6 @@
 //! Decisions about the host's side of a pod: data in, data out.
 
+pub mod cpus;
 pub mod figures;
 pub mod host_key;
 pub mod machine;

@@ -20,6 +20,7 @@ use crate::limits;
 use crate::oci::bundle::Bundle;
 use crate::oci::limits::asked;
 use crate::oci::{storage, volume};
+use crate::plan::cpus::CpuList;
 use crate::plan::size::{self, Capacity, Largest, Size};
 use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
 use crate::pod::guest::Guest;
@@ -40,6 +41,8 @@ pub(crate) struct Ground {
     machine: Capacity,
     size: Size,
     checked: Option<Checked>,
+    /// Those that the spec names.
+    cpus: CpuList,
     /// Made: every process of the pod is started in it.
     pub(crate) leaf: PathBuf,
 }
@@ -57,7 +60,7 @@ pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Resul
     let path = leaf.clone();
     drop(blocking("make cgroup", move || cgroup::make(&path)).await?);
     reached(Step::CgroupMade)?;
-    Ok(Ground { config, machine, size, checked, leaf })
+    Ok(Ground { config, machine, size, checked, cpus: bundle.cpus()?, leaf })
 }
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
@@ -88,7 +91,7 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         disks: Vec::new(),
     };
     let began = Instant::now();
-    let share = Share::of(bundle, size, ground.machine);
+    let share = Share::of(bundle, size, ground.machine, ground.cpus);
     let vm = start_vm(pod, ground, (&plan, fds, wires), share).await?;
     let agent = Agent::connect(transport, ground.config.agent.clone(), vm.gone()).await;
     let agent = agent.map_err(|e| with_console(e, &vm))?;
@@ -110,6 +113,7 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         vm,
         agent,
         vsock_device,
+        cpus: Mutex::new(ground.cpus),
         devnos: Mutex::new(devnos),
         layers: tokio::sync::Mutex::default(),
         spoiled: Mutex::default(),
@@ -129,7 +133,8 @@ async fn start_vm(
     (plan, fds, wires): (&VmPlan, FdTable, Wires),
     share: Share,
 ) -> Result<Arc<Vm>> {
-    let (vm, streams) = Vm::spawn(ground.config.qemu.path.clone(), plan, fds, &ground.leaf, wires)?;
+    let (vm, streams) =
+        Vm::spawn(ground.config.qemu.path.clone(), plan, fds, (&ground.leaf, ground.cpus), wires)?;
     share.give(pod, &vm);
     drop(tasks::spawn(Arc::clone(&vm).watch(streams)));
     drop(tasks::spawn(supervise::tell_end(pod.log().clone(), pod.parts.dir.clone(), Arc::clone(&vm))));
@@ -161,7 +166,9 @@ async fn open_vsock(
             for name in [vsock_device::DEVICE_SOCKET, vsock_device::AGENT_SOCKET] {
                 pod.journal.owe(&Undo::Path { name: name.to_owned() })?;
             }
-            let child = vsock_device::start(program.clone(), dir, cgroup::enter(&ground.leaf)?).await?;
+            let child =
+                vsock_device::start(program.clone(), dir, (cgroup::enter(&ground.leaf)?, ground.cpus))
+                    .await?;
             reached(Step::HelperSpawned)?;
             let plan = VsockPlan::VhostUser { socket: dir.join(vsock_device::DEVICE_SOCKET) };
             Ok((plan, Transport::Hybrid { socket: dir.join(vsock_device::AGENT_SOCKET) }, Some(child)))

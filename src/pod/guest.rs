@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::host::spawn::Child;
 use crate::ids::ContainerId;
+use crate::plan::cpus::CpuList;
 use crate::plan::size::Size;
 use crate::qemu::launch::Vm;
 
@@ -26,6 +27,8 @@ pub(crate) struct Guest {
     pub(crate) agent: Agent,
     /// The vsock device program, on hosts that need one; it ends with the pod's cgroup.
     pub(crate) vsock_device: Option<Child>,
+    /// The CPUs that its processes were last let run on; empty: any.
+    pub(crate) cpus: Mutex<CpuList>,
     pub(crate) devnos: Mutex<DevNos>,
     /// Layer images in this guest. Held while one is plugged, so that two containers of one image
     /// do not plug it twice.

@@ -1,9 +1,14 @@
-//! QEMU's share of the host, set before the guest runs: its rank for the OOM killer, and a core scheduling
-//! domain of its own. A node that does not give a privilege gets a warning, and the pod starts.
+//! QEMU's share of the host: its rank for the OOM killer and a core scheduling domain of its own, set before
+//! the guest runs; and the CPUs it runs on, which follow the pod's containers. What a node does not give is a
+//! warning, and the pod goes on.
+
+use std::sync::PoisonError;
 
 use slog::warn;
 
+use crate::error::Result;
 use crate::oci::bundle::Bundle;
+use crate::plan::cpus::CpuList;
 use crate::plan::oom_score::oom_score_adj;
 use crate::plan::size::{Capacity, Size};
 use crate::pod::Pod;
@@ -13,13 +18,14 @@ use crate::qemu::launch::Vm;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Share {
     oom_score_adj: i32,
+    cpus: CpuList,
 }
 
 impl Share {
-    pub(crate) fn of(bundle: &Bundle, size: Size, machine: Capacity) -> Self {
+    pub(crate) fn of(bundle: &Bundle, size: Size, machine: Capacity, cpus: CpuList) -> Self {
         let own = bundle.spec.process().as_ref().and_then(|process| process.oom_score_adj());
         let path = bundle.cgroups_path().unwrap_or_default();
-        Self { oom_score_adj: oom_score_adj(&path, own, size, machine) }
+        Self { oom_score_adj: oom_score_adj(&path, own, size, machine), cpus }
     }
 
     pub(crate) fn give(self, pod: &Pod, vm: &Vm) {
@@ -31,5 +37,38 @@ impl Share {
                 warn!(pod.log(), "{}: QEMU shares CPU cores with others", e);
             }
         }
+        // QEMU was started on them.
+        tell_missing(pod, &self.cpus, vm.cpus());
+    }
+}
+
+/// Lets the VM's processes run on the CPUs that the pod's containers name together; when none names any
+/// longer a CPU, on all that there are.
+pub(crate) fn place(pod: &Pod) {
+    let Ok(guest) = pod.guest() else { return };
+    let mut placed = guest.cpus.lock().unwrap_or_else(PoisonError::into_inner);
+    let named =
+        pod.lock().containers.values().fold(CpuList::default(), |all, container| all.with(&container.cpus));
+    if named == *placed {
+        return;
+    }
+    *placed = named;
+    let wanted = if named.is_empty() { CpuList::all() } else { named };
+    tell_missing(pod, &named, guest.vm.set_cpus(&wanted));
+    if let Some(Err(e)) = guest.vsock_device.as_ref().map(|device| device.set_cpus(&wanted)) {
+        warn!(pod.log(), "{}: the vsock device runs where it did", e);
+    }
+}
+
+fn tell_missing(pod: &Pod, named: &CpuList, given: Result<CpuList>) {
+    match given {
+        Ok(given) if named.without(&given).is_empty() => {}
+        Ok(given) => warn!(
+            pod.log(),
+            "CPUs {} of the pod are not there or not allowed for its cgroup: QEMU runs on {}",
+            named.without(&given),
+            given
+        ),
+        Err(e) => warn!(pod.log(), "{}: QEMU runs where it did", e),
     }
 }

@@ -19,6 +19,7 @@ use crate::host::spawn::{Child, Ended, FdTable, Launch};
 use crate::host::{cgroup, oom};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
+use crate::plan::cpus::CpuList;
 use crate::plan::vm::{ChildFd, VmPlan};
 use crate::qemu::args::args;
 use crate::qemu::event::{GuestPanic, QmpEvent};
@@ -89,7 +90,7 @@ impl Vm {
         program: PathBuf,
         plan: &VmPlan,
         fds: FdTable,
-        leaf: &Path,
+        (leaf, cpus): (&Path, CpuList),
         wires: Wires,
     ) -> Result<(Arc<Self>, Streams)> {
         let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
@@ -100,6 +101,7 @@ impl Vm {
             fds,
             stderr: Some(theirs),
             cgroup: Some(cgroup::enter(leaf)?),
+            cpus,
             ..Launch::default()
         }
         .spawn()?;
@@ -201,6 +203,16 @@ impl Vm {
     /// See `host::spawn`.
     pub fn set_oom_score(&self, score: i32) -> Result<()> {
         self.child.set_oom_score(score)
+    }
+
+    /// See `host::spawn`.
+    pub fn set_cpus(&self, cpus: &CpuList) -> Result<CpuList> {
+        self.child.set_cpus(cpus)
+    }
+
+    /// See `host::spawn`.
+    pub fn cpus(&self) -> Result<CpuList> {
+        self.child.cpus()
     }
 
     /// See `host::spawn`.

@@ -14,6 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::cgroup::Entry;
 use crate::host::spawn::{Child, Launch};
 use crate::limits;
+use crate::plan::cpus::CpuList;
 use crate::qemu::opt::Opt;
 
 /// Socket names below the pod's directory.
@@ -27,7 +28,7 @@ const CID: &str = "3";
 const TX_BUFFER: &str = "32768";
 
 /// Starts the program and waits until QEMU can connect to it.
-pub async fn start(program: PathBuf, dir: &Path, cgroup: Entry) -> Result<Child> {
+pub async fn start(program: PathBuf, dir: &Path, (cgroup, cpus): (Entry, CpuList)) -> Result<Child> {
     let device = dir.join(DEVICE_SOCKET);
     let vm = Opt::new("")
         .set("guest-cid", CID)
@@ -43,6 +44,7 @@ pub async fn start(program: PathBuf, dir: &Path, cgroup: Entry) -> Result<Child>
         args: vec!["--vm".into(), vm],
         stderr: Some(theirs),
         cgroup: Some(cgroup),
+        cpus,
         ..Launch::default()
     }
     .spawn()?;

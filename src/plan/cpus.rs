@@ -1,0 +1,158 @@
+//! A list of CPUs as the kernel and OCI specs write it (`0-3,8`), and which of them a pod's VM runs on.
+//!
+//! A VM is one process for all containers of its pod, so it runs on the CPUs that any of them may use. The
+//! kubelet's static CPU manager names CPUs for every container of a node; one that names none, as the
+//! sandbox's own, counts for nothing.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// CPUs that can be named: what `sched_setaffinity` takes through the C library (s390x kernels have 512).
+pub const MOST: usize = 1024;
+
+/// A set of CPUs. Empty: none is named, all may be used.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuList([u64; MOST / 64]);
+
+impl CpuList {
+    /// Reads `0-3,8`; nothing at all is the empty list.
+    pub fn parse(text: &str) -> Result<Self> {
+        let text = text.trim();
+        let mut list = Self::default();
+        for part in text.split(',').filter(|_| !text.is_empty()) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |digits: &str| digits.trim().parse::<usize>().ok().filter(|cpu| *cpu < MOST);
+            match (number(first), number(last)) {
+                (Some(first), Some(last)) if first <= last => (first..=last).for_each(|cpu| list.add(cpu)),
+                _ => {
+                    let (part, most): (String, _) = (part.chars().take(40).collect(), MOST - 1);
+                    return Err(Error::invalid(format!(
+                        "list of CPUs: {part:?}: takes numbers and ranges up to {most}, as 0-3,8"
+                    )));
+                }
+            }
+        }
+        Ok(list)
+    }
+
+    /// Every CPU there can be.
+    pub fn all() -> Self {
+        Self([u64::MAX; MOST / 64])
+    }
+
+    /// Numbers from [`MOST`] on are left out.
+    pub fn add(&mut self, cpu: usize) {
+        if let Some(word) = self.0.get_mut(cpu / 64) {
+            *word |= 1 << (cpu % 64);
+        }
+    }
+
+    pub fn has(&self, cpu: usize) -> bool {
+        self.0.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
+    }
+
+    pub fn cpus(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..MOST).filter(|cpu| self.has(*cpu))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What is in either.
+    #[must_use]
+    pub fn with(mut self, other: &Self) -> Self {
+        other.cpus().for_each(|cpu| self.add(cpu));
+        self
+    }
+
+    /// What is not in `other`.
+    #[must_use]
+    pub fn without(mut self, other: &Self) -> Self {
+        for (word, others) in self.0.iter_mut().zip(other.0) {
+            *word &= !others;
+        }
+        self
+    }
+}
+
+impl fmt::Display for CpuList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        for first in self.cpus().filter(|cpu| *cpu == 0 || !self.has(cpu - 1)) {
+            let last = (first..MOST).take_while(|cpu| self.has(*cpu)).last().unwrap_or(first);
+            write!(f, "{comma}{first}")?;
+            if last > first {
+                write!(f, "-{last}")?;
+            }
+            comma = ",";
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CpuList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CpuList({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn list(text: &str) -> CpuList {
+        CpuList::parse(text).expect(text)
+    }
+
+    #[test]
+    fn lists_are_read_and_written_as_the_kernel_does() {
+        for (text, wanted, count) in [
+            ("", "", 0),
+            ("\n", "", 0),
+            ("0-3\n", "0-3", 4),
+            ("7", "7", 1),
+            ("8,0-3,10-11,2", "0-3,8,10-11", 7),
+            ("0,1,2", "0-2", 3),
+            ("63-64,1023", "63-64,1023", 3),
+            ("0-1023", "0-1023", 1024),
+        ] {
+            let read = list(text);
+            assert_eq!((read.to_string().as_str(), read.cpus().count()), (wanted, count), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused() {
+        for text in ["x", "1-", "-1", "3-1", "1,,2", "1024", "0-99999999999999999999", "0-1:2/3", "+"] {
+            let e = CpuList::parse(text).expect_err(text).to_string();
+            assert!(e.contains("takes numbers and ranges up to 1023, as 0-3,8"), "{e}");
+        }
+        let long = CpuList::parse(&"9".repeat(1 << 20)).expect_err("long").to_string();
+        assert!(long.len() < 200, "{} bytes", long.len());
+    }
+
+    #[test]
+    fn lists_are_joined_and_compared() {
+        assert_eq!(list("0-1").with(&list("3,70")), list("0-1,3,70"));
+        assert_eq!(list("0-3").without(&list("1,9")), list("0,2-3"));
+        assert!(list("1").without(&CpuList::all()).is_empty());
+        assert!(!list("1").has(MOST));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(cpus in prop::collection::vec(0..MOST, 0..20)) {
+            let mut written = CpuList::default();
+            cpus.iter().for_each(|cpu| written.add(*cpu));
+            prop_assert_eq!(CpuList::parse(&written.to_string()), Ok(written));
+        }
+
+        #[test]
+        fn no_text_is_too_much(text in ".{0,200}") {
+            drop(CpuList::parse(&text));
+        }
+    }
+}
