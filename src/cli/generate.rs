@@ -34,7 +34,13 @@ mod tests {
     fn every_command_has_a_page_and_every_shell_a_script() {
         let dir = tempfile::tempdir().expect("dir");
         manual(dir.path(), crate::cli::Cli::command()).expect("pages");
-        for page in ["kata-se.1", "kata-se-check.1", "kata-se-image-inspect.1", "kata-se-host-key-verify.1"] {
+        for page in [
+            "kata-se.1",
+            "kata-se-check.1",
+            "kata-se-runtimeclass.1",
+            "kata-se-image-inspect.1",
+            "kata-se-host-key-verify.1",
+        ] {
             assert!(dir.path().join(page).is_file(), "{page}");
         }
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {

@@ -8,6 +8,7 @@ mod export;
 mod generate;
 mod host_key;
 mod inspect;
+mod runtime_class;
 mod screen;
 
 use std::io::Write;
@@ -46,6 +47,8 @@ enum Command {
     #[command(subcommand)]
     HostKey(HostKey),
     Explain(explain::Explain),
+    #[command(name = "runtimeclass")]
+    RuntimeClass(runtime_class::RuntimeClass),
     /// Prints the completion script of a shell: `kata-se completion bash > /etc/bash_completion.d/kata-se`.
     Completion {
         shell: clap_complete::Shell,
@@ -88,6 +91,7 @@ fn run(command: &Command, style: Style) -> Result<Answer> {
         Command::Image(Image::Export(export)) => export.run(style),
         Command::HostKey(HostKey::Verify(verify)) => verify.run(style),
         Command::Explain(explain) => explain.run(style),
+        Command::RuntimeClass(class) => class.run(),
         Command::Completion { shell } => Ok(generate::completion(*shell, Cli::command())),
         Command::Man { dir } => generate::manual(dir, Cli::command()),
     }

@@ -6,6 +6,7 @@ pub mod host_key;
 pub mod machine;
 pub mod network;
 pub mod oom_score;
+pub mod overhead;
 pub mod preflight;
 pub mod rootfs;
 pub mod size;

@@ -1,0 +1,120 @@
+//! What a pod costs the host beyond its containers' limits stays within what its RuntimeClass reserves.
+//!
+//! Measured in emulation, where QEMU's buffer for translated code is told apart: KVM has none.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+#![allow(clippy::print_stdout)] // the figures, with --nocapture
+
+use std::fs;
+use std::path::PathBuf;
+
+use harness::Containerd;
+use kata_se::host::config_files;
+use kata_se::plan::overhead::{HOST_MIB, overhead};
+
+/// Of the guest on this node.
+const MEMORY_MIB: u64 = 512;
+
+/// What QEMU's emulation may translate here; its buffer is never larger.
+const CODE_MIB: u64 = 400;
+
+/// Resident KiB of a process, by mapping: its guest's memory, code that was translated, everything else.
+#[derive(Clone, Copy, Debug, Default)]
+struct Resident {
+    guest: u64,
+    code: u64,
+    own: u64,
+}
+
+fn resident(pid: u32) -> Resident {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
+    let mut sum = Resident::default();
+    let (mut executable, mut is_guest) = (false, false);
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [range, mode, ..] if range.contains('-') => executable = mode.starts_with("rwx"),
+            ["Size:", kib, "kB"] => is_guest = kib.parse() == Ok(MEMORY_MIB << 10),
+            ["Rss:", kib, "kB"] => {
+                let part = match (is_guest, executable) {
+                    (true, _) => &mut sum.guest,
+                    (_, true) => &mut sum.code,
+                    _ => &mut sum.own,
+                };
+                *part += kib.parse::<u64>().expect("KiB");
+            }
+            _ => {}
+        }
+    }
+    sum
+}
+
+/// A cgroup as the kubelet makes one for a pod, with a limit for memory; removed at the end.
+struct PodCgroup(PathBuf);
+
+impl PodCgroup {
+    const NAME: &str = "kata-se-e2e-overhead";
+
+    fn new(limit_mib: u64) -> Self {
+        let v1 = PathBuf::from("/sys/fs/cgroup/memory");
+        let (root, file) = if v1.is_dir() {
+            (v1, "memory.limit_in_bytes")
+        } else {
+            (PathBuf::from("/sys/fs/cgroup"), "memory.max")
+        };
+        let dir = root.join(Self::NAME);
+        fs::create_dir(&dir).expect("cgroup");
+        let made = Self(dir);
+        fs::write(made.0.join(file), (limit_mib << 20).to_string()).expect("limit");
+        made
+    }
+
+    /// The processes in the pod's own leaf.
+    fn processes(&self) -> Vec<u32> {
+        let leaves = fs::read_dir(&self.0).expect("leaves").flatten().filter(|entry| entry.path().is_dir());
+        let lists =
+            leaves.map(|leaf| fs::read_to_string(leaf.path().join("cgroup.procs")).expect("processes"));
+        lists
+            .flat_map(|list| list.lines().map(|pid| pid.parse().expect("pid")).collect::<Vec<u32>>())
+            .collect()
+    }
+}
+
+impl Drop for PodCgroup {
+    fn drop(&mut self) {
+        fs::remove_dir(&self.0).ok();
+    }
+}
+
+#[test]
+fn a_guest_that_uses_all_its_memory_stays_within_the_overhead_of_its_runtime_class() {
+    let node = Containerd::new();
+    let config = config_files::load(Some(&node.path("config.toml"))).expect("configuration");
+    let overhead = overhead(&config, Some(0));
+    let pod = PodCgroup::new(u64::from(overhead.memory_mib) + CODE_MIB);
+    let place = format!("/{}/c1", PodCgroup::NAME);
+    let mut child = node.running(&["--cgroup", &place], "c1", "while :; do sleep 0.1; done");
+    // Without a limit of its own: the guest's kernel ends it when nothing is left.
+    let hog = node.exec("c1", "hog", &["tail", "/dev/zero"]);
+    assert_eq!(hog.status.code(), Some(137), "{}", node.log());
+    let shim = fs::read_to_string(node.pod_dir().join("lock")).expect("lock");
+    let mut processes = pod.processes();
+    processes.push(shim.trim().parse().expect("pid"));
+    processes.sort_unstable();
+    processes.dedup();
+    let mut all = Resident::default();
+    for pid in processes {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).expect("comm");
+        let of = resident(pid);
+        println!("{}: {of:?} KiB", name.trim());
+        all = Resident { guest: all.guest + of.guest, code: all.code + of.code, own: all.own + of.own };
+    }
+    assert!(all.guest >> 10 > MEMORY_MIB * 3 / 4, "the guest has used its memory: {all:?}");
+    assert!((20..HOST_MIB.into()).contains(&(all.own >> 10)), "{all:?}");
+    assert!(node.exec("c1", "after", &["true"]).status.success(), "the VM is still there: {}", node.log());
+    node.ctr(&["task", "kill", "--signal", "KILL", "c1"]);
+    child.wait().expect("ctr");
+    node.remove("c1");
+    drop(pod);
+    node.assert_clean();
+}

@@ -1,0 +1,87 @@
+//! `kata-se runtimeclass`: the RuntimeClass for Kubernetes, its overhead computed from the configuration, so that
+//! the two cannot disagree.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::cli::screen::Answer;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::host::config_files;
+use crate::plan::overhead::overhead;
+
+/// Prints the RuntimeClass of this configuration: `kata-se runtimeclass | kubectl apply -f -`.
+///
+/// Its overhead is what a pod costs the node beyond its containers' limits; the kubelet limits the pod's cgroup
+/// to both. Print it anew when guest.memory_mib or guest.max_memory_mib is changed.
+#[derive(Debug, Args)]
+pub(crate) struct RuntimeClass {
+    /// The configuration instead of the one the shim would read.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The name of class and handler: as containerd's or CRI-O's configuration calls the runtime.
+    #[arg(long, value_name = "NAME", default_value = "kata-se")]
+    handler: String,
+    /// The largest pod it has to hold for: the memory limits of its containers together, in MiB.
+    /// Without it: what guest.max_memory_mib leaves for them, or 8192.
+    #[arg(long, value_name = "MIB")]
+    limits_mib: Option<u32>,
+}
+
+impl RuntimeClass {
+    pub(crate) fn run(&self) -> Result<Answer> {
+        answer(&config_files::load(self.config.as_deref())?, &self.handler, self.limits_mib)
+    }
+}
+
+fn answer(config: &Config, handler: &str, limits_mib: Option<u32>) -> Result<Answer> {
+    // Kubernetes' rule for both names (RFC 1123 label).
+    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let ends = handler.starts_with(letters) && handler.ends_with(letters);
+    if !ends || handler.len() > 63 || !handler.chars().all(|c| letters(c) || c == '-') {
+        return Err(Error::precondition(format!(
+            "handler {handler:?}: takes lower case letters, digits and '-' between them, 63 at most"
+        )));
+    }
+    let of = overhead(config, limits_mib);
+    let (base, limits, memory, cpu) = (config.memory_mib, of.limits_mib, of.memory_mib, of.cpu_millis);
+    let text = format!(
+        "# Made by `kata-se runtimeclass` from the configuration: print it anew when that changes.\n\
+         # The overhead is {base} MiB of the guest itself (guest.memory_mib) and what VM and shim take on the host.\n\
+         # It holds for pods whose memory limits are {limits} MiB together or less: --limits-mib for larger ones.\n\
+         apiVersion: node.k8s.io/v1\n\
+         kind: RuntimeClass\n\
+         metadata:\n  name: {handler}\n\
+         handler: {handler}\n\
+         overhead:\n  podFixed:\n    memory: {memory}Mi\n    cpu: {cpu}m\n\
+         scheduling:\n  nodeSelector:\n    kubernetes.io/arch: s390x\n    \
+         # Where node-feature-discovery runs, only nodes with Secure Execution:\n    \
+         # feature.node.kubernetes.io/cpu-security.se.enabled: \"true\"\n"
+    );
+    let json = json!({"handler": handler, "memory_mib": memory, "cpu_millis": cpu, "limits_mib": limits});
+    Ok(Answer { text, json, yes: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file;
+
+    #[test]
+    fn the_shipped_file_is_that_of_the_shipped_configuration() {
+        let config = file::parse(&[]).expect("defaults");
+        let answer = answer(&config, "kata-se", None).expect("answer");
+        assert_eq!(answer.text, include_str!("../../configs/runtimeclass.yaml"), "{}", answer.text);
+        assert_eq!(answer.json["memory_mib"], 2385);
+    }
+
+    #[test]
+    fn a_name_that_kubernetes_refuses_is_refused_here() {
+        let config = file::parse(&[]).expect("defaults");
+        for bad in ["", "Kata", "a\nb", "-a", "a-", "a: b", &"a".repeat(64)] {
+            assert!(answer(&config, bad, None).is_err(), "{bad:?}");
+        }
+    }
+}
