@@ -20,6 +20,8 @@ use crate::plan::network::{InterfacePlan, NeighbourPlan, RoutePlan};
 pub struct GuestDetails {
     pub version: String,
     pub storage_drivers: Vec<String>,
+    /// It can apply seccomp profiles.
+    pub seccomp: bool,
 }
 
 /// The two output streams of a process.
@@ -111,6 +113,7 @@ impl Agent {
         let short = |text: String| crate::error::one_line(&text.chars().take(64).collect::<String>());
         Ok(GuestDetails {
             version: short(details.version),
+            seccomp: details.supports_seccomp,
             storage_drivers: details.storage_handlers.into_iter().take(64).map(short).collect(),
         })
     }

@@ -141,9 +141,8 @@ fn capabilities(c: &oci::LinuxCapabilities) -> grpc::LinuxCapabilities {
 }
 
 fn rlimit(limit: &oci::PosixRlimit) -> grpc::POSIXRlimit {
-    let name = serde_json::to_value(limit.typ()).ok().and_then(|v| v.as_str().map(str::to_owned));
     grpc::POSIXRlimit {
-        Type: name.unwrap_or_default(),
+        Type: name_of(limit.typ()),
         Hard: limit.hard(),
         Soft: limit.soft(),
         ..Default::default()
@@ -193,14 +192,46 @@ fn linux(l: &oci::Linux) -> grpc::Linux {
         MaskedPaths: list(l.masked_paths().as_ref()),
         ReadonlyPaths: list(l.readonly_paths().as_ref()),
         MountLabel: text(l.mount_label().as_ref()),
+        Seccomp: l.seccomp().as_ref().map(seccomp).into(),
+        ..Default::default()
+    }
+}
+
+/// The name of a value in OCI specs.
+fn name_of(value: impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn seccomp(s: &oci::LinuxSeccomp) -> grpc::LinuxSeccomp {
+    grpc::LinuxSeccomp {
+        DefaultAction: name_of(s.default_action()),
+        Architectures: s.architectures().iter().flatten().map(name_of).collect(),
+        Flags: s.flags().iter().flatten().map(name_of).collect(),
+        Syscalls: s.syscalls().iter().flatten().map(syscall).collect(),
+        ..Default::default()
+    }
+}
+
+fn syscall(s: &oci::LinuxSyscall) -> grpc::LinuxSyscall {
+    let arg = |a: &oci::LinuxSeccompArg| grpc::LinuxSeccompArg {
+        Index: u64::try_from(a.index()).unwrap_or(u64::MAX),
+        Value: a.value(),
+        ValueTwo: a.value_two().unwrap_or(0),
+        Op: name_of(a.op()),
+        ..Default::default()
+    };
+    grpc::LinuxSyscall {
+        Names: s.names().clone(),
+        Action: name_of(s.action()),
+        ErrnoRet: s.errno_ret().map(grpc::linux_syscall::ErrnoRet::Errnoret),
+        Args: s.args().iter().flatten().map(arg).collect(),
         ..Default::default()
     }
 }
 
 /// By the specification's names; the crate's `Display` gives the kernel's (`mnt`).
 fn namespace(n: &oci::LinuxNamespace) -> grpc::LinuxNamespace {
-    let name = serde_json::to_value(n.typ()).ok().and_then(|v| v.as_str().map(str::to_owned));
-    grpc::LinuxNamespace { Type: name.unwrap_or_default(), ..Default::default() }
+    grpc::LinuxNamespace { Type: name_of(n.typ()), ..Default::default() }
 }
 
 fn device(d: &oci::LinuxDevice) -> grpc::LinuxDevice {
@@ -269,6 +300,36 @@ mod tests {
             given.set_typ(typ);
             assert_eq!(namespace(&given).Type, name);
         }
+    }
+
+    #[test]
+    fn a_seccomp_profile_arrives_whole() {
+        let profile: oci::LinuxSeccomp = serde_json::from_value(serde_json::json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_S390", "SCMP_ARCH_S390X"],
+            "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+            "listenerPath": "/run/host.sock",
+            "syscalls": [
+                {"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["clone"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38, "args": [
+                    {"index": 1, "value": 2_114_060_288, "valueTwo": 7, "op": "SCMP_CMP_MASKED_EQ"}]},
+            ],
+        }))
+        .expect("profile");
+        let sent = seccomp(&profile);
+        assert_eq!(sent.DefaultAction, "SCMP_ACT_ERRNO");
+        assert_eq!(sent.Architectures, ["SCMP_ARCH_S390", "SCMP_ARCH_S390X"]);
+        assert_eq!(sent.Flags, ["SECCOMP_FILTER_FLAG_LOG"]);
+        let [free, bound] = sent.Syscalls.as_slice() else { panic!("two rules: {sent:?}") };
+        assert_eq!(
+            (free.Names.as_slice(), free.Action.as_str()),
+            (&["read".into(), "write".into()][..], "SCMP_ACT_ALLOW")
+        );
+        assert_eq!((free.ErrnoRet.clone(), free.Args.len()), (None, 0));
+        assert_eq!((bound.Action.as_str(), bound.errnoret()), ("SCMP_ACT_ERRNO", 38));
+        let arg = &bound.Args[0];
+        assert_eq!((arg.Index, arg.Value, arg.ValueTwo), (1, 2_114_060_288, 7));
+        assert_eq!(arg.Op, "SCMP_CMP_MASKED_EQ");
     }
 
     #[test]

@@ -34,7 +34,7 @@ const MEMORY_MIB: u32 = 2048;
 const VCPUS: u32 = 1;
 
 /// Every key, `section.name`.
-const KEYS: [(&str, Takes); 23] = [
+const KEYS: [(&str, Takes); 24] = [
     ("qemu.path", Takes::Path),
     ("qemu.accelerator", Takes::OneOf(&["kvm", "tcg"])),
     ("guest.confidential", Takes::Switch),
@@ -42,6 +42,7 @@ const KEYS: [(&str, Takes); 23] = [
     ("guest.allowed_images", Takes::Paths(64)),
     ("guest.host_key_documents", Takes::Paths(64)),
     ("guest.verify_digest", Takes::Switch),
+    ("guest.seccomp", Takes::Switch),
     ("guest.kernel", Takes::Path),
     ("guest.initrd", Takes::Path),
     ("guest.kernel_parameters", Takes::Text),
@@ -296,6 +297,7 @@ fn resolve(keys: &Keys) -> Result<Config> {
         allowed_images: keys.paths("guest.allowed_images"),
         host_key_documents: keys.paths("guest.host_key_documents"),
         verify_digest: keys.switch("guest.verify_digest", false),
+        seccomp: keys.switch("guest.seccomp", false),
         memory_mib: keys.number("guest.memory_mib", MEMORY_MIB),
         vcpus: keys.number("guest.vcpus", VCPUS),
         max_memory_mib: keys.at_least("guest.max_memory_mib", "guest.memory_mib", MEMORY_MIB)?,

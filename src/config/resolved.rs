@@ -14,6 +14,8 @@ pub struct Config {
     pub host_key_documents: Vec<PathBuf>,
     /// The image's whole content is checked before it is started for the first time.
     pub verify_digest: bool,
+    /// Containers' seccomp profiles are passed to guests whose agent can apply them.
+    pub seccomp: bool,
     /// The VM of a pod without limits; the limits of others are added to it.
     pub memory_mib: u32,
     pub vcpus: u32,

@@ -114,6 +114,7 @@ impl Pod {
             Role::Single | Role::Sandbox => self.boot(request, bundle, &plan).await?,
         };
         reached(Step::LayersPacked)?;
+        let spec = if guest.seccomp { spec.with_seccomp(bundle) } else { spec };
         volumes::copy(self.log(), &guest, &volumes.copies).await?;
         reached(Step::VolumesCopied)?;
         let made = self.make_in_guest(&guest, &request.id, disk, |mut storages| {

@@ -20,6 +20,18 @@ const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuestSpec(pub(crate) Spec);
 
+impl GuestSpec {
+    /// With the container's seccomp profile, for an agent that applies it. Nothing else of it reaches the guest
+    /// than what the protocol has: no listener of the host.
+    #[must_use]
+    pub fn with_seccomp(mut self, bundle: &Bundle) -> Self {
+        if let Some(linux) = self.0.linux_mut() {
+            linux.set_seccomp(bundle.spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()));
+        }
+        self
+    }
+}
+
 /// A process that may be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuestProcess(pub(crate) Process);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use slog::{debug, info};
+use slog::{debug, info, warn};
 
 use crate::agent::client::Agent;
 use crate::agent::dial::Transport;
@@ -104,6 +104,12 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
     agent.create_sandbox(&pod.parts.sandbox, &hostname, dns, &[storage::shm()]).await?;
     reached(Step::SandboxMade)?;
     let details = agent.guest_details().await?;
+    if ground.config.seccomp && !details.seccomp {
+        warn!(
+            pod.log(),
+            "guest.seccomp: the guest's agent cannot apply seccomp profiles: containers run without"
+        );
+    }
     info!(pod.log(), "sandbox is up"; "agent" => details.version, "qemu" => vm.pid());
     Ok(Guest {
         config: ground.config.clone(),
@@ -113,6 +119,7 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         vm,
         agent,
         vsock_device,
+        seccomp: ground.config.seccomp && details.seccomp,
         cpus: Mutex::new(ground.cpus),
         devnos: Mutex::new(devnos),
         layers: tokio::sync::Mutex::default(),

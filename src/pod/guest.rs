@@ -27,6 +27,8 @@ pub(crate) struct Guest {
     pub(crate) agent: Agent,
     /// The vsock device program, on hosts that need one; it ends with the pod's cgroup.
     pub(crate) vsock_device: Option<Child>,
+    /// Seccomp profiles are passed to it.
+    pub(crate) seccomp: bool,
     /// The CPUs that its processes were last let run on; empty: any.
     pub(crate) cpus: Mutex<CpuList>,
     pub(crate) devnos: Mutex<DevNos>,

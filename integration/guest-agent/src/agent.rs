@@ -35,6 +35,8 @@ pub(crate) struct Agent {
     pub(crate) oom: Arc<OomEvents>,
     /// Told when the sandbox was destroyed.
     pub(crate) ended: Notify,
+    /// Seccomp profiles are applied; without it they are refused, as policies of most guests do.
+    pub(crate) seccomp: bool,
     reaper: Arc<Reaper>,
     storages: Storages,
     state: Mutex<State>,
@@ -52,12 +54,13 @@ struct State {
 }
 
 impl Agent {
-    pub(crate) fn new(place: Place, network: Network, reaper: Arc<Reaper>) -> Arc<Self> {
+    pub(crate) fn new(place: Place, network: Network, reaper: Arc<Reaper>, seccomp: bool) -> Arc<Self> {
         Arc::new(Self {
             place,
             network,
             oom: OomEvents::new(),
             ended: Notify::new(),
+            seccomp,
             reaper,
             storages: Storages::default(),
             state: Mutex::default(),
@@ -105,7 +108,7 @@ impl Agent {
     }
 
     pub(crate) async fn create_container(&self, req: pb::CreateContainerRequest) -> Result<()> {
-        check::container(&req).map_err(internal)?;
+        check::container(&req, self.seccomp).map_err(internal)?;
         let id = req.container_id.clone();
         {
             let mut state = self.state();

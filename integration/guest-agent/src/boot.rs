@@ -34,6 +34,7 @@ const MOUNTS: [(&str, &str, &str, &str); 7] = [
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) record_console: bool,
+    pub(crate) seccomp: bool,
     pub(crate) record_file: bool,
     pub(crate) script: Option<String>,
 }
@@ -75,6 +76,7 @@ fn asked(command_line: &str) -> Asked {
         match word.split_once('=') {
             Some(("guest-agent.record", "console")) => asked.record_console = true,
             Some(("guest-agent.record", "file")) => asked.record_file = true,
+            Some(("guest-agent.seccomp", "on")) => asked.seccomp = true,
             Some(("guest-agent.script", text)) => {
                 let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
                 asked.script = Some(String::from_utf8_lossy(&bytes).into_owned());

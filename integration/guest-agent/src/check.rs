@@ -54,7 +54,7 @@ fn size_option(option: &str) -> bool {
     option.strip_prefix("size=").is_some_and(|n| n.parse::<u64>().is_ok_and(|n| n > 0))
 }
 
-pub(crate) fn container(req: &CreateContainerRequest) -> Checked {
+pub(crate) fn container(req: &CreateContainerRequest, seccomp: bool) -> Checked {
     let id = &req.container_id;
     container_id(id)?;
     refuse(
@@ -70,6 +70,7 @@ pub(crate) fn container(req: &CreateContainerRequest) -> Checked {
     }
     let spec = req.OCI.as_ref().ok_or("CreateContainer without a spec")?;
     self::spec(spec, id)?;
+    refuse("seccomp is set: policies refuse it", spec.Linux.Seccomp.is_some() && !seccomp)?;
     for device in &req.devices {
         let listed =
             spec.Linux.Devices.iter().any(|d| d.Path == device.container_path && "bc".contains(&d.Type));
@@ -127,7 +128,6 @@ fn process(process: &Process) -> Checked {
 }
 
 fn linux(linux: &Linux) -> Checked {
-    refuse("seccomp is set: policies refuse it", linux.Seccomp.is_some())?;
     refuse("MountLabel is set: policies refuse it", !linux.MountLabel.is_empty())?;
     refuse("RootfsPropagation is set: policies refuse it", !linux.RootfsPropagation.is_empty())?;
     refuse("IntelRdt is set: policies refuse it", linux.IntelRdt.is_some())?;

@@ -90,7 +90,10 @@ fn linux_of(r: &mut CreateContainerRequest) -> &mut Linux {
 
 #[test]
 fn a_container_as_the_real_agent_took_it_is_accepted() {
-    assert_eq!(container(&good()), Ok(()));
+    assert_eq!(container(&good(), false), Ok(()));
+    let mut req = good();
+    linux_of(&mut req).Seccomp = Some(LinuxSeccomp::new()).into();
+    assert_eq!(container(&req, true), Ok(()), "an agent that applies profiles");
 }
 
 #[test]
@@ -98,7 +101,7 @@ fn each_mistake_of_a_container_is_named() {
     for (says, change) in WRONG {
         let mut req = good();
         change(&mut req);
-        let refusal = container(&req).unwrap_err();
+        let refusal = container(&req, false).unwrap_err();
         assert!(refusal.contains(says), "{says:?} is not in {refusal:?}");
     }
 }

@@ -136,14 +136,14 @@ fn live_on_host(options: Options) -> Result<(), String> {
     let endpoint = Endpoint::Unix { path: path.clone(), greeted: !options.plain };
     let ended = on_runtime(async {
         let reaper = Reaper::start().map_err(|e| e.to_string())?;
-        live(Agent::new(place, Network::host(), reaper), endpoint, Arc::new(record), rules).await
+        live(Agent::new(place, Network::host(), reaper, false), endpoint, Arc::new(record), rules).await
     });
     std::fs::remove_file(path).ok();
     ended
 }
 
 fn live_in_guest() -> Result<(), String> {
-    let Asked { record_console, record_file, script } = boot::prepare();
+    let Asked { record_console, record_file, seccomp, script } = boot::prepare();
     let file = record_file.then(|| PathBuf::from(GUEST_RECORD));
     let record = Record::new(file.as_deref(), record_console).map_err(|e| format!("record: {e}"))?;
     let rules = script.map_or_else(|| Ok(Rules::default()), |text| Rules::of_text(&text))?;
@@ -152,7 +152,7 @@ fn live_in_guest() -> Result<(), String> {
         let network = Network::guest().map_err(|e| e.to_string())?;
         network.loopback_up().await.unwrap_or_else(|e| say(&crate::failure::text(&e)));
         let place = Place::Guest { crun: Crun::new(reaper.clone()), devices: Devices::kernel() };
-        live(Agent::new(place, network, reaper), Endpoint::Vsock, Arc::new(record), rules).await
+        live(Agent::new(place, network, reaper, seccomp), Endpoint::Vsock, Arc::new(record), rules).await
     })
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::messages::oci::{LinuxCapabilities, LinuxResources, Process, Spec};
+use crate::messages::oci::{LinuxCapabilities, LinuxResources, LinuxSeccomp, LinuxSyscall, Process, Spec};
 
 /// The namespaces that all containers of the sandbox share, as files.
 pub(crate) const SHARED_NAMESPACES: &str = "/run/sandbox-ns";
@@ -19,7 +19,7 @@ pub(crate) fn config(spec: &Spec, id: &str, pid_namespace: Option<&str>) -> Valu
     if let Some(path) = pid_namespace {
         pid["path"] = path.into();
     }
-    json!({
+    let mut config = json!({
         "ociVersion": "1.0.2",
         "process": process(&spec.Process, None),
         "root": { "path": spec.Root.Path, "readonly": spec.Root.Readonly },
@@ -45,6 +45,29 @@ pub(crate) fn config(spec: &Spec, id: &str, pid_namespace: Option<&str>) -> Valu
                 "fileMode": if d.FileMode == 0 { 0o660 } else { d.FileMode }, "uid": d.UID, "gid": d.GID,
             })).collect::<Vec<_>>(),
         },
+    });
+    if let Some(profile) = linux.Seccomp.as_ref() {
+        config["linux"]["seccomp"] = seccomp(profile);
+    }
+    config
+}
+
+fn seccomp(profile: &LinuxSeccomp) -> Value {
+    let syscall = |rule: &LinuxSyscall| {
+        let args = rule.Args.iter().map(
+            |arg| json!({"index": arg.Index, "value": arg.Value, "valueTwo": arg.ValueTwo, "op": arg.Op}),
+        );
+        let mut value = json!({"names": rule.Names, "action": rule.Action, "args": args.collect::<Vec<_>>()});
+        if rule.has_errnoret() {
+            value["errnoRet"] = rule.errnoret().into();
+        }
+        value
+    };
+    json!({
+        "defaultAction": profile.DefaultAction,
+        "architectures": profile.Architectures,
+        "flags": profile.Flags,
+        "syscalls": profile.Syscalls.iter().map(syscall).collect::<Vec<_>>(),
     })
 }
 

@@ -241,6 +241,7 @@ impl AgentService for Calls {
         let details = pb::AgentDetails {
             version: VERSION.to_owned(),
             init_daemon: self.agent.place.is_guest(),
+            supports_seccomp: self.agent.seccomp,
             storage_handlers: STORAGE_HANDLERS.map(str::to_owned).to_vec(),
             ..Default::default()
         };
