@@ -87,6 +87,12 @@ pub const START_GRACE: Duration = Duration::from_secs(1);
 /// The `delete` command waits this long for a shim that still lives before it kills it.
 pub const DELETE_GRACE: Duration = Duration::from_secs(2);
 
+/// A shim whose last container was deleted ends by itself after this: callers send Shutdown at once.
+pub const FORSAKEN: Duration = Duration::from_secs(10);
+
+/// One whose first container never came: callers send Create at once, also on a machine that stalls.
+pub const FORSAKEN_UNUSED: Duration = Duration::from_secs(600);
+
 /// Largest journal read back: a pod owes some ten lines of 100 bytes each.
 pub const JOURNAL_BYTES: u64 = 1 << 20;
 

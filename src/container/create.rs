@@ -96,6 +96,7 @@ impl Pod {
                 return Err(Error::precondition(format!("container {id}: sandbox {sandbox} is not running")));
             }
         }
+        state.used = true;
         state.containers.insert(id.clone(), Container::creating(request, bundle.role == Role::Sandbox, cpus));
         Ok(())
     }
@@ -211,6 +212,7 @@ impl Pod {
         }
         self.finish_create(id);
         self.lock().containers.remove(id);
+        self.forgotten.notify_one();
     }
 
     /// Tells those who wait for Create's end.

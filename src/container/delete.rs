@@ -18,6 +18,7 @@ impl Pod {
     /// Deletes a finished or never started process.
     pub async fn delete(self: &Arc<Self>, id: &ProcessId) -> Result<Deleted> {
         self.cancel_create(&id.container).await?;
+        self.await_delete(&id.container).await;
         let pid = self.lock().vm.pid();
         let exit = self.advance_with(id, Input::DeleteAsked, |p| p.exit())?;
         if let Some(exec) = &id.exec {
@@ -26,15 +27,18 @@ impl Pod {
             container.execs.remove(exec);
             return Ok(Deleted { pid, exit });
         }
+        self.note_deleting(&id.container, true);
         if let Err(e) = self.free(&id.container).await {
             // The container stays known: Delete may be asked again.
             drop(self.advance(id, Input::DeleteFailed));
+            self.note_deleting(&id.container, false);
             return Err(e.context(format!("delete {id}")));
         }
         let Exit { status, at } = exit.unwrap_or(Exit { status: 0, at: std::time::SystemTime::UNIX_EPOCH });
         {
             let mut state = self.lock();
             state.containers.remove(&id.container);
+            self.forgotten.notify_one();
             self.events.push(Event::Delete { id: id.container.clone(), pid, status, at });
         }
         share::place(self);
@@ -54,6 +58,21 @@ impl Pod {
         };
         drop(created.wait_for(|done| *done).await);
         Err(Error::not_found(format!("container {id}: its creation was cancelled")))
+    }
+
+    /// A containerd that was killed while it waited for Delete asks again after its start, and leaves a shim
+    /// for ever that refuses: the one at work is waited for. When it has succeeded there is no container.
+    async fn await_delete(&self, id: &ContainerId) {
+        let deleting = self.lock().container(id).map(|container| container.deleting.subscribe());
+        if let Ok(mut deleting) = deleting {
+            drop(deleting.wait_for(|at_work| !*at_work).await);
+        }
+    }
+
+    fn note_deleting(&self, id: &ContainerId, at_work: bool) {
+        if let Ok(container) = self.lock().container(id) {
+            container.deleting.send_replace(at_work);
+        }
     }
 
     async fn free(&self, id: &ContainerId) -> Result<()> {

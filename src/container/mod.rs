@@ -52,6 +52,8 @@ pub(crate) struct Container {
     pub(crate) cancel: channel::Sender<bool>,
     /// True when Create has ended, either way, with its undo behind it.
     pub(crate) created: channel::Sender<bool>,
+    /// True while Delete is at work; closed when it has succeeded.
+    pub(crate) deleting: channel::Sender<bool>,
 }
 
 /// What the pod knows of one process.
@@ -82,6 +84,7 @@ impl Container {
             oom: channel::Sender::new(false),
             cancel: channel::Sender::new(false),
             created: channel::Sender::new(false),
+            deleting: channel::Sender::new(false),
         }
     }
 }

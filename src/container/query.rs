@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Phase;
-use crate::pod::Pod;
 use crate::pod::request::{Exit, ProcessState};
+use crate::pod::{Pod, no_container};
 
 impl Pod {
     pub fn state(&self, id: &ProcessId) -> Result<ProcessState> {
@@ -35,8 +35,13 @@ impl Pod {
     }
 
     /// The VM's process id, for Connect; 0 when there is none.
-    pub fn vm_pid(&self) -> u32 {
-        self.lock().vm.pid()
+    ///
+    /// A containerd that was killed between its call of `start` and its Create finds a shim after its own
+    /// start that knows nothing: on this error it cleans it up. One that has had a container may still have
+    /// events to tell, and is not to be cleaned up.
+    pub fn connect(&self, id: &ContainerId) -> Result<u32> {
+        let state = self.lock();
+        if state.used { Ok(state.vm.pid()) } else { Err(no_container(id)) }
     }
 
     /// No more input will come: what was written before still goes through first.

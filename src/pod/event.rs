@@ -121,6 +121,11 @@ impl EventQueue {
         }
     }
 
+    /// Everything was taken.
+    pub fn is_empty(&self) -> bool {
+        self.lock().events.is_empty()
+    }
+
     /// No event comes after this.
     pub fn close(&self) {
         self.lock().closed = true;

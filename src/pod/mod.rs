@@ -8,6 +8,7 @@
 
 pub mod boot;
 pub mod event;
+pub mod forsaken;
 pub mod guest;
 pub mod journal;
 pub mod network;
@@ -27,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use slog::Logger;
+use tokio::sync::Notify;
 
 use crate::container::{Container, Process};
 use crate::error::{Error, Result};
@@ -60,6 +62,8 @@ pub struct Pod {
     pub(crate) journal: Journal,
     /// What the doors' sender takes to containerd.
     pub events: EventQueue,
+    /// Told when a container is no longer known.
+    pub(crate) forgotten: Notify,
     state: Mutex<State>,
 }
 
@@ -67,6 +71,8 @@ pub struct Pod {
 pub(crate) struct State {
     pub(crate) vm: Machine,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
+    /// Whether anything was ever made here.
+    pub(crate) used: bool,
     /// Set by Shutdown: nothing new is begun.
     pub(crate) closing: bool,
 }
@@ -86,7 +92,8 @@ impl Pod {
     /// Opens the pod's journal in its directory; nothing else is made yet.
     pub fn new(parts: PodParts) -> Result<Arc<Self>> {
         let journal = Journal::open(&parts.dir)?;
-        Ok(Arc::new(Self { parts, journal, events: EventQueue::default(), state: Mutex::default() }))
+        let (events, forgotten, state) = (EventQueue::default(), Notify::new(), Mutex::default());
+        Ok(Arc::new(Self { parts, journal, events, forgotten, state }))
     }
 
     pub(crate) fn log(&self) -> &Logger {

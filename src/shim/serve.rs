@@ -86,7 +86,10 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<()> {
     }
     server.start().await.map_err(|e| Error::internal(format!("serve: {e}")))?;
     info!(log, "serving"; "version" => env!("CARGO_PKG_VERSION"));
-    drop(ended.wait_for(|ended| *ended).await);
+    tokio::select! {
+        _ = ended.wait_for(|ended| *ended) => {}
+        () = pod.forsaken() => {}
+    }
     pod.events.close();
     // The last answers and events leave first; a containerd that is away does not hold us.
     drop(timeout(limits::FAREWELL, sender).await);

@@ -231,10 +231,10 @@ impl Task for TaskService {
         _: &TtrpcContext,
         req: api::ConnectRequest,
     ) -> ttrpc::Result<api::ConnectResponse> {
-        ContainerId::parse(&req.id).map_err(status)?;
+        let task_pid = ContainerId::parse(&req.id).and_then(|id| self.pod.connect(&id)).map_err(status)?;
         Ok(api::ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: self.pod.vm_pid(),
+            task_pid,
             version: "v2".to_owned(),
             ..Default::default()
         })
