@@ -1,14 +1,15 @@
-//! A private containerd with the shim, its guests real and emulated; driven by `ctr`.
+//! A private containerd with the shim, its guests real and emulated, or doubles; driven by `ctr`.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::{Census, cached, program};
+use crate::{Census, Doubles, Relay, cached, program};
 
 /// The image every node has.
 pub const IMAGE: &str = "localhost/busybox:s390x";
@@ -37,6 +38,7 @@ pub struct Containerd {
     environment: Vec<(&'static str, PathBuf)>,
     daemon: Option<Child>,
     census: Census,
+    doubled: Option<(Doubles, Relay)>,
 }
 
 impl Containerd {
@@ -83,10 +85,43 @@ impl Containerd {
         );
         fs::write(at("config.toml"), emulated).expect("config");
         let census = Census::take(&at("run"), &at("run"));
-        let mut node = Self { dir, version: version.to_owned(), shim, environment, daemon: None, census };
+        let version = version.to_owned();
+        let mut node = Self { dir, version, shim, environment, daemon: None, census, doubled: None };
         node.up();
         node.import("busybox.tar", "overlayfs");
         node
+    }
+
+    /// With doubles for QEMU and the guest: a pod's life takes a second and no memory, programs are the
+    /// host's. What the shims tell passes a relay, which counts it when containerd has taken it.
+    pub fn doubled() -> Self {
+        let mut node = Self::new();
+        let doubles = Doubles::new(node.dir.path());
+        doubles.config("");
+        let relay = node.path("relay.sock");
+        let mut of_containerd = node.path("c.sock").into_os_string();
+        of_containerd.push(".ttrpc");
+        let told = Relay::start(&relay, Path::new(&of_containerd));
+        // containerd says itself where events go: a program of the shim's name says otherwise.
+        let shim = node.path("bin/containerd-shim-kata-se-v2");
+        let script =
+            format!("#!/bin/sh\nTTRPC_ADDRESS={} exec {} \"$@\"\n", relay.display(), node.shim.display());
+        fs::write(&shim, script).expect("script");
+        fs::set_permissions(&shim, fs::Permissions::from_mode(0o700)).expect("chmod");
+        node.shim = shim;
+        node.doubled = Some((doubles, told));
+        node.kill();
+        node.up();
+        node
+    }
+
+    pub fn doubles(&self) -> &Doubles {
+        &self.doubled.as_ref().expect("a node with doubles").0
+    }
+
+    /// Events that containerd has taken.
+    pub fn told(&self) -> &Relay {
+        &self.doubled.as_ref().expect("a node with doubles").1
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -126,6 +161,12 @@ impl Containerd {
             assert!(Instant::now() < end, "containerd does not start: {}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// The daemon's process.
+    pub fn pid(&self) -> Pid {
+        let daemon = self.daemon.as_ref().expect("containerd runs");
+        Pid::from_raw(i32::try_from(daemon.id()).expect("pid"))
     }
 
     /// Kills the daemon; shims live on.

@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::Empty;
 use containerd_shim_protos::events::task as pb;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim::events::ForwardRequest;
-use containerd_shim_protos::shim_async::{Events as Service, create_events};
-use ttrpc::r#async::{Server, TtrpcContext};
+use containerd_shim_protos::shim_async::{Events as Service, EventsClient, create_events};
+use tokio::sync::oneshot;
+use ttrpc::r#async::{Client, Server, TtrpcContext};
+use ttrpc::context::with_duration;
 
 /// One event, in short: topic, the process it is about, exit status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +27,28 @@ pub struct Event {
 /// A running event service.
 pub struct Events {
     path: PathBuf,
+    /// A containerd's own service, which has to take an event before it counts.
+    to: Option<PathBuf>,
     seen: Arc<Mutex<Vec<Event>>>,
     server: Option<Server>,
 }
 
-struct Recorder(Arc<Mutex<Vec<Event>>>);
+struct Recorder {
+    seen: Arc<Mutex<Vec<Event>>>,
+    to: Option<PathBuf>,
+}
 
 impl Events {
     pub async fn listen(path: &Path) -> Self {
-        let mut events = Self { path: path.to_path_buf(), seen: Arc::default(), server: None };
+        let mut events = Self { path: path.to_path_buf(), to: None, seen: Arc::default(), server: None };
+        events.up().await;
+        events
+    }
+
+    /// Passes everything on to the service at `to`, and answers what that answers.
+    pub async fn relay(path: &Path, to: &Path) -> Self {
+        let to = Some(to.to_path_buf());
+        let mut events = Self { path: path.to_path_buf(), to, seen: Arc::default(), server: None };
         events.up().await;
         events
     }
@@ -39,7 +56,7 @@ impl Events {
     /// Comes back after [`Self::down`].
     pub async fn up(&mut self) {
         std::fs::remove_file(&self.path).ok();
-        let service = create_events(Arc::new(Recorder(Arc::clone(&self.seen))));
+        let service = create_events(Arc::new(Recorder { seen: Arc::clone(&self.seen), to: self.to.clone() }));
         let server = Server::new().bind(&format!("unix://{}", self.path.display())).expect("bind events");
         let mut server = server.register_service(service);
         server.start().await.expect("serve events");
@@ -60,11 +77,67 @@ impl Events {
 
     /// In short, `topic id status`, for comparing.
     pub fn lines(&self) -> Vec<String> {
-        let line = |e: &Event| match e.status {
-            Some(status) => format!("{} {} {status}", e.topic.trim_start_matches("/tasks/"), e.id),
-            None => format!("{} {}", e.topic.trim_start_matches("/tasks/"), e.id),
-        };
-        self.seen().iter().map(line).collect()
+        self.seen().iter().map(Event::line).collect()
+    }
+}
+
+impl Event {
+    /// In short, `topic id status`.
+    pub fn line(&self) -> String {
+        let topic = self.topic.trim_start_matches("/tasks/");
+        match self.status {
+            Some(status) => format!("{topic} {} {status}", self.id),
+            None => format!("{topic} {}", self.id),
+        }
+    }
+}
+
+/// A relay on a thread of its own, for tests that block theirs.
+pub struct Relay {
+    seen: Arc<Mutex<Vec<Event>>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// See [`Events::relay`].
+    pub(crate) fn start(path: &Path, to: &Path) -> Self {
+        let (path, to) = (path.to_path_buf(), to.to_path_buf());
+        let (stop, stopped) = oneshot::channel();
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("runtime").block_on(async {
+                let mut events = Events::relay(&path, &to).await;
+                tell.send(Arc::clone(&events.seen)).expect("told");
+                stopped.await.ok();
+                events.down().await;
+            });
+        });
+        let seen = told.recv().expect("the relay runs");
+        Self { seen, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// What containerd has taken, of this container and its execs, in short.
+    pub fn of(&self, container: &str) -> Vec<String> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = seen.iter().filter(|e| e.id.split('/').next() == Some(container));
+        ours.map(Event::line).collect()
+    }
+}
+
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Relay")
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
     }
 }
 
@@ -116,9 +189,14 @@ fn of(topic: &str, bytes: &[u8]) -> Event {
 #[async_trait]
 impl Service for Recorder {
     async fn forward(&self, _: &TtrpcContext, req: ForwardRequest) -> ttrpc::Result<Empty> {
-        let envelope = req.envelope.unwrap_or_default();
+        let envelope = req.envelope.clone().unwrap_or_default();
         let event = of(&envelope.topic, &envelope.event.value);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        if let Some(to) = &self.to {
+            let client = Client::connect(&format!("unix://{}", to.display())).await?;
+            let limit = with_duration(Duration::from_secs(5));
+            EventsClient::new(client).forward(limit, &req).await?;
+        }
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         Ok(Empty::new())
     }
 }

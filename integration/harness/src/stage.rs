@@ -3,20 +3,22 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::doubles::Doubles;
 use crate::{Bundle, Census, Events, Shim, program, within};
 
 /// One stage; when it goes, everything on it has to be gone.
 #[derive(Debug)]
 pub struct Stage {
     dir: TempDir,
+    doubles: Doubles,
     census: Census,
     pub events: Events,
     /// More environment for `start`, say a failpoint.
@@ -30,17 +32,15 @@ impl Stage {
         assert!(nix::unistd::geteuid().is_root(), "needs root: it makes cgroups");
         let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("temporary folder");
         let at = |name: &str| dir.path().join(name);
-        for name in ["bin", "bundles", "guest", "stdio", "record"] {
+        for name in ["bundles", "stdio"] {
             fs::create_dir(at(name)).expect(name);
         }
         fs::DirBuilder::new().mode(0o700).create(at("run")).expect("run");
-        symlink(program("qemu-double"), at("bin/qemu")).expect("link");
-        fs::write(at("kernel"), b"").expect("kernel");
-        fs::write(at("initrd"), b"").expect("initrd");
+        let doubles = Doubles::new(dir.path());
         let events = Events::listen(&at("events.sock")).await;
         let census = Census::take(dir.path(), &at("run"));
-        let stage = Self { dir, census, events, environment: Mutex::default(), logs: Mutex::default() };
-        stage.double(|_| ());
+        let (environment, logs) = (Mutex::default(), Mutex::default());
+        let stage = Self { dir, doubles, census, events, environment, logs };
         stage.config("");
         stage
     }
@@ -49,44 +49,19 @@ impl Stage {
         self.dir.path().join(name)
     }
 
-    /// Writes the double's orders, changed by `change`.
+    /// See [`Doubles::double`].
     pub fn double(&self, change: impl FnOnce(&mut Value)) {
-        let mut orders = json!({
-            "agent": program("guest-agent"),
-            "root": self.path("guest"),
-            "record": self.path("record/requests"),
-            "script": self.path("record/script"),
-        });
-        change(&mut orders);
-        // Written whole: the double may be reading.
-        fs::write(self.path("bin/.new"), orders.to_string()).expect("double.json");
-        fs::rename(self.path("bin/.new"), self.path("bin/double.json")).expect("double.json");
+        self.doubles.double(change);
     }
 
-    /// Tells the agent to misbehave.
+    /// See [`Doubles::script`].
     pub fn script(&self, rules: &Value) {
-        let text = json!({"rules": rules}).to_string();
-        fs::write(self.path("record/.new"), text).expect("script");
-        // The kernel's own time of change is too coarse to tell two scripts apart.
-        let file = File::options().write(true).open(self.path("record/.new")).expect("script");
-        file.set_modified(std::time::SystemTime::now()).expect("script");
-        fs::rename(self.path("record/.new"), self.path("record/script")).expect("script");
+        self.doubles.script(rules);
     }
 
     /// Writes the configuration with more lines at its end.
     pub fn config(&self, more: &str) {
-        let at = |name: &str| self.path(name).display().to_string();
-        let text = format!(
-            "[qemu]\npath = \"{}\"\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\n\
-             initrd = \"{}\"\nmemory_mib = 256\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n\
-             [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\ncall_timeout_s = 5\ncreate_timeout_s = 5\nconnect_timeout_s = 10\n{more}",
-            at("bin/qemu"),
-            at("kernel"),
-            at("initrd"),
-            at("bin/qemu"),
-            at("layers"),
-        );
-        fs::write(self.path("config.toml"), text).expect("config");
+        self.doubles.config(more);
     }
 
     /// Makes a bundle with a small root file system.
@@ -217,10 +192,9 @@ impl Stage {
         only_folder(&self.path("run"))
     }
 
-    /// The requests the agent got: method names with their JSON.
+    /// See [`Doubles::requests`].
     pub fn requests(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.path("record/requests")).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        self.doubles.requests()
     }
 
     /// The mode of a file, for asking who may read it.

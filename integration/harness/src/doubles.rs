@@ -1,0 +1,80 @@
+//! What stands in for QEMU and for the guest, so that a pod's life costs no VM: below one folder, with the
+//! orders, the script of misbehaviour and the configuration that names them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::test_program;
+
+/// The doubles of one folder.
+#[derive(Debug)]
+pub struct Doubles {
+    dir: PathBuf,
+}
+
+impl Doubles {
+    pub(crate) fn new(dir: &Path) -> Self {
+        let doubles = Self { dir: dir.to_path_buf() };
+        for name in ["bin", "guest", "record"] {
+            fs::create_dir(doubles.path(name)).expect(name);
+        }
+        symlink(test_program("qemu-double"), doubles.path("bin/qemu")).expect("link");
+        fs::write(doubles.path("kernel"), b"").expect("kernel");
+        fs::write(doubles.path("initrd"), b"").expect("initrd");
+        doubles.double(|_| ());
+        doubles
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Writes the double's orders, changed by `change`.
+    pub fn double(&self, change: impl FnOnce(&mut Value)) {
+        let mut orders = json!({
+            "agent": test_program("guest-agent"),
+            "root": self.path("guest"),
+            "record": self.path("record/requests"),
+            "script": self.path("record/script"),
+        });
+        change(&mut orders);
+        // Written whole: the double may be reading.
+        fs::write(self.path("bin/.new"), orders.to_string()).expect("double.json");
+        fs::rename(self.path("bin/.new"), self.path("bin/double.json")).expect("double.json");
+    }
+
+    /// Tells the agent to misbehave.
+    pub fn script(&self, rules: &Value) {
+        let text = json!({"rules": rules}).to_string();
+        fs::write(self.path("record/.new"), text).expect("script");
+        // The kernel's own time of change is too coarse to tell two scripts apart.
+        let file = File::options().write(true).open(self.path("record/.new")).expect("script");
+        file.set_modified(std::time::SystemTime::now()).expect("script");
+        fs::rename(self.path("record/.new"), self.path("record/script")).expect("script");
+    }
+
+    /// Writes `config.toml` with more lines at its end.
+    pub fn config(&self, more: &str) {
+        let at = |name: &str| self.path(name).display().to_string();
+        let text = format!(
+            "[qemu]\npath = \"{}\"\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\n\
+             initrd = \"{}\"\nmemory_mib = 256\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n\
+             [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\ncall_timeout_s = 5\ncreate_timeout_s = 5\nconnect_timeout_s = 10\n{more}",
+            at("bin/qemu"),
+            at("kernel"),
+            at("initrd"),
+            at("bin/qemu"),
+            at("layers"),
+        );
+        fs::write(self.path("config.toml"), text).expect("config");
+    }
+
+    /// The requests the agents got: method names with their JSON.
+    pub fn requests(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.path("record/requests")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+}

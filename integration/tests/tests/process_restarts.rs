@@ -1,0 +1,266 @@
+//! containerd killed and started again at random moments of pods' lives: no pod is lost, no event is
+//! lost or told twice, output is whole, and nothing is left.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+#![allow(clippy::print_stderr)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use harness::{Containerd, until};
+use nix::sys::signal::{Signal, kill};
+
+/// How many lives; longer runs ask for more.
+fn lives() -> u64 {
+    number("KATA_SE_LIVES").unwrap_or(50)
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// The same moments for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % most
+    }
+}
+
+/// Under which operation of a life containerd is killed, and how long the operation takes, roughly, in ms.
+const MOMENTS: [(&str, u64); 5] =
+    [("create", 300), ("run", 100), ("exec", 300), ("exit", 250), ("delete", 400)];
+
+struct Life<'a> {
+    node: &'a mut Containerd,
+    id: String,
+    /// The operation under which containerd is killed, and after which delay.
+    moment: &'static str,
+    delay: Duration,
+    attempt: u32,
+    execs: Vec<String>,
+    said: Vec<String>,
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl<'a> Life<'a> {
+    fn of(node: &'a mut Containerd, id: &str, moment: &'static str, delay: Duration) -> Self {
+        let said = vec![format!("{moment} {delay:?}")];
+        Self { node, id: id.to_owned(), moment, delay, attempt: 0, execs: Vec::new(), said }
+    }
+
+    /// `ctr` with these words; containerd is killed and started again meanwhile, if this is the moment.
+    fn ctr(&mut self, moment: &str, words: &[&str]) -> Output {
+        if self.moment != moment {
+            return self.node.ctr(words);
+        }
+        self.moment = "over";
+        let (pid, delay) = (self.node.pid(), self.delay);
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            kill(pid, Signal::SIGKILL).expect("kill containerd");
+        });
+        let output = self.node.ctr(words);
+        killer.join().expect("killer");
+        self.said.push(format!("killed under {moment}: {}", text(&output.stderr).trim()));
+        self.node.kill();
+        self.node.up();
+        output
+    }
+
+    fn log(&self) -> PathBuf {
+        self.node.path(&format!("{}.{}.log", self.id, self.attempt))
+    }
+
+    fn lines(&self) -> Vec<String> {
+        fs::read_to_string(self.log()).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// What containerd says of the task; none: unknown.
+    fn status(&self) -> Option<String> {
+        let listed = self.node.ctr_ok(&["task", "ls"]);
+        let line = listed.lines().find(|line| line.split_whitespace().next() == Some(&self.id))?;
+        line.split_whitespace().nth(2).map(str::to_owned)
+    }
+
+    fn await_status(&self, wanted: Option<&str>) {
+        until(&format!("{} is {wanted:?}", self.id), 20, || self.status().as_deref() == wanted);
+    }
+
+    /// Until it runs. An attempt that containerd did not survive is either there or it left nothing.
+    fn create(&mut self) {
+        loop {
+            self.attempt += 1;
+            assert!(self.attempt <= 3, "{:?}", self.said);
+            let uri = format!("file://{}", self.log().display());
+            let script = "n=0; trap 'echo last $n; exit 5' TERM; \
+                          while :; do echo line $n; n=$((n+1)); sleep 0.02; done";
+            let id = self.id.clone();
+            let options = ["--detach", "--log-uri", &uri];
+            let words = ["run", "--platform", "linux/s390x", "--runtime", "io.containerd.kata-se.v2"];
+            let rest = [harness::IMAGE, &id, "sh", "-c", script];
+            let output = self.ctr("create", &[&words[..], &options, &rest].concat());
+            if output.status.success() {
+                return self.await_status(Some("RUNNING"));
+            }
+            self.said.push(format!("attempt {}: {}", self.attempt, text(&output.stderr).trim()));
+            // A Start may still be under way in the shim.
+            std::thread::sleep(Duration::from_millis(300));
+            match self.status().as_deref() {
+                Some("RUNNING") => return,
+                Some(_) => {
+                    self.node.ctr(&["task", "rm", "--force", &id]);
+                    self.await_status(None);
+                }
+                None => {}
+            }
+            self.node.ctr(&["container", "rm", &id]);
+            self.node.ctr(&["snapshot", "rm", &id]);
+        }
+    }
+
+    fn exec(&mut self, name: &str, moment: &str) {
+        let log = self.node.path(&format!("{}.{name}.log", self.id));
+        let uri = format!("file://{}", log.display());
+        let id = self.id.clone();
+        let words = ["task", "exec", "--detach", "--log-uri", &uri, "--exec-id", name, &id];
+        self.execs.push(name.to_owned());
+        let output = self.ctr(moment, &[&words[..], &["sh", "-c", "echo one; sleep 0.1; echo two"]].concat());
+        let started = format!("exec-started {id}/{name}");
+        if output.status.success() {
+            until("the exec is told", 20, || self.node.told().of(&id).contains(&started));
+        }
+    }
+
+    /// Whatever was started has ended, with all its output.
+    fn execs_are_whole(&self) {
+        for name in &self.execs {
+            let of = format!("{}/{name}", self.id);
+            let told = || self.node.told().of(&self.id);
+            if told().contains(&format!("exec-started {of}")) {
+                until("the exec's end", 20, || told().iter().any(|l| l.starts_with(&format!("exit {of} "))));
+                assert!(told().contains(&format!("exit {of} 0")), "{:?}", told());
+                let log = self.node.path(&format!("{}.{name}.log", self.id));
+                assert_eq!(fs::read_to_string(log).expect("log"), "one\ntwo\n", "{name}: {:?}", self.said);
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        let id = self.id.clone();
+        let killed = self.ctr("exit", &["task", "kill", "--signal", "TERM", &id]);
+        std::thread::sleep(Duration::from_millis(100));
+        if !killed.status.success() && self.status().as_deref() == Some("RUNNING") {
+            // It was not passed on, or is on its way.
+            self.node.ctr(&["task", "kill", "--signal", "TERM", &id]);
+        }
+        self.await_status(Some("STOPPED"));
+        let removed = self.ctr("delete", &["task", "rm", &id]);
+        let said = text(&removed.stderr);
+        assert!(said.contains("exit code 5") || !removed.status.success(), "{said} {:?}", self.said);
+        if self.status().is_some() {
+            // Asked again; for one that is gone already containerd only forgets it.
+            self.node.ctr(&["task", "rm", &id]);
+        }
+        self.await_status(None);
+        self.node.ctr_ok(&["container", "rm", &id]);
+    }
+
+    /// One line after the other, the last one last.
+    fn output_is_whole(&self) {
+        let lines = self.lines();
+        let (last, counted) = lines.split_last().expect("output");
+        let wanted: Vec<String> = (0..counted.len()).map(|n| format!("line {n}")).collect();
+        assert!(counted == wanted, "{:?}", self.said);
+        // A signal may come between a line and its count.
+        let counts = [counted.len(), counted.len().saturating_sub(1)].map(|n| format!("last {n}"));
+        assert!(counts.contains(last), "{last} after {} lines", counted.len());
+    }
+
+    /// Each event once, in order; attempts that were given up before the last.
+    fn events_are_whole(&self) {
+        let told = || self.node.told().of(&self.id);
+        until("the last event", 20, || told().last().is_some_and(|l| l == &format!("delete {} 5", self.id)));
+        let told = told();
+        let mut attempts: Vec<Vec<String>> = vec![Vec::new()];
+        for line in &told {
+            attempts.last_mut().expect("one").push(line.replace(&self.id, "c"));
+            if line.starts_with("delete") {
+                attempts.push(Vec::new());
+            }
+        }
+        assert!(attempts.pop().is_some_and(|rest| rest.is_empty()), "{told:?}");
+        let whole = attempts.pop().expect("the last attempt");
+        let init: Vec<&String> = whole.iter().filter(|l| !l.contains('/')).collect();
+        assert_eq!(init, ["create c", "start c", "exit c 5", "delete c 5"], "{told:?} {:?}", self.said);
+        for attempt in attempts {
+            let kinds: Vec<&str> = attempt.iter().filter_map(|l| l.split(' ').next()).collect();
+            let known = [
+                &["create", "delete"][..],
+                &["create", "exit", "delete"],
+                &["create", "start", "exit", "delete"],
+            ];
+            assert!(known.contains(&kinds.as_slice()), "{told:?} {:?}", self.said);
+        }
+        for name in &self.execs {
+            let of: Vec<&String> = whole.iter().filter(|l| l.contains(&format!("/{name}"))).collect();
+            let all = [
+                format!("exec-added c/{name}"),
+                format!("exec-started c/{name}"),
+                format!("exit c/{name} 0"),
+            ];
+            let all: Vec<&String> = all.iter().collect();
+            assert!(of == all || of == all[..1] || of.is_empty(), "{told:?} {:?}", self.said);
+        }
+    }
+}
+
+#[test]
+fn fifty_lives_lose_nothing_when_containerd_is_killed_under_them() {
+    let now = std::time::UNIX_EPOCH.elapsed().expect("clock");
+    let seed = number("KATA_SE_SEED").unwrap_or(now.as_secs() << 20 | u64::from(now.subsec_micros()) | 1);
+    let (mut random, began) = (Random(seed), Instant::now());
+    eprintln!("KATA_SE_SEED={seed}, {} lives", lives());
+    let mut node = Containerd::doubled();
+    // One pod lives through all of it.
+    Life::of(&mut node, "always", "never", Duration::ZERO).create();
+    let mut restarts = 0;
+    for (n, (moment, most)) in (0..lives()).zip(MOMENTS.into_iter().cycle()) {
+        let delay = Duration::from_millis(random.below(most));
+        let mut life = Life::of(&mut node, &format!("c{n}"), moment, delay);
+        life.create();
+        life.ctr("run", &["version"]);
+        life.exec("e1", "exec");
+        life.exec("e2", "never");
+        life.execs_are_whole();
+        life.end();
+        life.output_is_whole();
+        life.events_are_whole();
+        restarts += u64::from(life.moment == "over");
+    }
+    let mut always = Life::of(&mut node, "always", "never", Duration::ZERO);
+    always.attempt = 1;
+    always.end();
+    always.output_is_whole();
+    always.events_are_whole();
+    // A shim whose Delete was answered to a containerd that is no more ends by itself.
+    let pods = || fs::read_dir(node.path("run")).expect("run").count();
+    let left = pods();
+    until("no shim is left", 20, || pods() == 0);
+    node.assert_clean();
+    assert_eq!(restarts, lives());
+    eprintln!(
+        "{restarts} restarts in {} lives, {left} shims ended by themselves, {:.1} s",
+        lives(),
+        began.elapsed().as_secs_f64()
+    );
+}
