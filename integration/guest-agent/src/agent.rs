@@ -24,7 +24,7 @@ use crate::plain::{Pids, Plain};
 use crate::process::{Container, Launched, Phase, Process};
 use crate::reaper::Reaper;
 use crate::storage::Storages;
-use crate::{boot, cgroup, oci};
+use crate::{boot, cgroup, oci, sysctl};
 
 /// RemoveContainer without a limit of its own.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
@@ -165,6 +165,7 @@ impl Agent {
         let shared = self.state().first.filter(|_| req.sandbox_pidns);
         match &self.place {
             Place::Guest { crun, .. } => {
+                sysctl::set(&spec.Linux.Sysctl)?;
                 let pids = shared.map(|pid| format!("/proc/{pid}/ns/pid"));
                 let config = oci::config(spec, &req.container_id, pids.as_deref());
                 let bundle = Path::new(GUEST_DIR).join(&req.container_id);

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use crate::messages::agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, Storage};
 use crate::messages::oci::{Linux, Process, Spec};
+use crate::sysctl;
 
 /// All guest paths of the protocol are below it.
 pub(crate) const GUEST_DIR: &str = "/run/kata-containers";
@@ -144,6 +145,7 @@ fn linux(linux: &Linux) -> Checked {
         let times = linux.Namespaces.iter().filter(|n| n.Type == kept).count();
         refuse(format!("namespace {kept:?} {times} times"), times != 1)?;
     }
+    linux.Sysctl.keys().try_for_each(|name| sysctl::check(name))?;
     let Some(r) = linux.Resources.as_ref() else { return Ok(()) };
     refuse("Resources.Devices is set: the agent has its own rules", !r.Devices.is_empty())?;
     refuse("Resources.Pids is set: policies refuse it", r.Pids.is_some())?;

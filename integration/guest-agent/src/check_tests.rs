@@ -48,6 +48,9 @@ const WRONG: &[(&str, Change)] = &[
     ("stdio ports", |r| r.stdout_port = 1),
     ("without a spec", |r| r.OCI = None.into()),
     ("hooks are set", |r| r.OCI.as_mut().unwrap().Hooks = Some(Hooks::new()).into()),
+    ("Sysctl vm.swappiness is not", |r| {
+        linux_of(r).Sysctl.insert("vm.swappiness".into(), "1".into());
+    }),
     ("seccomp is set", |r| linux_of(r).Seccomp = Some(LinuxSeccomp::new()).into()),
     ("not /run/kata-containers/c1/rootfs", |r| {
         r.OCI.as_mut().unwrap().Root.as_mut().unwrap().Path = "/rootfs".into()

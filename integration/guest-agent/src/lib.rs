@@ -30,6 +30,7 @@ mod service;
 mod stdio;
 mod storage;
 mod sys;
+mod sysctl;
 mod tap;
 
 pub use cli::run;

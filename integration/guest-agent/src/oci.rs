@@ -37,7 +37,6 @@ pub(crate) fn config(spec: &Spec, id: &str, pid_namespace: Option<&str>) -> Valu
             ],
             "cgroupsPath": cgroup(id),
             "resources": resources(&linux.Resources),
-            "sysctl": linux.Sysctl,
             "maskedPaths": linux.MaskedPaths,
             "readonlyPaths": linux.ReadonlyPaths,
             "devices": linux.Devices.iter().map(|d| json!({
