@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::cri_node::CriPlugin;
 use crate::{Census, Doubles, Relay, cached, program};
 
 /// The image every node has.
@@ -37,6 +38,8 @@ pub struct Containerd {
     /// What the shims see beside the usual.
     environment: Vec<(&'static str, PathBuf)>,
     daemon: Option<Child>,
+    /// Its CRI plugin, where it runs.
+    pub(crate) cri: Option<CriPlugin>,
     census: Census,
     doubled: Option<(Doubles, Relay)>,
 }
@@ -62,15 +65,30 @@ impl Containerd {
         shim: PathBuf,
         environment: Vec<(&'static str, PathBuf)>,
     ) -> Self {
+        let off = "[\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]";
+        let plugins = |_: &Path| format!("version = 2\ndisabled_plugins = {off}\n{more}");
+        let node = Self::start(version, plugins, shim, environment, None);
+        node.import("busybox.tar", "overlayfs");
+        node
+    }
+
+    /// `plugins`: containerd's configuration but for its places, given its folder; begins with a version.
+    pub(crate) fn start(
+        version: &str,
+        plugins: impl FnOnce(&Path) -> String,
+        shim: PathBuf,
+        environment: Vec<(&'static str, PathBuf)>,
+        cri: Option<CriPlugin>,
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("temporary folder");
         let at = |name: &str| dir.path().join(name);
         fs::DirBuilder::new().mode(0o700).create(at("run")).expect("run");
         let show = |path: PathBuf| path.display().to_string();
         let config = format!(
-            "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = \"{}\"\n{more}",
+            "root = \"{}\"\nstate = \"{}\"\n{}\n[grpc]\naddress = \"{}\"\n",
             show(at("root")),
             show(at("state")),
+            plugins(dir.path()),
             show(at("c.sock")),
         );
         fs::write(at("containerd.toml"), config).expect("config");
@@ -86,9 +104,8 @@ impl Containerd {
         fs::write(at("config.toml"), emulated).expect("config");
         let census = Census::take(&at("run"), &at("run"));
         let version = version.to_owned();
-        let mut node = Self { dir, version, shim, environment, daemon: None, census, doubled: None };
+        let mut node = Self { dir, version, shim, environment, daemon: None, cri, census, doubled: None };
         node.up();
-        node.import("busybox.tar", "overlayfs");
         node
     }
 
@@ -144,7 +161,9 @@ impl Containerd {
     pub fn up(&mut self) {
         let log =
             fs::File::options().create(true).append(true).open(self.path("containerd.log")).expect("log");
-        let mut command = Command::new(cached(&format!("containerd/{}/usr/bin/containerd", self.version)));
+        let program = cached(&format!("containerd/{}/usr/bin/containerd", self.version));
+        let mut command =
+            self.cri.as_ref().map_or_else(|| Command::new(&program), |cri| cri.inside(&program));
         command
             .arg("--config")
             .arg(self.path("containerd.toml"))
@@ -184,7 +203,8 @@ impl Containerd {
     /// `ctr` with these words; the command is not run yet.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(cached(&format!("containerd/{}/usr/bin/ctr", self.version)));
-        command.arg("--address").arg(self.path("c.sock")).args(words).stdin(Stdio::null());
+        command.arg("--address").arg(self.path("c.sock")).args(["--namespace", self.namespace()]);
+        command.args(words).stdin(Stdio::null());
         command
     }
 
@@ -199,12 +219,18 @@ impl Containerd {
         text
     }
 
+    /// Of containerd: where the containers stand.
+    fn namespace(&self) -> &'static str {
+        if self.cri.is_some() { "k8s.io" } else { "default" }
+    }
+
     /// Takes an image of the cache and unpacks it.
     pub fn import(&self, archive: &str, snapshotter: &str) {
         let path = cached(&format!("guest/{archive}")).display().to_string();
         // containerd 2 would unpack in the daemon, which knows this machine's own platform only.
         let here: &[&str] = if self.version == "2" { &["--local"] } else { &[] };
-        let words = ["--snapshotter", snapshotter, "--platform", "linux/s390x", &path];
+        let platform = if self.cri.is_some() { "linux/amd64" } else { "linux/s390x" };
+        let words = ["--snapshotter", snapshotter, "--platform", platform, &path];
         self.ctr_ok(&[&["image", "import"], here, &words].concat());
     }
 
@@ -261,10 +287,10 @@ impl Containerd {
             let holder = fs::read_to_string(pod.path().join("lock")).unwrap_or_default();
             Command::new("kill").args(["-KILL", holder.trim()]).output().ok();
         }
-        let bundles = self.path("state/io.containerd.runtime.v2.task/default");
+        let bundles = self.path("state/io.containerd.runtime.v2.task").join(self.namespace());
         for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
             let mut command = Command::new(&self.shim);
-            command.args(["-namespace", "default", "-address"]).arg(self.path("c.sock"));
+            command.args(["-namespace", self.namespace(), "-address"]).arg(self.path("c.sock"));
             command.arg("-id").arg(bundle.file_name()).arg("delete").current_dir(bundle.path());
             command.env("KATA_SE_RUN_DIR", self.path("run")).stdin(Stdio::null()).output().ok();
         }
@@ -302,6 +328,9 @@ impl Drop for Containerd {
         for entry in fs::read_dir(self.path("state")).into_iter().flatten().flatten() {
             // Mounts of bundles whose tasks were never removed.
             Command::new("umount").arg("-R").arg(entry.path()).output().ok();
+        }
+        if let Some(cri) = &self.cri {
+            cri.end_networks();
         }
         if !std::thread::panicking() {
             self.assert_clean();
