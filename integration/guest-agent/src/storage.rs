@@ -34,13 +34,12 @@ impl Storages {
     pub(crate) async fn add(&self, place: &Place, storage: &Storage) -> Result<()> {
         {
             let mut mounted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let entry = mounted
-                .entry(storage.mount_point.clone())
-                .and_modify(|m| m.users += 1)
-                .or_insert(Mounted { users: 1, shared: storage.shared });
-            if entry.users > 1 {
+            // A shared one is known, and mounted, also while nobody uses it.
+            if let Some(known) = mounted.get_mut(&storage.mount_point) {
+                known.users += 1;
                 return Ok(());
             }
+            mounted.insert(storage.mount_point.clone(), Mounted { users: 1, shared: storage.shared });
         }
         let made = make(place, storage).await;
         if made.is_err() && !storage.shared {

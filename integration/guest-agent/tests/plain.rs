@@ -317,6 +317,22 @@ async fn a_device_that_is_not_plugged_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_shared_layer_stays_mounted_while_nobody_uses_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("devices");
+    std::fs::write(&list, "0.0.0007\n").unwrap();
+    let host = Host::with(&["--devices", &list.display().to_string()]);
+    let agent = host.sandbox().await;
+    agent.run(&container("c1", process(&["true"]))).await.unwrap();
+    agent.wait("c1", "c1").await.unwrap();
+    let remove = pb::RemoveContainerRequest { container_id: "c1".into(), ..Default::default() };
+    agent.calls.remove_container(limit(), &remove).await.unwrap();
+    // Nothing is looked for, as nothing is mounted again.
+    std::fs::remove_file(&list).unwrap();
+    agent.run(&container("c2", process(&["true"]))).await.unwrap();
+}
+
+#[tokio::test]
 async fn files_are_copied_in_pieces_below_one_folder() {
     let host = Host::start();
     let agent = host.sandbox().await;
