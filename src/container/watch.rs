@@ -32,6 +32,8 @@ pub(crate) struct Streams {
     stdin: Option<Stdin>,
     stdout: Sink,
     stderr: Option<Sink>,
+    /// The client named no stdin, and no terminal gives it one.
+    no_input: bool,
     close_stdin: channel::Receiver<bool>,
 }
 
@@ -49,6 +51,7 @@ impl Streams {
             stdin: Stdin::open(&paths.stdin)?,
             stdout,
             stderr: (!paths.terminal).then_some(stderr),
+            no_input: paths.stdin.is_empty() && !paths.terminal,
             close_stdin,
         })
     }
@@ -72,6 +75,11 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
                 _ = gone.wait_for(|yes| *yes) => {}
             }
         }));
+    }
+    if streams.no_input {
+        let (guest, id) = (Arc::clone(&guest), id.clone());
+        // Its input is at its end, as if it were /dev/null. A policy may refuse that: then it stays open.
+        drop(tasks::spawn(async move { drop(guest.agent.close_stdin(&id).await) }));
     }
     let (status, input) = match wait_for_end(&guest, &id, &mut pumps).await {
         Ok(status) => (status, Input::Exited),

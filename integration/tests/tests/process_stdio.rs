@@ -45,6 +45,18 @@ async fn both_streams_are_complete_and_apart() {
 }
 
 #[tokio::test]
+async fn a_process_without_stdin_finds_its_input_at_its_end() {
+    let stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("cat; sleep 1000")).await;
+    let out = shim.fifo("e1", "out");
+    let reading = reader(out.clone());
+    exec(&shim, "e1", "cat; echo read to its end", ["", text(&out), ""]).await;
+    assert_eq!(within("its end", 10, shim.wait("c1", "e1")).await, Ok(0));
+    assert_eq!(reading.join().expect("join"), b"read to its end\n");
+    stage.end(&shim, "c1").await;
+}
+
+#[tokio::test]
 async fn sixty_four_mebibytes_arrive_byte_by_byte() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
