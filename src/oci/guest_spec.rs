@@ -48,6 +48,8 @@ pub fn guest_spec(bundle: &Bundle, id: &ContainerId, bundle_path: &Path, mounts:
     if let Some(linux) = spec.linux_mut() {
         linux.set_seccomp(None);
         linux.set_mount_label(None);
+        // Of mounts made later on the host, which are not seen in a guest; policies refuse it.
+        linux.set_rootfs_propagation(None);
         let kept = linux.namespaces().iter().flatten().filter(|n| is_kept(n.typ())).cloned();
         let mut kept: Vec<_> = kept.collect();
         kept.iter_mut().for_each(|n| {

@@ -33,6 +33,7 @@ fn nothing_of_the_host_stays_in() {
     value["hooks"] = json!({"prestart": [{"path": "/bin/evil"}]});
     value["process"]["selinuxLabel"] = json!("system_u:x");
     value["linux"]["mountLabel"] = json!("y");
+    value["linux"]["rootfsPropagation"] = json!("rslave");
     value["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
     value["linux"]["resources"]["pids"] = json!({"limit": 5});
     value["linux"]["resources"]["cpu"] = json!({"cpus": "0-1", "mems": "0", "shares": 7});
@@ -42,6 +43,7 @@ fn nothing_of_the_host_stays_in() {
         "/hooks",
         "/process/selinuxLabel",
         "/linux/mountLabel",
+        "/linux/rootfsPropagation",
         "/linux/seccomp",
         "/linux/resources/pids",
         "/linux/resources/devices",
