@@ -21,22 +21,37 @@ pub use stream::{Channel, Stream};
 pub use tonic::Code;
 
 /// The containerd versions, each as a module of tests; every test gets a node that has to be as clean at
-/// its end as it was before.
+/// its end as it was before. Those `in_short` runs are also run when a change is tested.
+// The tests stand in the caller's crate.
+#[allow(clippy::crate_in_macro_def)]
 #[macro_export]
 macro_rules! on_each_version {
-    ($($test:ident,)*) => {
-        $crate::on_each_version!(@ containerd_1_6 "1.6" $($test)*);
-        $crate::on_each_version!(@ containerd_1_7 "1.7" $($test)*);
-        $crate::on_each_version!(@ containerd_2 "2" $($test)*);
+    (in_short: $($short:ident),*; in_full: $($full:ident),*;) => {
+        $crate::on_each_version!(@ containerd_1_6 "1.6" ($($short)*) ($($full)*));
+        $crate::on_each_version!(@ containerd_1_7 "1.7" ($($short)*) ($($full)*));
+        $crate::on_each_version!(@ containerd_2 "2" ($($short)*) ($($full)*));
     };
-    (@ $module:ident $version:literal $($test:ident)*) => {
+    (@ $module:ident $version:literal ($($short:ident)*) ($($full:ident)*)) => {
         mod $module {
-            $(#[test]
-            fn $test() {
-                let node = $crate::Node::new($version);
-                super::$test(&node);
-                node.containerd.assert_clean();
-            })*
+            mod in_short {
+                $(#[test]
+                fn $short() {
+                    $crate::on_node($version, crate::$short);
+                })*
+            }
+            mod in_full {
+                $(#[test]
+                fn $full() {
+                    $crate::on_node($version, crate::$full);
+                })*
+            }
         }
     };
+}
+
+/// Runs a test on a node of containerd `version`.
+pub fn on_node(version: &str, test: impl FnOnce(&Node)) {
+    let node = Node::new(version);
+    test(&node);
+    node.containerd.assert_clean();
 }

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use harness::{Containerd, until};
 
 use crate::api::{
-    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest, RunPodSandboxRequest,
-    StatusRequest,
+    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest,
+    RunPodSandboxRequest, StatusRequest,
 };
 use crate::{Client, Pod, Status};
 
@@ -74,14 +74,21 @@ impl Node {
             metadata: Some(metadata),
             hostname: name.into(),
             log_directory: logs.display().to_string(),
-            linux: Some(Default::default()),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: format!("/kata-se-tests-{name}-{attempt}"),
+                ..Default::default()
+            }),
             ..Default::default()
         }
     }
 
     pub fn try_run(&self, config: &PodSandboxConfig) -> Result<Pod<'_>, Status> {
-        let request =
-            RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "kata-se".into() };
+        self.try_run_by("kata-se", config)
+    }
+
+    /// By another runtime handler.
+    pub fn try_run_by(&self, handler: &str, config: &PodSandboxConfig) -> Result<Pod<'_>, Status> {
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let id = self.run_pod_sandbox(request)?.pod_sandbox_id;
         Ok(Pod { node: self, id, config: config.clone(), gone: Cell::default() })
     }

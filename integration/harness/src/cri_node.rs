@@ -123,9 +123,16 @@ fn network(dir: &Path) -> String {
     )
 }
 
-const RUNTIME: &str = "runtime_type = \"io.containerd.kata-se.v2\"\n\
-                       privileged_without_host_devices = true\n\
-                       pod_annotations = [\"io.katacontainers.*\"]\n";
+/// The runtime handlers `kata-se` and, as nobody should configure it, `kata-se-host-devices`.
+fn handlers(runtimes: &str, more: &str) -> String {
+    let runtime = format!(
+        "runtime_type = \"io.containerd.kata-se.v2\"\npod_annotations = [\"io.katacontainers.*\"]\n{more}"
+    );
+    format!(
+        "[{runtimes}.kata-se]\nprivileged_without_host_devices = true\n{runtime}\
+         [{runtimes}.kata-se-host-devices]\n{runtime}"
+    )
+}
 
 /// Of containerd 1.6 and 1.7.
 fn version_2(cni: &Path) -> String {
@@ -134,9 +141,10 @@ fn version_2(cni: &Path) -> String {
         "version = 2\n[{cri}]\nsandbox_image = \"localhost/pause:latest\"\n{}\n\
          [{cri}.cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n\
          [{cri}.containerd]\nsnapshotter = \"overlayfs\"\ndefault_runtime_name = \"kata-se\"\n\
-         [{cri}.containerd.runtimes.kata-se]\n{RUNTIME}",
+         {}",
         common(),
         cni.display(),
+        handlers(&format!("{cri}.containerd.runtimes"), ""),
     )
 }
 
@@ -150,10 +158,11 @@ fn version_3(cni: &Path) -> String {
          [{runtime}]\nrestrict_oom_score_adj = true\ndisable_apparmor = true\n\
          [{runtime}.cni]\nbin_dirs = [\"/usr/lib/cni\"]\nconf_dir = \"{}\"\n\
          [{runtime}.containerd]\ndefault_runtime_name = \"kata-se\"\n\
-         [{runtime}.containerd.runtimes.kata-se]\n{RUNTIME}sandboxer = \"podsandbox\"\n\
+         {}\
          [plugins.'io.containerd.grpc.v1.cri']\n{}\n\
          [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
         cni.display(),
+        handlers(&format!("{runtime}.containerd.runtimes"), "sandboxer = \"podsandbox\"\n"),
         streaming(),
     )
 }

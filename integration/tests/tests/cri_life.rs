@@ -6,22 +6,27 @@
 use std::time::{Duration, Instant};
 
 use cri::api::{
-    ContainerFilter, ContainerState, ContainerStateValue, ImageSpec, ListContainersRequest,
-    ListPodSandboxRequest, PodSandboxFilter, PodSandboxState,
+    CheckpointContainerRequest, ContainerFilter, ContainerState, ContainerStateValue, ImageSpec,
+    ListContainersRequest, ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, PodSandboxStatusRequest,
+    VersionRequest,
 };
 use cri::{Code, Node, OWN, Pod};
 use harness::until;
 
 cri::on_each_version! {
+    in_short:
     the_main_path,
     exit_codes_have_the_kubelets_reasons,
-    a_stop_gives_the_grace_that_it_is_told,
+    a_stop_gives_the_grace_that_it_is_told;
+    in_full:
     what_runs_can_be_removed,
     a_container_is_started_again_in_its_pod,
     a_program_that_is_missing_is_named,
     several_pods_run_at_once,
     thirty_containers_come_and_go,
     pods_come_and_go,
+    a_checkpoint_is_refused,
+    a_dead_vm_ends_its_pod_and_nothing_else;
 }
 
 fn containers(node: &Node, filter: ContainerFilter) -> Vec<String> {
@@ -37,6 +42,8 @@ fn pods(node: &Node, filter: PodSandboxFilter) -> Vec<String> {
 }
 
 fn the_main_path(node: &Node) {
+    let version = node.version(VersionRequest::default()).expect("Version");
+    assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("containerd", "v1"));
     let mut config = node.config("main");
     config.labels.insert("app".into(), "main".into());
     config.annotations.insert("note".into(), "kept".into());
@@ -248,4 +255,37 @@ fn pods_come_and_go(node: &Node) {
         pod.end();
         node.containerd.assert_clean();
     }
+}
+
+fn a_checkpoint_is_refused(node: &Node) {
+    let pod = node.pod("checkpoint");
+    let container = pod.idle("c1");
+    let request = CheckpointContainerRequest {
+        container_id: container.id.clone(),
+        location: node.path("checkpoint.tar").display().to_string(),
+        timeout: 10,
+    };
+    let e = node.checkpoint_container(request).expect_err("refused");
+    assert!(!e.message().is_empty() && e.message().lines().count() == 1, "{}", e.message());
+    assert_eq!(container.sh("echo goes on"), "goes on\n");
+}
+
+fn a_dead_vm_ends_its_pod_and_nothing_else(node: &Node) {
+    let (dying, other) = (node.pod("dying"), node.pod("other"));
+    let (victim, bystander) = (dying.idle("c1"), other.idle("c1"));
+    let request = PodSandboxStatusRequest { pod_sandbox_id: dying.id.clone(), verbose: true };
+    let info = node.pod_sandbox_status(request).expect("PodSandboxStatus").info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).expect("JSON");
+    // The process that a node's monitoring finds for the pod is its QEMU.
+    let pid = info["pid"].as_u64().expect("pid").to_string();
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).expect("process");
+    assert!(name.starts_with("qemu"), "{name}");
+    let killed = std::process::Command::new("kill").args(["-KILL", &pid]).status().expect("kill");
+    assert!(killed.success());
+    let status = victim.ended(10);
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+    until("its sandbox is not ready", 10, || dying.status().state() == PodSandboxState::SandboxNotready);
+    victim.try_exec(&["true"], 5).expect_err("it is gone");
+    dying.end();
+    assert_eq!(bystander.sh("echo goes on"), "goes on\n");
 }

@@ -1,0 +1,251 @@
+//! What `kubectl exec`, `attach`, `port-forward` and `logs` stand on: ExecSync, the streaming server, and
+//! the log that containerd writes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use cri::api::{AttachRequest, ExecRequest, PortForwardRequest, ReopenContainerLogRequest};
+use cri::{Channel, Code, Container, Node, Stream};
+use harness::until;
+
+cri::on_each_version! {
+    in_short:
+    exec_sync_answers_streams_and_code,
+    exec_sync_ends_at_its_timeout,
+    a_streamed_exec_carries_stdin_and_tells_its_code,
+    attach_speaks_with_the_running_container,
+    a_log_is_rotated;
+    in_full:
+    a_streamed_exec_has_a_terminal_of_the_size_it_is_told,
+    attach_shows_the_terminal_of_a_container,
+    a_port_forward_finds_nobody_and_says_so,
+    logs_have_the_kubelets_form;
+}
+
+fn exec_sync_answers_streams_and_code(node: &Node) {
+    let pod = node.pod("exec");
+    let container = pod.idle("c1");
+    for (script, stdout, stderr, code) in [
+        ("true", "", "", 0),
+        ("echo out; echo err >&2", "out\n", "err\n", 0),
+        ("printf half; exit 42", "half", "", 42),
+        ("kill -9 $$", "", "", 137),
+        // Without stdin there is nothing to read, and nothing to wait for.
+        ("cat; echo read", "read\n", "", 0),
+    ] {
+        let done = container.exec(&["sh", "-c", script]);
+        assert_eq!(
+            (done.stdout.as_str(), done.stderr.as_str(), done.code),
+            (stdout, stderr, code),
+            "{script}"
+        );
+    }
+    let large = container.exec(&["sh", "-c", "yes 0123456789abcde | head -n 131072"]);
+    assert_eq!((large.stdout.len(), large.code), (2 << 20, 0));
+
+    let began = Instant::now();
+    let e = container.try_exec(&["/no/such/program"], 10).expect_err("missing");
+    assert!(e.message().contains("/no/such/program"), "{}", e.message());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(container.exec(&["echo", "still here"]).stdout, "still here\n");
+
+    container.stop(5);
+    container.try_exec(&["true"], 10).expect_err("the container has ended");
+    let never = Container { node, id: "0123456789abcdef".into(), log: "".into() };
+    assert_eq!(never.try_exec(&["true"], 10).expect_err("unknown").code(), Code::NotFound);
+}
+
+fn exec_sync_ends_at_its_timeout(node: &Node) {
+    let pod = node.pod("timeout");
+    let container = pod.idle("c1");
+    let began = Instant::now();
+    let e = container.try_exec(&["sh", "-c", "touch /began; sleep 1000"], 1).expect_err("timeout");
+    assert_eq!(e.code(), Code::DeadlineExceeded, "{}", e.message());
+    assert!((1..6).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(container.exec(&["ls", "/began"]).code, 0);
+    until("what it ran is gone", 10, || !container.sh("ps").contains("sleep 1000"));
+    // Long enough is no failure.
+    let done = container.try_exec(&["sh", "-c", "sleep 1; echo in time"], 20).expect("in time");
+    assert_eq!(done.stdout, "in time\n");
+}
+
+fn exec(container: &Container, command: &[&str], tty: bool) -> Stream {
+    let request = ExecRequest {
+        container_id: container.id.clone(),
+        cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+        tty,
+        stdin: true,
+        stdout: true,
+        stderr: !tty,
+    };
+    let url = container.node.exec(request).expect("Exec").url;
+    Stream::open(container.node, &url)
+}
+
+fn a_streamed_exec_carries_stdin_and_tells_its_code(node: &Node) {
+    let pod = node.pod("exec");
+    let container = pod.idle("c1");
+    let script = "read first; echo got $first; echo problem >&2; head -c 100000 | wc -c; exit 3";
+    let mut stream = exec(&container, &["sh", "-c", script], false);
+    stream.send(Channel::Stdin, b"hello\n");
+    stream.until(Channel::Stdout, "got hello\n");
+    stream.until(Channel::Stderr, "problem\n");
+    for _ in 0..10 {
+        stream.send(Channel::Stdin, &[b'x'; 10_000]);
+    }
+    let outcome = stream.outcome();
+    assert!(outcome.contains("\"Failure\"") && outcome.contains("\"message\":\"3\""), "{outcome}");
+    assert_eq!(stream.text(Channel::Stdout), "got hello\n100000\n");
+
+    let mut good = exec(&container, &["echo", "done"], false);
+    assert!(good.outcome().contains("\"Success\""), "{}", good.text(Channel::Outcome));
+    assert_eq!(good.text(Channel::Stdout), "done\n");
+
+    // Much output, read slower than it comes, is whole.
+    let mut much = exec(&container, &["sh", "-c", "yes 0123456789abcde | head -n 524288"], false);
+    std::thread::sleep(Duration::from_secs(1));
+    much.outcome();
+    assert_eq!(much.text(Channel::Stdout).len(), 8 << 20);
+
+    let mut missing = exec(&container, &["/no/such/program"], false);
+    assert!(missing.outcome().contains("/no/such/program"), "{}", missing.text(Channel::Outcome));
+}
+
+fn a_streamed_exec_has_a_terminal_of_the_size_it_is_told(node: &Node) {
+    let pod = node.pod("terminal");
+    let container = pod.idle("c1");
+    let mut stream = exec(&container, &["sh"], true);
+    stream.resize(97, 31);
+    stream.send(Channel::Stdin, b"tty; until stty size | grep '31 97'; do sleep 0.1; done; echo fi''rst\n");
+    stream.until(Channel::Stdout, "first");
+    assert!(stream.text(Channel::Stdout).contains("/dev/pts/"), "{}", stream.text(Channel::Stdout));
+    stream.resize(111, 33);
+    stream.send(Channel::Stdin, b"until stty size | grep '33 111'; do sleep 0.1; done; echo sec''ond\n");
+    stream.until(Channel::Stdout, "second");
+    // Control-C ends what runs, not the shell; control-D ends that.
+    stream.send(Channel::Stdin, b"sleep 1000\n");
+    until("it runs", 10, || container.sh("ps").contains("sleep 1000"));
+    stream.send(Channel::Stdin, &[3]);
+    stream.send(Channel::Stdin, b"echo on''wards\n");
+    stream.until(Channel::Stdout, "onwards");
+    stream.send(Channel::Stdin, &[4]);
+    let outcome = stream.outcome();
+    assert!(outcome.contains("Success") || outcome.contains("\"message\":\"130\""), "{outcome}");
+    assert_eq!(stream.text(Channel::Stderr), "");
+}
+
+fn attach(container: &Container, tty: bool) -> Stream {
+    let request =
+        AttachRequest { container_id: container.id.clone(), stdin: true, tty, stdout: true, stderr: !tty };
+    let url = container.node.attach(request).expect("Attach").url;
+    Stream::open(container.node, &url)
+}
+
+fn attach_speaks_with_the_running_container(node: &Node) {
+    let pod = node.pod("attach");
+    let mut config =
+        pod.plain("c1", &["sh", "-c", "while read line; do echo got $line; echo err >&2; done; exit 6"]);
+    config.stdin = true;
+    let container = pod.start(&config);
+    let mut stream = attach(&container, false);
+    stream.send(Channel::Stdin, b"one\n");
+    stream.until(Channel::Stdout, "got one\n");
+    stream.until(Channel::Stderr, "err\n");
+    drop(stream);
+    // Who goes away ends nothing; the next one finds it as it was.
+    let mut stream = attach(&container, false);
+    stream.send(Channel::Stdin, b"two\n");
+    stream.until(Channel::Stdout, "got two\n");
+    assert!(!stream.text(Channel::Stdout).contains("one"));
+    until("all of it is in the log", 10, || container.logged("stdout") == "got one\ngot two\n");
+    drop(stream);
+    container.stop(1);
+
+    // With stdinOnce the first to go is the end of the input.
+    config.metadata.as_mut().expect("metadata").name = "once".into();
+    config.log_path = "once/0.log".into();
+    config.stdin_once = true;
+    let once = pod.start(&config);
+    let mut stream = attach(&once, false);
+    stream.send(Channel::Stdin, b"only\n");
+    stream.until(Channel::Stdout, "got only\n");
+    drop(stream);
+    assert_eq!(once.ended(20).exit_code, 6);
+}
+
+fn attach_shows_the_terminal_of_a_container(node: &Node) {
+    let pod = node.pod("attach-tty");
+    let mut config = pod.plain("c1", &["sh"]);
+    (config.stdin, config.tty) = (true, true);
+    let container = pod.start(&config);
+    let mut stream = attach(&container, true);
+    stream.resize(91, 29);
+    stream.send(Channel::Stdin, b"until stty size | grep '29 91'; do sleep 0.1; done; echo si''zed; tty\n");
+    stream.until(Channel::Stdout, "sized");
+    stream.until(Channel::Stdout, "/dev/");
+    stream.send(Channel::Stdin, b"exit 5\n");
+    assert_eq!(container.ended(20).exit_code, 5);
+    assert!(container.logged("stdout").contains("29 91\n"), "{:?}", container.lines());
+    assert_eq!(container.logged("stderr"), "");
+}
+
+/// containerd connects to localhost in the pod's network namespace on the node. Nothing listens there: the
+/// programs of a VM do in the VM.
+fn a_port_forward_finds_nobody_and_says_so(node: &Node) {
+    let pod = node.pod("forward");
+    let script = "mkdir /www; echo page > /www/index.html; httpd -p 8080 -h /www; echo up; exec sleep 1000";
+    let web = pod.script("web", script);
+    web.says("up");
+    let request = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![8080] };
+    let url = node.port_forward(request).expect("PortForward").url;
+    // Channels 0 and 1: data and error of the first port.
+    let mut stream = Stream::open(node, &url);
+    stream.until_on(1, "connect: connection refused");
+    assert_eq!(web.sh("wget -q -O - http://127.0.0.1:8080/"), "page\n", "the pod is as it was");
+}
+
+fn logs_have_the_kubelets_form(node: &Node) {
+    let pod = node.pod("logs");
+    let script = "echo first; echo second >&2; printf 'no newline'; head -c 40000 /dev/zero | tr '\\0' x; echo; echo last";
+    let container = pod.script("c1", script);
+    container.ended(20);
+    let lines = container.lines();
+    let whole = format!("first\nno newline{}\nlast\n", "x".repeat(40_000));
+    assert_eq!(container.logged("stdout"), whole);
+    assert_eq!(container.logged("stderr"), "second\n");
+    assert!(lines.iter().all(|line| line.text.len() <= 16 << 10), "long lines come in parts");
+    let times: Vec<&str> =
+        lines.iter().filter(|line| line.stream == "stdout").map(|line| line.time.as_str()).collect();
+    assert!(times.is_sorted(), "{times:?}");
+
+    let mut silent = pod.plain("silent", &["echo", "nobody reads this"]);
+    silent.log_path.clear();
+    assert_eq!(pod.start(&silent).ended(20).exit_code, 0, "a container without a log");
+}
+
+fn a_log_is_rotated(node: &Node) {
+    let pod = node.pod("rotate");
+    let container = pod.script("c1", "n=0; while :; do n=$((n + 1)); echo line $n; sleep 0.05; done");
+    container.says("line 3\n");
+    let reopen =
+        || node.reopen_container_log(ReopenContainerLogRequest { container_id: container.id.clone() });
+    let mut old = Vec::new();
+    for round in 0..3 {
+        let kept = container.log.with_extension(format!("{round}"));
+        fs::rename(&container.log, &kept).expect("rotate");
+        reopen().expect("ReopenContainerLog");
+        until("the new log is written", 10, || container.lines().len() > 3);
+        old.push(kept);
+    }
+    container.stop(0);
+    let mut text: String = old.iter().map(|path| fs::read_to_string(path).expect("old log")).collect();
+    text += &fs::read_to_string(&container.log).expect("log");
+    let numbers: Vec<usize> = text
+        .lines()
+        .map(|line| line.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("number"))
+        .collect();
+    assert!(numbers.iter().copied().eq(1..=numbers.len()), "no line lost or doubled: {numbers:?}");
+    reopen().expect_err("it has ended");
+}

@@ -1,0 +1,204 @@
+//! Files of the node and of images in a pod's containers; and what CRI may ask for that no VM can give.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::Command;
+
+use cri::api::{Device, ImageSpec, Mount, MountPropagation, NamespaceMode, NamespaceOption};
+use cri::{Node, OWN, Pod, pod_security, security};
+
+cri::on_each_version! {
+    in_short:
+    files_and_folders_of_the_node_are_copies,
+    what_no_vm_can_share_is_refused_in_one_line;
+    in_full:
+    volumes_of_an_image_begin_with_its_files,
+    an_empty_dir_is_shared_by_the_pods_containers,
+    a_termination_message_stays_in_the_guest;
+}
+
+fn mount(node: &Node, name: &str, at: &str) -> Mount {
+    Mount {
+        container_path: at.into(),
+        host_path: node.path(name).display().to_string(),
+        ..Default::default()
+    }
+}
+
+fn files_and_folders_of_the_node_are_copies(node: &Node) {
+    fs::create_dir_all(node.path("volume/deep")).expect("folder");
+    fs::write(node.path("volume/one"), "first\n").expect("file");
+    fs::write(node.path("volume/deep/two"), "second\n").expect("file");
+    symlink("one", node.path("volume/link")).expect("link");
+    fs::write(node.path("hosts"), "127.0.0.1 localhost\n10.0.0.1 here\n").expect("file");
+    symlink("volume/deep", node.path("way")).expect("link");
+    let pod = node.pod("volumes");
+    let mut config = pod.plain("c1", &["sleep", "1000"]);
+    config.mounts = vec![
+        mount(node, "volume", "/data"),
+        Mount { readonly: true, ..mount(node, "volume", "/fixed") },
+        mount(node, "hosts", "/etc/hosts"),
+        mount(node, "way", "/way"),
+    ];
+    let container = pod.start(&config);
+    assert_eq!(
+        container.sh("cat /data/one /data/deep/two /data/link /fixed/one"),
+        "first\nsecond\nfirst\nfirst\n"
+    );
+    assert_eq!(container.sh("cat /way/two"), "second\n", "a path that is a link");
+    assert_eq!(container.sh("cat /etc/hosts"), "127.0.0.1 localhost\n10.0.0.1 here\n");
+    assert_eq!(container.exec(&["touch", "/fixed/new"]).code, 1, "read only");
+    container.sh("echo changed > /data/one; cat /data/one");
+    assert_eq!(fs::read_to_string(node.path("volume/one")).expect("file"), "first\n", "the node's stays");
+}
+
+fn volumes_of_an_image_begin_with_its_files(node: &Node) {
+    let pod = node.pod("image-volume");
+    let mut config = pod.plain("c1", &["sleep", "1000"]);
+    config.image = Some(ImageSpec { image: OWN.into(), ..Default::default() });
+    security(&mut config).run_as_username = "root".into();
+    let container = pod.start(&config);
+    assert_eq!(container.sh("cat /data/file; echo more > /data/new; cat /data/new"), "of the image\nmore\n");
+}
+
+fn an_empty_dir_is_shared_by_the_pods_containers(node: &Node) {
+    let volume = "pods/uid/volumes/kubernetes.io~empty-dir/cache";
+    fs::create_dir_all(node.path(volume)).expect("folder");
+    let pod = node.pod("empty-dir");
+    let start = |name: &str| {
+        let mut config = pod.plain(name, &["sleep", "1000"]);
+        config.mounts = vec![mount(node, volume, "/cache")];
+        pod.start(&config)
+    };
+    let (one, other) = (start("one"), start("other"));
+    one.sh("echo shared > /cache/file");
+    assert_eq!(other.sh("cat /cache/file"), "shared\n");
+    one.remove();
+    assert_eq!(
+        start("third").sh("cat /cache/file; ls /cache"),
+        "shared\nfile\n",
+        "it lives as long as the pod"
+    );
+    assert_eq!(fs::read_dir(node.path(volume)).expect("folder").count(), 0, "nothing of it is on the node");
+}
+
+fn a_termination_message_stays_in_the_guest(node: &Node) {
+    fs::write(node.path("message"), "").expect("file");
+    let pod = node.pod("termination");
+    let mut config =
+        pod.plain("c1", &["sh", "-c", "echo why > /dev/termination-log; cat /dev/termination-log; exit 4"]);
+    config.mounts = vec![mount(node, "message", "/dev/termination-log")];
+    let container = pod.start(&config);
+    assert_eq!((container.ended(20).exit_code, container.logged("stdout").as_str()), (4, "why\n"));
+    assert_eq!(fs::read_to_string(node.path("message")).expect("file"), "");
+}
+
+fn refused_pod(node: &Node, options: NamespaceOption) -> String {
+    let mut config = node.config("refused");
+    pod_security(&mut config).namespace_options = Some(options);
+    one_line(node.try_run(&config).expect_err("refused"))
+}
+
+fn one_line(e: cri::Status) -> String {
+    assert_eq!(e.message().lines().count(), 1, "{}", e.message());
+    e.message().to_owned()
+}
+
+fn refused(pod: &Pod, change: impl FnOnce(&mut cri::api::ContainerConfig)) -> String {
+    let mut config = pod.plain("refused", &["true"]);
+    change(&mut config);
+    match pod.try_create(&config) {
+        Err(e) => one_line(e),
+        Ok(container) => {
+            let e = one_line(container.try_start().expect_err("refused"));
+            container.remove();
+            e
+        }
+    }
+}
+
+/// A mount that a container may propagate into, as containerd demands.
+struct SharedMount(PathBuf);
+
+impl SharedMount {
+    fn new(at: PathBuf) -> Self {
+        fs::create_dir(&at).expect("folder");
+        let made = Self(at);
+        for options in [&["-t", "tmpfs", "shared"][..], &["--make-shared"]] {
+            let ran = Command::new("mount").args(options).arg(&made.0).status().expect("mount");
+            assert!(ran.success(), "mount {options:?}");
+        }
+        made
+    }
+}
+
+impl Drop for SharedMount {
+    fn drop(&mut self) {
+        Command::new("umount").arg(&self.0).status().ok();
+    }
+}
+
+fn what_no_vm_can_share_is_refused_in_one_line(node: &Node) {
+    let of_node = NamespaceMode::Node;
+    for (options, setting) in [
+        (
+            NamespaceOption { network: of_node.into(), ..Default::default() },
+            "hostNetwork: a guest has a kernel of its own",
+        ),
+        (
+            NamespaceOption { pid: of_node.into(), ..Default::default() },
+            "hostPID: a guest has a kernel of its own",
+        ),
+        (
+            NamespaceOption { ipc: of_node.into(), ..Default::default() },
+            "hostIPC: a guest has a kernel of its own",
+        ),
+    ] {
+        let said = refused_pod(node, options);
+        assert!(said.contains(setting), "{said}");
+    }
+    let _shared = SharedMount::new(node.path("shared"));
+    let pod = node.pod("refusals");
+    let propagating = |propagation: MountPropagation| Mount {
+        propagation: propagation.into(),
+        ..mount(node, "shared", "/data")
+    };
+    let said = refused(&pod, |config| {
+        config.mounts = vec![propagating(MountPropagation::PropagationBidirectional)];
+    });
+    assert!(
+        said.contains("mount /data: mounts made in the guest cannot be propagated to the host"),
+        "{said}"
+    );
+    // The other way a container sees what was there when it began.
+    fs::write(node.path("shared/file"), "here\n").expect("file");
+    let mut config = pod.plain("propagated", &["sleep", "1000"]);
+    config.mounts = vec![propagating(MountPropagation::PropagationHostToContainer)];
+    assert_eq!(pod.start(&config).sh("cat /data/file"), "here\n");
+    // The node's memory, by its numbers.
+    let device = node.path("mem");
+    let made = Command::new("mknod").arg(&device).args(["c", "1", "1"]).status().expect("mknod");
+    assert!(made.success(), "mknod");
+    let said = refused(&pod, |config| {
+        config.devices = vec![Device {
+            container_path: "/dev/x".into(),
+            host_path: device.display().to_string(),
+            permissions: "rw".into(),
+        }];
+    });
+    assert!(said.contains("device /dev/x: a device of the host"), "{said}");
+    let said = refused(&pod, |config| {
+        config.mounts = vec![mount(node, "c.sock", "/run/containerd.sock")];
+    });
+    assert!(said.contains("/run/containerd.sock"), "{said}");
+    let mut config = node.config("host-devices");
+    pod_security(&mut config).privileged = true;
+    let with_devices = node.try_run_by("kata-se-host-devices", &config).expect("a pod");
+    let said = refused(&with_devices, |config| security(config).privileged = true);
+    assert!(said.contains("set privileged_without_host_devices = true for this runtime"), "{said}");
+    // After all of them the pod is as good as before.
+    assert_eq!(pod.script("c1", "exit 0").ended(20).exit_code, 0);
+}
