@@ -34,7 +34,7 @@ const MEMORY_MIB: u32 = 2048;
 const VCPUS: u32 = 1;
 
 /// Every key, `section.name`.
-const KEYS: [(&str, Takes); 24] = [
+const KEYS: [(&str, Takes); 25] = [
     ("qemu.path", Takes::Path),
     ("qemu.accelerator", Takes::OneOf(&["kvm", "tcg"])),
     ("guest.confidential", Takes::Switch),
@@ -50,6 +50,7 @@ const KEYS: [(&str, Takes); 24] = [
     ("guest.vcpus", Takes::Number(1, 247, "CPUs")),
     ("guest.max_memory_mib", Takes::Number(0, 16 << 20, "MiB")),
     ("guest.max_vcpus", Takes::Number(0, 247, "CPUs")),
+    ("host.shim_in_pod_cgroup", Takes::Switch),
     ("vsock.device", Takes::OneOf(&["vhost", "vhost-user"])),
     ("vsock.program", Takes::Path),
     ("agent.connect_timeout_s", Takes::Number(1, 3600, "s")),
@@ -302,6 +303,7 @@ fn resolve(keys: &Keys) -> Result<Config> {
         vcpus: keys.number("guest.vcpus", VCPUS),
         max_memory_mib: keys.at_least("guest.max_memory_mib", "guest.memory_mib", MEMORY_MIB)?,
         max_vcpus: keys.at_least("guest.max_vcpus", "guest.vcpus", VCPUS)?,
+        shim_in_pod_cgroup: keys.switch("host.shim_in_pod_cgroup", true),
         vsock,
         agent: AgentConfig {
             connect_timeout: keys.seconds("agent.connect_timeout_s", 45),

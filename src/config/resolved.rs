@@ -22,6 +22,8 @@ pub struct Config {
     /// The largest VM; 0: what the machine has.
     pub max_memory_mib: u32,
     pub max_vcpus: u32,
+    /// The shim itself is accounted to its pod.
+    pub shim_in_pod_cgroup: bool,
     pub vsock: VsockConfig,
     pub agent: AgentConfig,
     pub rootfs: RootfsConfig,

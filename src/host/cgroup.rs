@@ -1,8 +1,8 @@
 //! One leaf cgroup per pod (v1 and v2): made, joined, emptied, removed.
 //!
-//! The only user of `cgroups_rs`. The leaf is named `kata-se-<pod key>` and stands beside the place
-//! of the pod's first container; no other cgroup is ever killed. Ancestors that were made on the
-//! way are owed too and removed only when they are empty.
+//! The only user of `cgroups_rs`, with `shim_cgroup`. The leaf is named `kata-se-<pod key>` and stands beside
+//! the place of the pod's first container; no other cgroup is ever killed. Ancestors that were made on the
+//! way, in each hierarchy by itself, are owed too and removed only when they are empty.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -13,10 +13,14 @@ use cgroups_rs::fs::Cgroup;
 use cgroups_rs::fs::hierarchies;
 
 use crate::error::{Context, Error, Result};
+use crate::host::shim_cgroup::{self, Home};
 use crate::ids::PodKey;
 use crate::limits;
 
 const PREFIX: &str = "kata-se-";
+
+/// Below it hierarchies are mounted.
+const TOP: &str = "/sys/fs/cgroup";
 
 /// Where leaves go when nobody names a place; of all pods, and gone with the last.
 const OWN_PARENT: &str = "kata-se";
@@ -66,15 +70,15 @@ fn slice_path(slice: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The leaf and each of its ancestors that does not exist yet, outermost first: what will be made. Our own
-/// parent always: whoever made it may go first.
+/// What will be made, outermost first: the folders of the leaf's ancestors that do not exist yet, each by its
+/// whole path, and the leaf, relative to the hierarchies' roots. Our own parent always: whoever made it may go
+/// first.
 pub fn missing(leaf: &Path) -> Vec<PathBuf> {
     let mut list: Vec<PathBuf> = leaf
         .ancestors()
         .skip(1)
         .filter(|p| !p.as_os_str().is_empty())
-        .filter(|p| *p == Path::new(OWN_PARENT) || dirs(p).iter().any(|d| !d.is_dir()))
-        .map(Path::to_path_buf)
+        .flat_map(|p| dirs(p).into_iter().filter(move |d| p == Path::new(OWN_PARENT) || !d.is_dir()))
         .collect();
     list.reverse();
     list.push(leaf.to_path_buf());
@@ -105,20 +109,27 @@ pub fn enter(leaf: &Path) -> Result<Entry> {
     Ok(Entry(files))
 }
 
-/// Kills everything in a leaf of ours and removes it; an ancestor is only removed when empty.
-/// Not there is success.
+/// Kills everything in a leaf of ours and removes it; a shim's leaf is left by everybody before; an ancestor is
+/// only removed when empty. Not there is success.
 pub fn remove(path: &Path) -> Result<()> {
-    let is_leaf = path
-        .file_name()
-        .and_then(|n| n.to_str())
-        .and_then(|n| n.strip_prefix(PREFIX))
-        .is_some_and(|key| PodKey::parse(key).is_ok());
     let until = Instant::now() + limits::UNDO_STEP;
+    if path.is_absolute() {
+        if !path.starts_with(TOP) || path.components().any(|c| c == Component::ParentDir) {
+            return Err(Error::internal(format!("journal: {} is not a cgroup", path.display())));
+        }
+        return remove_dir(path, false, until);
+    }
+    let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX)).unwrap_or("");
+    let is_leaf = PodKey::parse(name).is_ok();
+    let is_shims = shim_cgroup::is_name(name);
+    if is_shims {
+        Home::of_this_process(path)?.go_back()?;
+    }
     for dir in dirs(path) {
         if is_leaf {
             empty(&dir, until)?;
         }
-        remove_dir(&dir, is_leaf, until)?;
+        remove_dir(&dir, is_leaf || is_shims, until)?;
     }
     Ok(())
 }
@@ -149,13 +160,13 @@ fn empty(dir: &Path, until: Instant) -> Result<()> {
     }
 }
 
-fn remove_dir(dir: &Path, is_leaf: bool, until: Instant) -> Result<()> {
+fn remove_dir(dir: &Path, is_ours: bool, until: Instant) -> Result<()> {
     loop {
         match fs::remove_dir(dir) {
             Ok(()) => return Ok(()),
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             Err(e)
-                if !is_leaf && matches!(e.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::ENOTEMPTY)) =>
+                if !is_ours && matches!(e.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::ENOTEMPTY)) =>
             {
                 return Ok(()); // somebody else uses it by now
             }
@@ -206,14 +217,45 @@ mod tests {
             (Some("/kubepods/pod1/abc"), "kubepods/pod1"),
             (Some("/default/abc"), "default"),
             (Some("kubepods-pod1.slice:cri-containerd:abc"), "kubepods.slice/kubepods-pod1.slice"),
+            (
+                Some("kubepods-besteffort-pod1_2.slice:crio:abc"),
+                "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1_2.slice",
+            ),
+            (
+                Some("kubelet-kubepods-burstable-pod1.slice:cri-containerd:abc"),
+                "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
+                 kubelet-kubepods-burstable-pod1.slice",
+            ),
+            (Some("system.slice:containerd:abc"), "system.slice"),
+            (Some("-.slice:x:abc"), "kata-se"),
             (Some(":x:abc"), "system.slice"),
             (Some("abc"), "kata-se"),
             (None, "kata-se"),
         ] {
             assert_eq!(leaf_path(given, &key), leaf(parent), "{given:?}");
         }
-        for bad in ["/a/../../b", "x:y:z", "a--b.slice:y:z"] {
+        for bad in [
+            "/a/../../b",
+            "x:y:z",
+            "a--b.slice:y:z",
+            "-a.slice:y:z",
+            "a-.slice:y:z",
+            "../a.slice:y:z",
+            ".slice:y:z",
+            "a/b.slice:y:z",
+        ] {
             assert!(leaf_path(Some(bad), &key).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn nothing_but_cgroups_is_removed() {
+        let dir = tempfile::tempdir().expect("dir");
+        for bad in [dir.path(), Path::new("/sys/fs/cgroup/../../../tmp"), Path::new("/")] {
+            let e = remove(bad).expect_err("no cgroup").to_string();
+            assert!(e.contains("is not a cgroup"), "{e}");
+        }
+        assert!(dir.path().is_dir());
+        assert_eq!(remove(Path::new("/sys/fs/cgroup/kata-se-not-there/x")), Ok(()));
     }
 }

@@ -12,6 +12,7 @@ pub mod log;
 pub mod netlink;
 pub mod netns;
 pub mod oom;
+pub mod shim_cgroup;
 pub mod spawn;
 pub mod survey;
 #[allow(unsafe_code)]

@@ -3,7 +3,7 @@
 //! Everything is owed in the journal before it is made; whoever calls pays back on an error.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use slog::{debug, info, warn};
@@ -15,7 +15,7 @@ use crate::config::{Boot, Config, VsockConfig};
 use crate::error::{Context, Error, Result};
 use crate::host::spawn::{Child, FdTable, blocking};
 use crate::host::vsock;
-use crate::host::{capacity, cgroup, files};
+use crate::host::{capacity, cgroup, files, shim_cgroup};
 use crate::limits;
 use crate::oci::bundle::Bundle;
 use crate::oci::limits::asked;
@@ -60,7 +60,21 @@ pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Resul
     let path = leaf.clone();
     drop(blocking("make cgroup", move || cgroup::make(&path)).await?);
     reached(Step::CgroupMade)?;
+    if config.shim_in_pod_cgroup {
+        move_shim(pod, &leaf).await?;
+    }
     Ok(Ground { config, machine, size, checked, cpus: bundle.cpus()?, leaf })
+}
+
+/// Moves the shim into a leaf of its own beside the pod's. A node that does not let it gets a warning.
+async fn move_shim(pod: &Pod, pods_leaf: &Path) -> Result<()> {
+    let leaf = shim_cgroup::leaf_path(pods_leaf);
+    pod.journal.owe(&Undo::Cgroup { path: leaf.clone() })?;
+    match blocking("move the shim", move || shim_cgroup::enter(&leaf)).await {
+        Ok(home) => *pod.home.lock().unwrap_or_else(PoisonError::into_inner) = Some(home),
+        Err(e) => warn!(pod.log(), "{}: the shim is not accounted to its pod", e),
+    }
+    reached(Step::ShimMoved)
 }
 
 /// Launches the VM and brings its agent, its network and the sandbox up.

@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 use crate::container::{Container, Process};
 use crate::error::{Error, Result};
 use crate::host::log::LevelSwitch;
+use crate::host::shim_cgroup::Home;
 use crate::ids::{ContainerId, Namespace, PodKey, ProcessId, SandboxId};
 use crate::lifecycle::process::{Emit, Input};
 use crate::pod::event::{Event, EventQueue};
@@ -64,6 +65,8 @@ pub struct Pod {
     pub events: EventQueue,
     /// Told when a container is no longer known.
     pub(crate) forgotten: Notify,
+    /// The way out of the shim's own cgroup, while it is in it.
+    pub(crate) home: Mutex<Option<Home>>,
     state: Mutex<State>,
 }
 
@@ -92,8 +95,14 @@ impl Pod {
     /// Opens the pod's journal in its directory; nothing else is made yet.
     pub fn new(parts: PodParts) -> Result<Arc<Self>> {
         let journal = Journal::open(&parts.dir)?;
-        let (events, forgotten, state) = (EventQueue::default(), Notify::new(), Mutex::default());
-        Ok(Arc::new(Self { parts, journal, events, forgotten, state }))
+        Ok(Arc::new(Self {
+            parts,
+            journal,
+            events: EventQueue::default(),
+            forgotten: Notify::new(),
+            home: Mutex::default(),
+            state: Mutex::default(),
+        }))
     }
 
     pub(crate) fn log(&self) -> &Logger {

@@ -23,7 +23,7 @@ macro_rules! steps {
 }
 
 steps! {
-    ConfigRead, CgroupOwed, CgroupMade, NetworkScanned, TapOwed, TapMade, MirrorMade, HelperSpawned,
+    ConfigRead, CgroupOwed, CgroupMade, ShimMoved, NetworkScanned, TapOwed, TapMade, MirrorMade, HelperSpawned,
     QemuSpawned, QmpReady, GuestRunning, AgentReady, NetworkSent, SandboxMade, LayersPacked,
     VolumesCopied, DiskPlugged, ContainerMade, ContainerStarted, ExecMade, ExecStarted, ContainerRemoved,
     SandboxDestroyed, VmStopped, UndoPaid, ScopeUndone,

@@ -1,5 +1,6 @@
 //! The end of a pod: the VM stopped, everything owed paid back.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use slog::{info, warn};
@@ -54,7 +55,9 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
 /// Pays back what the journal says and forgets it.
 pub(crate) async fn pay_back(pod: &Pod) -> Result<()> {
     let dir = pod.parts.dir.clone();
-    blocking("clean up", move || undo::pay_back(&dir)).await?;
+    let home = pod.home.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let leave = move || home.map_or(Ok(()), |home| home.go_back());
+    blocking("clean up", move || leave().and(undo::pay_back(&dir))).await?;
     reached(Step::ScopeUndone)?;
     pod.journal.clear()
 }

@@ -1,0 +1,146 @@
+//! The shim's own leaf beside the pod's: made, entered, left again and removed.
+//!
+//! It is never killed, so that a shim can pay back what it owes while it lives: whoever is in it, the shim and
+//! programs that write logs, is moved back to where they came from, by `delete` to where that came from.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use cgroups_rs::fs::Cgroup;
+use cgroups_rs::fs::cgroup::get_cgroups_relative_paths;
+use cgroups_rs::fs::hierarchies;
+
+use crate::error::{Context, Error, Result};
+use crate::ids::PodKey;
+
+const SUFFIX: &str = "-shim";
+
+/// Looks at the leaf until nobody is left in it: a program may start another one meanwhile.
+const LOOKS: usize = 10;
+
+/// The way out of the shim's leaf.
+#[derive(Debug)]
+pub struct Home(Vec<Way>);
+
+/// In one hierarchy.
+#[derive(Debug)]
+struct Way {
+    leaf: PathBuf,
+    /// The opened `cgroup.procs` of the place where the process was.
+    back: File,
+}
+
+/// Beside the pod's leaf, which holds what is killed with the pod.
+pub fn leaf_path(pod: &Path) -> PathBuf {
+    let mut name = pod.file_name().unwrap_or_default().to_os_string();
+    name.push(SUFFIX);
+    pod.with_file_name(name)
+}
+
+/// Whether a folder's name is that of a shim's leaf, less `prefix`.
+pub(super) fn is_name(name: &str) -> bool {
+    name.strip_suffix(SUFFIX).is_some_and(|key| PodKey::parse(key).is_ok())
+}
+
+/// Makes the leaf and moves this process into it; after an error it is where it was.
+pub fn enter(leaf: &Path) -> Result<Home> {
+    let context = || format!("move the shim into cgroup /{}", leaf.display());
+    let home = Home::of_this_process(leaf).with_context(context)?;
+    Cgroup::load(hierarchies::auto(), leaf).create().with_context(context)?;
+    let entered = home.0.iter().try_for_each(|way| write(&open(&way.leaf)?, "0"));
+    if entered.is_err() {
+        home.go_back()?;
+    }
+    entered.with_context(context)?;
+    Ok(home)
+}
+
+impl Home {
+    /// Where this process is now, if only at the top of a hierarchy.
+    pub(super) fn of_this_process(leaf: &Path) -> Result<Self> {
+        let way = |(root, own): (PathBuf, PathBuf)| {
+            let back = open(&own).or_else(|_| open(&root))?;
+            Ok(Way { leaf: root.join(leaf), back })
+        };
+        Ok(Self(own_folders()?.into_iter().map(way).collect::<Result<_>>()?))
+    }
+
+    /// Moves everybody in the leaf back.
+    pub fn go_back(&self) -> Result<()> {
+        self.0.iter().try_for_each(Way::go_back)
+    }
+}
+
+impl Way {
+    fn go_back(&self) -> Result<()> {
+        for _ in 0..LOOKS {
+            // Gone is empty.
+            let list = fs::read_to_string(self.leaf.join("cgroup.procs")).unwrap_or_default();
+            if list.is_empty() {
+                return Ok(());
+            }
+            for pid in list.lines() {
+                let moved = write(&self.back, pid);
+                // It has ended meanwhile.
+                let ended = fs::symlink_metadata(format!("/proc/{pid}")).is_err();
+                moved.or_else(|e| if ended { Ok(()) } else { Err(e) })?;
+            }
+        }
+        Err(Error::internal(format!("cgroup {}: there are always more processes in it", self.leaf.display())))
+    }
+}
+
+fn open(folder: &Path) -> Result<File> {
+    let procs = folder.join("cgroup.procs");
+    OpenOptions::new().write(true).open(&procs).with_context(|| format!("open {}", procs.display()))
+}
+
+fn write(mut procs: &File, pid: &str) -> Result<()> {
+    procs.write_all(pid.as_bytes()).with_context(|| format!("move process {pid} to another cgroup"))
+}
+
+/// The top of each mounted hierarchy with this process' folder in it.
+fn own_folders() -> Result<Vec<(PathBuf, PathBuf)>> {
+    let hierarchy = hierarchies::auto();
+    if hierarchy.v2() {
+        let text = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+        let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        return Ok(vec![(hierarchy.root(), hierarchy.root().join(own))]);
+    }
+    let paths: HashMap<String, String> = get_cgroups_relative_paths().context("read /proc/self/cgroup")?;
+    let folder = |subsystem: &cgroups_rs::fs::Subsystem| {
+        let root = subsystem.to_controller().path().to_path_buf();
+        let own = paths.get(&subsystem.controller_name()).map_or("", String::as_str);
+        (root.clone(), root.join(own.trim_start_matches('/')))
+    };
+    let mut folders: Vec<_> = hierarchy.subsystems().iter().map(folder).collect();
+    folders.sort();
+    folders.dedup();
+    Ok(folders)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Namespace, SandboxId};
+
+    #[test]
+    fn the_shims_leaf_stands_beside_the_pods_and_has_a_name_of_its_own() {
+        let ns = Namespace::parse("default").expect("ns");
+        let key = PodKey::new("/a", &ns, &SandboxId::parse("s1").expect("id"));
+        let pod = PathBuf::from(format!("kubepods/pod1/kata-se-{key}"));
+        assert_eq!(leaf_path(&pod), PathBuf::from(format!("kubepods/pod1/kata-se-{key}-shim")));
+        assert!(is_name(&format!("{key}-shim")));
+        for other in [key.as_str(), "x-shim", "-shim", ""] {
+            assert!(!is_name(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn this_process_has_a_place_in_every_hierarchy() {
+        let folders = own_folders().expect("folders");
+        assert!(folders.iter().all(|(root, own)| own.starts_with(root)), "{folders:?}");
+    }
+}
