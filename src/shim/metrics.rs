@@ -1,4 +1,8 @@
 //! Our figures as the message containerd expects on this host: cgroup version 1's or 2's.
+//!
+//! Nothing of the network: version 2 has no field for it, and that of version 1 is left empty by the runc shim,
+//! too. containerd's CRI reads the counters of `eth0` in the pod's network namespace itself
+//! (`sandbox_stats_linux.go`), through which all of a guest's packets pass.
 
 use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;

@@ -4,10 +4,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use harness::{Containerd, MEMBER, PodNetns, SANDBOX, until};
+use serde_json::Value;
 
 const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
@@ -89,8 +90,22 @@ fn the_pods_network_carries_both_ways_and_both_families() {
         assert_eq!(text(&got).trim(), "300000");
         assert_eq!(sender.join().expect("server"), pod, "the guest speaks from the pod's address");
     }
+    // Where CRI reads a pod's network statistics.
+    let (received, sent) = eth0_bytes(&netns.path());
+    assert!((600_000..10_000_000).contains(&received), "{received} bytes received");
+    assert!((2_000..10_000_000).contains(&sent), "{sent} bytes sent");
     node.ctr_ok(&["task", "kill", "c1"]);
     running.wait().expect("ctr");
     node.remove("c1");
     node.assert_clean();
+}
+
+/// Received and sent bytes of `eth0` in a network namespace.
+fn eth0_bytes(netns: &str) -> (u64, u64) {
+    let name = netns.rsplit('/').next().expect("name");
+    let arguments = ["-n", name, "-j", "-s", "link", "show", "dev", "eth0"];
+    let output = Command::new("ip").args(arguments).output().expect("ip");
+    let links: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let bytes = |way: &str| links[0]["stats64"][way]["bytes"].as_u64().expect("bytes");
+    (bytes("rx"), bytes("tx"))
 }
