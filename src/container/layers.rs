@@ -24,6 +24,7 @@ use crate::config::RootfsConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::host::cgroup;
 use crate::host::spawn::{Ended, Launch, PrivateMount, blocking};
+use crate::pod::tasks;
 
 /// A packed image in use.
 #[derive(Debug)]
@@ -133,7 +134,7 @@ impl Packer {
             format!("/proc/self/fd/{}", number.0).into(),
             target.into(),
         ];
-        let child = launch.spawn().map_err(full)?;
+        let child = tasks::reaped(launch.spawn().map_err(full)?);
         let (words, ended) = tokio::join!(last_words(stderr), child.wait());
         match ended? {
             Ended::Code(0) => Ok(image),

@@ -175,7 +175,7 @@ async fn open_vsock(
     ground: &Ground,
     fds: &mut FdTable,
     devnos: &mut DevNos,
-) -> Result<(VsockPlan, Transport, Option<Child>)> {
+) -> Result<(VsockPlan, Transport, Option<Arc<Child>>)> {
     match &ground.config.vsock {
         VsockConfig::Vhost => {
             let (device, cid) = vsock::claim()?;
@@ -190,6 +190,7 @@ async fn open_vsock(
             let child =
                 vsock_device::start(program.clone(), dir, (cgroup::enter(&ground.leaf)?, ground.cpus))
                     .await?;
+            let child = tasks::reaped(child);
             reached(Step::HelperSpawned)?;
             let plan = VsockPlan::VhostUser { socket: dir.join(vsock_device::DEVICE_SOCKET) };
             Ok((plan, Transport::Hybrid { socket: dir.join(vsock_device::AGENT_SOCKET) }, Some(child)))

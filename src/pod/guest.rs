@@ -26,7 +26,7 @@ pub(crate) struct Guest {
     pub(crate) vm: Arc<Vm>,
     pub(crate) agent: Agent,
     /// The vsock device program, on hosts that need one; it ends with the pod's cgroup.
-    pub(crate) vsock_device: Option<Child>,
+    pub(crate) vsock_device: Option<Arc<Child>>,
     /// Seccomp profiles are passed to it.
     pub(crate) seccomp: bool,
     /// The CPUs that its processes were last let run on; empty: any.

@@ -5,8 +5,10 @@
 //! task becomes an error of that operation instead of a lost pod.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::host::spawn::Child;
 
 /// Runs `work` to its end whether or not the caller still waits.
 pub async fn run<T: Send + 'static>(
@@ -28,4 +30,12 @@ pub fn spawn<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> tokio::task::JoinHandle<T> {
     tokio::spawn(work)
+}
+
+/// Takes the child's exit status whoever ends it, also when the operation that started it was given up.
+pub fn reaped(child: Child) -> Arc<Child> {
+    let child = Arc::new(child);
+    let ending = Arc::clone(&child);
+    drop(spawn(async move { drop(ending.wait().await) }));
+    child
 }
