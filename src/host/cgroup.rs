@@ -22,7 +22,7 @@ const PREFIX: &str = "kata-se-";
 /// Below it hierarchies are mounted.
 const TOP: &str = "/sys/fs/cgroup";
 
-/// Where leaves go when nobody names a place; of all pods, and gone with the last.
+/// Where leaves go when nobody names a place.
 const OWN_PARENT: &str = "kata-se";
 
 /// Opened `cgroup.procs` files of one cgroup, one per hierarchy.
@@ -70,19 +70,9 @@ fn slice_path(slice: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What will be made, outermost first: the folders of the leaf's ancestors that do not exist yet, each by its
-/// whole path, and the leaf, relative to the hierarchies' roots. Our own parent always: whoever made it may go
-/// first.
-pub fn missing(leaf: &Path) -> Vec<PathBuf> {
-    let mut list: Vec<PathBuf> = leaf
-        .ancestors()
-        .skip(1)
-        .filter(|p| !p.as_os_str().is_empty())
-        .flat_map(|p| dirs(p).into_iter().filter(move |d| p == Path::new(OWN_PARENT) || !d.is_dir()))
-        .collect();
-    list.reverse();
-    list.push(leaf.to_path_buf());
-    list
+/// The folders of a leaf's ancestors in every hierarchy, each by its whole path, innermost first.
+pub fn above(leaf: &Path) -> Vec<PathBuf> {
+    leaf.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).flat_map(dirs).collect()
 }
 
 /// Makes the leaf and opens the way into it.
@@ -119,9 +109,8 @@ pub fn remove(path: &Path) -> Result<()> {
         }
         return remove_dir(path, false, until);
     }
-    let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX)).unwrap_or("");
-    let is_leaf = PodKey::parse(name).is_ok();
-    let is_shims = shim_cgroup::is_name(name);
+    let is_leaf = is_leaf(path);
+    let is_shims = name_of(path).is_some_and(shim_cgroup::is_name);
     if is_shims {
         Home::of_this_process(path)?.go_back()?;
     }
@@ -132,6 +121,16 @@ pub fn remove(path: &Path) -> Result<()> {
         remove_dir(&dir, is_leaf || is_shims, until)?;
     }
     Ok(())
+}
+
+/// Whether it is a pod's own, by its name.
+pub fn is_leaf(path: &Path) -> bool {
+    !path.is_absolute() && name_of(path).is_some_and(|key| PodKey::parse(key).is_ok())
+}
+
+/// The name of a leaf without what all leaves begin with.
+fn name_of(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()?.strip_prefix(PREFIX)
 }
 
 /// Kills until nobody is left: children may be forked while we kill.

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
@@ -165,6 +166,22 @@ impl PodLock {
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
             Err((_, e)) => Err(e).with_context(context),
         }
+    }
+}
+
+/// Locks a folder for a moment's work, and waits for others' work up to `limit`; without it (None) the work is done
+/// all the same, because whoever holds it for so long hangs. Blocks.
+#[allow(clippy::disallowed_methods)] // on a thread of its own, or in `delete`
+pub fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>> {
+    let until = Instant::now() + limit;
+    let mut file = File::open(folder).ok()?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Some(locked),
+            Err((_, e)) if e != nix::errno::Errno::EWOULDBLOCK || Instant::now() > until => return None,
+            Err((again, _)) => file = again,
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

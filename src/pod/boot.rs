@@ -30,7 +30,7 @@ use crate::pod::record::Record;
 use crate::pod::share::Share;
 use crate::pod::step::{Step, reached};
 use crate::pod::undo::Undo;
-use crate::pod::{Pod, supervise, tasks};
+use crate::pod::{Pod, place, supervise, tasks};
 use crate::qemu::launch::{Vm, Wires};
 use crate::qemu::vsock_device;
 
@@ -53,12 +53,7 @@ pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Resul
     let size = size_of(pod, &config, bundle, machine)?;
     let checked = check_boot(pod, &config, size).await?;
     let leaf = cgroup::leaf_path(bundle.cgroups_path().as_deref(), &pod.parts.key)?;
-    for path in cgroup::missing(&leaf) {
-        pod.journal.owe(&Undo::Cgroup { path })?;
-    }
-    reached(Step::CgroupOwed)?;
-    let path = leaf.clone();
-    drop(blocking("make cgroup", move || cgroup::make(&path)).await?);
+    place::make(pod, &leaf).await?;
     reached(Step::CgroupMade)?;
     if config.shim_in_pod_cgroup {
         move_shim(pod, &leaf).await?;

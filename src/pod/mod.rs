@@ -12,6 +12,7 @@ pub mod forsaken;
 pub mod guest;
 pub mod journal;
 pub mod network;
+pub mod place;
 pub mod preflight;
 pub mod record;
 pub mod request;

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
-use crate::host::{cgroup, netlink};
+use crate::host::{cgroup, files, netlink};
+use crate::limits;
 use crate::pod::journal;
 use crate::pod::step::{Step, reached};
 
@@ -32,7 +33,12 @@ pub enum Undo {
 impl Undo {
     fn pay_back(&self, dir: &Path) -> Result<()> {
         match self {
-            Self::Cgroup { path } => cgroup::remove(path),
+            Self::Cgroup { path } => {
+                // Somebody may be about to make a leaf below it (`pod::place`).
+                let folder = dir.parent().filter(|_| !cgroup::is_leaf(path));
+                let _alone = folder.and_then(|all| files::lock_folder(all, limits::UNDO_STEP));
+                cgroup::remove(path)
+            }
             Self::Tap { netns, name } => netlink::remove_tap(netns, name),
             Self::Mirror { netns, link, tap } => netlink::remove_mirror(netns, link, tap),
             Self::Path { name } => remove_file(dir, name),
