@@ -96,9 +96,6 @@ pub const FORSAKEN_UNUSED: Duration = Duration::from_secs(600);
 /// Largest journal read back: a pod owes some ten lines of 100 bytes each.
 pub const JOURNAL_BYTES: u64 = 1 << 20;
 
-/// A lost agent connection is dialled again for this long before the pod is declared dead.
-pub const RECONNECT: Duration = Duration::from_secs(10);
-
 /// Mounts of one container: kubelet's pods have some twenty.
 pub const SPEC_MOUNTS: usize = 1024;
 
@@ -114,6 +111,10 @@ pub const OOM_EVENT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause after a failed poll for OOM events.
 pub const OOM_POLL_PAUSE: Duration = Duration::from_secs(10);
+
+/// A stream of a process that was killed is at its end when nothing came for this long: a child in the
+/// background may hold it open for ever.
+pub const KILLED_SILENCE: Duration = Duration::from_secs(1);
 
 /// The agent's answer to SignalProcess: milliseconds; after this a KILL of the sandbox kills the VM.
 pub const KILL_ANSWER: Duration = Duration::from_secs(10);

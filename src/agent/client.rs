@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use ttrpc::r#async::Client;
 use ttrpc::context::Context as Metadata;
@@ -32,11 +32,14 @@ struct Inner {
     service: Mutex<Connected>,
     /// One reconnect at a time.
     reconnecting: tokio::sync::Mutex<()>,
+    /// There is reason to ask whether the agent is well.
+    suspected: Notify,
 }
 
 #[derive(Clone)]
 struct Connected {
     client: AgentServiceClient,
+    health: HealthClient,
     /// Counts connections, to tell a loss already repaired from a new one.
     number: u64,
 }
@@ -61,10 +64,40 @@ impl Agent {
         gone: watch::Receiver<Option<VmEnd>>,
     ) -> Result<Self> {
         let limit = config.connect_timeout;
-        let client = dial::connect(&transport, limit, gone.clone(), checked).await?;
-        let service = Mutex::new(Connected { client, number: 0 });
+        let (client, health) = dial::connect(&transport, limit, gone.clone(), checked).await?;
+        let service = Mutex::new(Connected { client, health, number: 0 });
         let reconnecting = tokio::sync::Mutex::new(());
-        Ok(Self { inner: Arc::new(Inner { transport, config, gone, service, reconnecting }) })
+        let suspected = Notify::new();
+        Ok(Self { inner: Arc::new(Inner { transport, config, gone, service, reconnecting, suspected }) })
+    }
+
+    /// Says that the agent seems dead: a call found no answer in time.
+    pub(crate) fn suspect(&self) {
+        self.inner.suspected.notify_one();
+    }
+
+    /// Returns when the agent seems dead; costs nothing before.
+    pub(crate) async fn suspected(&self) {
+        self.inner.suspected.notified().await;
+    }
+
+    /// Asks whether the agent is well: any answer will do, on a new connection if the old one is lost.
+    pub(crate) async fn health(&self) -> Result<()> {
+        let limit = self.inner.config.health_timeout;
+        let asking = async {
+            let connected = self.current();
+            let answer = connected.health.check(ttrpc::context::with_timeout(0), &CheckRequest::new()).await;
+            match answer {
+                Err(e) if is_lost(&e) => self.reconnect(connected.number).await.map(|_| ()),
+                _ => Ok(()),
+            }
+        };
+        timeout(limit, asking).await.unwrap_or_else(|_| {
+            Err(Error::deadline(format!(
+                "the guest agent did not answer a health check within {} s (agent.health_timeout_s)",
+                limit.as_secs()
+            )))
+        })
     }
 
     /// One call: ends with the answer, at its limit, or with the VM, whichever is first.
@@ -106,6 +139,7 @@ impl Agent {
                 Err(e) if is_lost(&e) => e,
                 Err(e) => return Err(translate(e, bound)),
             };
+            self.suspect();
             let again = self.reconnect(connected.number).await?;
             if method.again() {
                 return self.once(&again, bound, ask).await.map_err(|e| translate(e, bound));
@@ -116,6 +150,9 @@ impl Agent {
             result = attempts => result,
             end = dial::ended(&mut gone) => Err(end),
         };
+        if matches!(&result, Err(e) if e.code() == Code::DeadlineExceeded) && method.limit() != Limit::Short {
+            self.suspect();
+        }
         result.map_err(|e| e.context(format!("agent {}", method.name())))
     }
 
@@ -146,21 +183,22 @@ impl Agent {
             return Ok(current);
         }
         let gone = self.inner.gone.clone();
-        let client = dial::connect(&self.inner.transport, limits::RECONNECT, gone, checked).await?;
-        let again = Connected { client, number: lost + 1 };
+        let limit = self.inner.config.health_timeout;
+        let (client, health) = dial::connect(&self.inner.transport, limit, gone, checked).await?;
+        let again = Connected { client, health, number: lost + 1 };
         *self.inner.service.lock().unwrap_or_else(PoisonError::into_inner) = again.clone();
         Ok(again)
     }
 }
 
 /// A connection counts when the agent behind it answers.
-async fn checked(socket: ttrpc::r#async::transport::Socket) -> Result<AgentServiceClient> {
+async fn checked(socket: ttrpc::r#async::transport::Socket) -> Result<(AgentServiceClient, HealthClient)> {
     let client = Client::new(socket);
     let metadata = ttrpc::context::with_duration(limits::DIAL_TRY);
     let health = HealthClient::new(client.clone());
     let answer = health.check(metadata, &CheckRequest::new()).await;
     answer.map_err(|e| translate(e, Some(limits::DIAL_TRY)).context("health check"))?;
-    Ok(AgentServiceClient::new(client))
+    Ok((AgentServiceClient::new(client), health))
 }
 
 fn is_lost(e: &ttrpc::Error) -> bool {

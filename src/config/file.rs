@@ -34,7 +34,7 @@ const MEMORY_MIB: u32 = 2048;
 const VCPUS: u32 = 1;
 
 /// Every key, `section.name`.
-const KEYS: [(&str, Takes); 25] = [
+const KEYS: [(&str, Takes); 26] = [
     ("qemu.path", Takes::Path),
     ("qemu.accelerator", Takes::OneOf(&["kvm", "tcg"])),
     ("guest.confidential", Takes::Switch),
@@ -56,6 +56,7 @@ const KEYS: [(&str, Takes); 25] = [
     ("agent.connect_timeout_s", Takes::Number(1, 3600, "s")),
     ("agent.create_timeout_s", Takes::Number(1, 3600, "s")),
     ("agent.call_timeout_s", Takes::Number(1, 3600, "s")),
+    ("agent.health_timeout_s", Takes::Number(1, 3600, "s")),
     ("rootfs.cache_dir", Takes::Path),
     ("rootfs.cache_mib", Takes::Number(0, u32::MAX, "MiB")),
     ("rootfs.mkfs", Takes::Path),
@@ -309,6 +310,7 @@ fn resolve(keys: &Keys) -> Result<Config> {
             connect_timeout: keys.seconds("agent.connect_timeout_s", 45),
             create_timeout: keys.seconds("agent.create_timeout_s", 60),
             call_timeout: keys.seconds("agent.call_timeout_s", 60),
+            health_timeout: keys.seconds("agent.health_timeout_s", 10),
         },
         rootfs: RootfsConfig {
             cache_dir: keys.path("rootfs.cache_dir", "/var/lib/kata-se/layers"),

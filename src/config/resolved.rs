@@ -68,6 +68,9 @@ pub struct AgentConfig {
     pub create_timeout: Duration,
     /// Every other call that is not a long poll.
     pub call_timeout: Duration,
+    /// How long an agent that seems dead has to answer a health check, on a new connection where the old
+    /// one is lost, before its VM is ended.
+    pub health_timeout: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

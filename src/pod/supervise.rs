@@ -1,9 +1,9 @@
-//! What happens without being asked: the VM's end, and the guest's OOM killer.
+//! What happens without being asked: the VM's end, the guest's OOM killer, an agent that falls silent.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use slog::{Logger, info, warn};
+use slog::{Logger, debug, info, warn};
 
 use crate::error::Code;
 use crate::ids::ProcessId;
@@ -17,12 +17,14 @@ use crate::qemu::launch::Vm;
 /// Watches over a guest until its end.
 pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
     let poll = tasks::spawn(poll_oom(Arc::clone(&pod), Arc::clone(&guest)));
+    let health = tasks::spawn(watch_health(Arc::clone(&pod), Arc::clone(&guest)));
     let mut gone = guest.vm.gone();
     let end = match gone.wait_for(Option::is_some).await {
         Ok(end) => end.clone(),
         Err(_) => None,
     };
     poll.abort();
+    health.abort();
     if matches!(end, Some(VmEnd::AskedToStop) | None) {
         info!(pod.log(), "the VM has ended");
     }
@@ -63,6 +65,22 @@ fn end_processes(pod: &Pod) {
     };
     for id in waiting {
         pod.end_process(&id, Input::VmEnded, crate::container::KILLED, std::time::SystemTime::now());
+    }
+}
+
+/// Asks a guest whose agent seems dead whether it is well, and ends one that says nothing: nobody could
+/// stop its containers or learn their ends. A guest without reproach is never asked.
+async fn watch_health(pod: Arc<Pod>, guest: Arc<Guest>) {
+    loop {
+        guest.agent.suspected().await;
+        if let Err(e) = guest.agent.health().await {
+            if guest.vm.gone().borrow().is_none() {
+                warn!(pod.log(), "killing the VM: {}", e);
+                guest.vm.kill_because(&e.to_string());
+            }
+            return;
+        }
+        debug!(pod.log(), "a call was not answered in time; the agent is well");
     }
 }
 

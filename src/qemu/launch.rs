@@ -274,6 +274,12 @@ impl Vm {
         }
     }
 
+    /// SIGKILL, without waiting; `why` is among QEMU's last words.
+    pub fn kill_because(&self, why: &str) {
+        self.stderr.add(format!("\n{why}\n").as_bytes());
+        self.kill();
+    }
+
     /// SIGKILL, without waiting.
     pub fn kill(&self) {
         drop(self.child.kill(libc::SIGKILL));

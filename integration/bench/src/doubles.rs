@@ -118,6 +118,11 @@ pub(crate) async fn agent(pod: &Path) -> Agent {
     let socket = pod.join("vsock");
     assert!(fs::exists(&socket).expect("socket"), "{}", socket.display());
     let limit = Duration::from_secs(10);
-    let config = AgentConfig { connect_timeout: limit, create_timeout: limit, call_timeout: limit };
+    let config = AgentConfig {
+        connect_timeout: limit,
+        create_timeout: limit,
+        call_timeout: limit,
+        health_timeout: limit,
+    };
     Agent::connect(Transport::Hybrid { socket }, config, gone).await.expect("agent")
 }
