@@ -31,6 +31,9 @@ use crate::pod::request::{CreateRequest, Exit, Status, StdioPaths};
 /// Exit status of a process that ended with its VM: 128 + SIGKILL.
 pub(crate) const KILLED: u32 = 137;
 
+/// The signal that no process survives.
+pub(crate) const SIGKILL: u32 = 9;
+
 /// What the pod knows of one container.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -66,6 +69,8 @@ pub(crate) struct Process {
     exit: channel::Sender<Option<Exit>>,
     /// True asks the stdin pump to pass the end of input on.
     pub(crate) close_stdin: channel::Sender<bool>,
+    /// True when the guest has taken a KILL for it.
+    pub(crate) killed: channel::Sender<bool>,
     /// An exec's OCI process as JSON, until it is started.
     pub(crate) spec: Vec<u8>,
 }
@@ -97,6 +102,7 @@ impl Process {
             stdio,
             exit: channel::Sender::new(None),
             close_stdin: channel::Sender::new(false),
+            killed: channel::Sender::new(false),
             spec,
         }
     }

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::libc::SIGKILL;
 use slog::warn;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::container::Process;
+use crate::container::{Process, SIGKILL};
 use crate::error::{Code, Error, Result};
 use crate::ids::{ExecId, ProcessId};
 use crate::lifecycle::process::{Input, Phase};
@@ -24,7 +23,7 @@ impl Pod {
         self.created(id).await?;
         self.advance(id, Input::KillAsked)?;
         let guest = self.guest().map_err(|e| e.with_code(Code::NotFound))?;
-        let is_kill = i32::try_from(signal) == Ok(SIGKILL);
+        let is_kill = signal == SIGKILL;
         if is_kill && id.exec.is_none() {
             if let Some(container) = self.lock().containers.get_mut(&id.container) {
                 container.kill_asked = true;
@@ -33,8 +32,14 @@ impl Pod {
         let asking = guest.agent.signal_process(id, signal, all && is_kill);
         let asked = timeout(limits::KILL_ANSWER, asking).await.unwrap_or_else(|_| {
             let seconds = limits::KILL_ANSWER.as_secs();
+            guest.agent.suspect();
             Err(Error::deadline(format!("the guest did not answer within {seconds} s")))
         });
+        if is_kill && asked.as_ref().map_or_else(|e| e.code() == Code::NotFound, |()| true) {
+            if let Ok(process) = self.lock().process_mut(id) {
+                process.killed.send_replace(true);
+            }
+        }
         if asked.is_ok() && id.exec.is_none() {
             self.watch_unstarted(&guest, id);
             if is_kill {

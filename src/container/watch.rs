@@ -14,10 +14,10 @@ use tokio::sync::watch as channel;
 use tokio::time::timeout;
 
 use crate::agent::calls::OutputStream;
-use crate::container::KILLED;
+use crate::container::{KILLED, SIGKILL};
 use crate::error::{Code, Result};
-use crate::ids::ProcessId;
-use crate::lifecycle::process::Input;
+use crate::ids::{ContainerId, ProcessId};
+use crate::lifecycle::process::{Input, Phase};
 use crate::limits;
 use crate::pod::guest::Guest;
 use crate::pod::request::StdioPaths;
@@ -35,12 +35,17 @@ pub(crate) struct Streams {
     /// The client named no stdin, and no terminal gives it one.
     no_input: bool,
     close_stdin: channel::Receiver<bool>,
+    killed: channel::Receiver<bool>,
 }
 
 impl Streams {
     /// Opens what the client named; never waits for its other end.
     pub(crate) fn open(pod: &Pod, id: &ProcessId, paths: &StdioPaths) -> Result<Self> {
-        let close_stdin = pod.lock().process(id)?.close_stdin.subscribe();
+        let (close_stdin, killed) = {
+            let state = pod.lock();
+            let process = state.process(id)?;
+            (process.close_stdin.subscribe(), process.killed.subscribe())
+        };
         let (stdout, stderr) = Sink::open_pair(
             &paths.stdout,
             &paths.stderr,
@@ -53,6 +58,7 @@ impl Streams {
             stderr: (!paths.terminal).then_some(stderr),
             no_input: paths.stdin.is_empty() && !paths.terminal,
             close_stdin,
+            killed,
         })
     }
 }
@@ -81,7 +87,7 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
         // Its input is at its end, as if it were /dev/null. A policy may refuse that: then it stays open.
         drop(tasks::spawn(async move { drop(guest.agent.close_stdin(&id).await) }));
     }
-    let (status, input) = match wait_for_end(&guest, &id, &mut pumps).await {
+    let (status, input) = match wait_for_end(&guest, &id, &mut pumps, streams.killed).await {
         Ok(status) => (status, Input::Exited),
         Err(e) => {
             if guest.vm.gone().borrow().is_none() {
@@ -102,12 +108,37 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
             pod.await_oom(&id.container).await;
         }
     };
-    drop(tokio::join!(timeout(limits::OUTPUT_DRAIN, draining), oom));
+    let execs = async {
+        if id.exec.is_none() {
+            end_execs(&pod, &id.container).await;
+        }
+    };
+    drop(tokio::join!(timeout(limits::OUTPUT_DRAIN, draining), timeout(limits::OUTPUT_DRAIN, execs), oom));
     if pumps.iter().any(|pump| !pump.task.is_finished()) {
         warn!(pod.log(), "{}: nobody reads its output; the rest is dropped", id);
     }
     info!(pod.log(), "{} exited", id; "status" => status);
     pod.end_process(&id, input, status, at);
+}
+
+/// With its first process a container ends; callers delete it then and want to have heard of its other
+/// processes before. In a pid namespace of its own they are dead already.
+async fn end_execs(pod: &Arc<Pod>, container: &ContainerId) {
+    let running: Vec<_> = {
+        let state = pod.lock();
+        let Ok(known) = state.container(container) else { return };
+        let live =
+            known.execs.iter().filter(|(_, exec)| matches!(exec.phase(), Phase::Starting | Phase::Running));
+        live.map(|(id, exec)| (id.clone(), exec.exit_watch())).collect()
+    };
+    for (exec, _) in &running {
+        let (pod, id) =
+            (Arc::clone(pod), ProcessId { container: container.clone(), exec: Some(exec.clone()) });
+        drop(tasks::spawn(async move { pod.kill(&id, SIGKILL, false).await }));
+    }
+    for (_, mut exit) in running {
+        drop(exit.wait_for(Option::is_some).await);
+    }
 }
 
 /// One stream being copied; ended with this.
@@ -124,11 +155,16 @@ impl Drop for Copying {
 
 /// The process' status, once both streams had their end; earlier, and in short waits, while one of
 /// them is stuck.
-async fn wait_for_end(guest: &Guest, id: &ProcessId, pumps: &mut [Copying]) -> Result<u32> {
+async fn wait_for_end(
+    guest: &Guest,
+    id: &ProcessId,
+    pumps: &mut [Copying],
+    mut killed: channel::Receiver<bool>,
+) -> Result<u32> {
     loop {
         let mut ended = true;
         for pump in pumps.iter_mut() {
-            ended &= pump.signals.first_end().await;
+            ended &= pump.signals.first_end(&mut killed).await;
         }
         if ended {
             return guest.agent.wait_process(id).await;

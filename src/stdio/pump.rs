@@ -26,7 +26,10 @@ pub(crate) struct Pump {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
+    /// The guest is asked for the next bytes.
     Reading,
+    /// The sink is given what was read.
+    Writing,
     /// What was read last has not been taken for the longest time a process' end may wait.
     Stuck,
     /// The stream answered empty, or cannot be read any more.
@@ -46,11 +49,21 @@ pub(crate) fn new(sink: Sink, exited: watch::Receiver<bool>) -> (Pump, Signals) 
 
 impl Signals {
     /// Returns when the stream has answered empty once or cannot be read any more (true), or when
-    /// its sink is stuck (false).
-    pub(crate) async fn first_end(&mut self) -> bool {
-        match self.0.wait_for(|p| *p != Progress::Reading).await {
-            Ok(progress) => *progress != Progress::Stuck,
-            Err(_) => true,
+    /// its sink is stuck (false). Of a process that was `killed` a stream that says nothing is at its end.
+    pub(crate) async fn first_end(&mut self, killed: &mut watch::Receiver<bool>) -> bool {
+        loop {
+            let progress = *self.0.borrow_and_update();
+            match progress {
+                Progress::Stuck => return false,
+                Progress::FirstEnd | Progress::Finished => return true,
+                Progress::Reading | Progress::Writing => {}
+            }
+            let dead = *killed.borrow();
+            tokio::select! {
+                changed = self.0.changed() => if changed.is_err() { return true },
+                asked = killed.wait_for(|yes| *yes), if !dead => if asked.is_err() { return true },
+                () = sleep(limits::KILLED_SILENCE), if dead && progress == Progress::Reading => return true,
+            }
         }
     }
 
@@ -93,9 +106,11 @@ async fn read_all<F: Future<Output = Result<Vec<u8>>> + Send>(
     while let Ok(chunk) = read(limits::READ_BYTES).await {
         if !chunk.is_empty() {
             pause = first_pause;
+            note(progress, Progress::Writing);
             if !hold(&mut held, &chunk, progress).await {
                 break;
             }
+            note(progress, Progress::Reading);
             continue;
         }
         progress.send_replace(Progress::FirstEnd);
@@ -105,6 +120,17 @@ async fn read_all<F: Future<Output = Result<Vec<u8>>> + Send>(
         pause = (pause * 2).min(longest);
     }
     progress.send_replace(Progress::FirstEnd);
+}
+
+/// What has ended once stays so.
+fn note(progress: &watch::Sender<Progress>, now: Progress) {
+    progress.send_if_modified(|known| {
+        let goes_on = matches!(known, Progress::Reading | Progress::Writing);
+        if goes_on {
+            *known = now;
+        }
+        goes_on
+    });
 }
 
 /// Puts a chunk where the sink takes it from; false: nobody takes it any more.
