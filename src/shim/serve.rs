@@ -101,9 +101,18 @@ fn renamed(services: HashMap<String, Service>, name: &str) -> HashMap<String, Se
     services.into_values().map(|service| (name.to_owned(), service)).collect()
 }
 
-/// A machine's shutdown signals everything at once; a pod ends by Shutdown alone.
+/// A machine's shutdown signals everything at once, and whoever wants stacks of containerd (`pkill -USR1
+/// containerd`) hits every program of that name; a pod ends by Shutdown alone.
 fn ignore_signals(log: &Logger) -> Result<()> {
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+    let kinds = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+        SignalKind::quit(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ];
+    for kind in kinds {
         let mut signals = signal(kind).context("watch signals")?;
         let log = log.clone();
         drop(tasks::spawn(async move {
