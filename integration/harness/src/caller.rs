@@ -147,8 +147,12 @@ impl Shim {
     }
 
     pub async fn delete(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
+        self.delete_for(id, exec, PATIENCE).await
+    }
+
+    pub async fn delete_for(&self, id: &str, exec: &str, deadline: Duration) -> ttrpc::Result<u32> {
         let req = api::DeleteRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
-        Ok(self.task.delete(patient(), &req).await?.exit_status)
+        Ok(self.task.delete(with_duration(deadline), &req).await?.exit_status)
     }
 
     pub async fn pids(&self, id: &str) -> ttrpc::Result<Vec<u32>> {
@@ -169,9 +173,14 @@ impl Shim {
 
     /// The shim's process and the VM's.
     pub async fn pid(&self, id: &str) -> (u32, u32) {
+        self.pids_of(id).await.expect("connect")
+    }
+
+    /// The same, or what the shim says instead.
+    pub async fn pids_of(&self, id: &str) -> ttrpc::Result<(u32, u32)> {
         let req = api::ConnectRequest { id: id.into(), ..Default::default() };
-        let answer = self.task.connect(patient(), &req).await.expect("connect");
-        (answer.shim_pid, answer.task_pid)
+        let answer = self.task.connect(patient(), &req).await?;
+        Ok((answer.shim_pid, answer.task_pid))
     }
 
     pub async fn shutdown(&self, now: bool) -> ttrpc::Result<()> {

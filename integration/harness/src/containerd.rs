@@ -111,9 +111,9 @@ impl Containerd {
 
     /// With doubles for QEMU and the guest: a pod's life takes a second and no memory, programs are the
     /// host's. What the shims tell passes a relay, which counts it when containerd has taken it.
-    pub fn doubled() -> Self {
-        let mut node = Self::new();
-        let doubles = Doubles::new(node.dir.path());
+    pub fn doubled(version: &str) -> Self {
+        let mut node = Self::version(version);
+        let doubles = Doubles::new(node.dir.path(), true);
         doubles.config("");
         let relay = node.path("relay.sock");
         let mut of_containerd = node.path("c.sock").into_os_string();
@@ -268,6 +268,14 @@ impl Containerd {
         reader.read_line(&mut line).expect("read");
         assert_eq!(line, "up\n", "{}", self.log());
         child
+    }
+
+    /// What containerd says of a task, and its VM's process; none: unknown.
+    pub fn task(&self, id: &str) -> Option<(String, u32)> {
+        let listed = self.ctr_ok(&["task", "ls"]);
+        let mut words = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let words = words.find(|words| words.first() == Some(&id))?;
+        Some((words.get(2)?.to_string(), words.get(1)?.parse().ok()?))
     }
 
     /// Kills a running container and removes it.

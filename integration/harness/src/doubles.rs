@@ -13,11 +13,13 @@ use crate::test_program;
 #[derive(Debug)]
 pub struct Doubles {
     dir: PathBuf,
+    /// Each guest has its own files.
+    apart: bool,
 }
 
 impl Doubles {
-    pub(crate) fn new(dir: &Path) -> Self {
-        let doubles = Self { dir: dir.to_path_buf() };
+    pub(crate) fn new(dir: &Path, apart: bool) -> Self {
+        let doubles = Self { dir: dir.to_path_buf(), apart };
         for name in ["bin", "guest", "record"] {
             fs::create_dir(doubles.path(name)).expect(name);
         }
@@ -37,6 +39,7 @@ impl Doubles {
         let mut orders = json!({
             "agent": test_program("guest-agent"),
             "root": self.path("guest"),
+            "apart": self.apart,
             "record": self.path("record/requests"),
             "script": self.path("record/script"),
         });

@@ -36,7 +36,7 @@ impl Stage {
             fs::create_dir(at(name)).expect(name);
         }
         fs::DirBuilder::new().mode(0o700).create(at("run")).expect("run");
-        let doubles = Doubles::new(dir.path());
+        let doubles = Doubles::new(dir.path(), false);
         let events = Events::listen(&at("events.sock")).await;
         let census = Census::take(dir.path(), &at("run"));
         let (environment, logs) = (Mutex::default(), Mutex::default());
@@ -107,8 +107,12 @@ impl Stage {
     }
 
     /// `start`, as containerd to 2.2 and CRI-O call it.
+    pub fn start_command(&self, id: &str, bundle: &Path) -> Command {
+        self.command(id, bundle, "start")
+    }
+
     pub fn start_output(&self, id: &str, bundle: &Path) -> Output {
-        self.command(id, bundle, "start").output().expect("run the shim")
+        self.start_command(id, bundle).output().expect("run the shim")
     }
 
     /// `start` with something on stdin.

@@ -18,6 +18,8 @@ use serde::Deserialize;
 struct Double {
     agent: PathBuf,
     root: PathBuf,
+    #[serde(default)]
+    apart: bool,
     record: Option<PathBuf>,
     script: Option<PathBuf>,
     exit: Option<Exit>,

@@ -111,9 +111,13 @@ impl Serving<'_> {
 
     fn start_agent(&self) -> Child {
         let socket = self.options.vsock.with_file_name("vsock");
+        let mut root = self.double.root.clone();
+        if self.double.apart {
+            root.push(std::process::id().to_string());
+        }
         let mut command = Command::new(&self.double.agent);
         command.arg("--listen").arg(format!("unix:{}", socket.display()));
-        command.arg("--root").arg(&self.double.root).arg("--die-with-parent");
+        command.arg("--root").arg(&root).arg("--die-with-parent");
         for (option, path) in [("--record", &self.double.record), ("--script", &self.double.script)] {
             if let Some(path) = path {
                 command.arg(option).arg(path);

@@ -1,6 +1,7 @@
 //! Pods in a real guest: several containers that share what a pod shares, and the pod's network.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+#![allow(clippy::print_stderr)]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -108,4 +109,29 @@ fn eth0_bytes(netns: &str) -> (u64, u64) {
     let links: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let bytes = |way: &str| links[0]["stats64"][way]["bytes"].as_u64().expect("bytes");
     (bytes("rx"), bytes("tx"))
+}
+
+#[test]
+fn four_pods_run_beside_each_other() {
+    let node = Containerd::new();
+    let began = std::time::Instant::now();
+    let names = ["p1", "p2", "p3", "p4"];
+    let mut running: Vec<_> = std::thread::scope(|scope| {
+        let node = &node;
+        let start = |id| scope.spawn(move || node.running(&[], id, FOREVER));
+        let started = names.map(start);
+        started.into_iter().map(|one| one.join().expect("a pod")).collect()
+    });
+    eprintln!("4 pods are up after {:?}", began.elapsed());
+    let boots = names.map(|id| text(&node.exec(id, "boot", &["cat", "/proc/sys/kernel/random/boot_id"])));
+    assert!(
+        (1..4).all(|n| boots[n].len() > 30 && !boots[..n].contains(&boots[n])),
+        "a guest each: {boots:?}"
+    );
+    for (id, child) in names.iter().zip(&mut running) {
+        node.ctr_ok(&["task", "kill", id]);
+        assert_eq!(child.wait().expect("ctr").code(), Some(0));
+        node.remove(id);
+    }
+    node.assert_clean();
 }

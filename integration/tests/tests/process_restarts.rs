@@ -87,9 +87,7 @@ impl<'a> Life<'a> {
 
     /// What containerd says of the task; none: unknown.
     fn status(&self) -> Option<String> {
-        let listed = self.node.ctr_ok(&["task", "ls"]);
-        let line = listed.lines().find(|line| line.split_whitespace().next() == Some(&self.id))?;
-        line.split_whitespace().nth(2).map(str::to_owned)
+        self.node.task(&self.id).map(|(status, _)| status)
     }
 
     fn await_status(&self, wanted: Option<&str>) {
@@ -230,7 +228,7 @@ fn fifty_lives_lose_nothing_when_containerd_is_killed_under_them() {
     let seed = number("KATA_SE_SEED").unwrap_or(now.as_secs() << 20 | u64::from(now.subsec_micros()) | 1);
     let (mut random, began) = (Random(seed), Instant::now());
     eprintln!("KATA_SE_SEED={seed}, {} lives", lives());
-    let mut node = Containerd::doubled();
+    let mut node = Containerd::doubled("1.6");
     // One pod lives through all of it.
     Life::of(&mut node, "always", "never", Duration::ZERO).create();
     let mut restarts = 0;
