@@ -8,6 +8,7 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::hex::hex;
 use crate::limits;
 
 /// Checks `text` and says what is wrong with it, with the character and its position (from 0).
@@ -133,7 +134,7 @@ impl PodKey {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part.as_bytes());
         }
-        Self(hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect())
+        Self(hex(&hash.finalize()[..16]))
     }
 
     /// Reads a key back from a directory name.

@@ -8,7 +8,7 @@ The modules stand in layers; each imports only from its own module or from lower
 
 | layer | modules | what they may do |
 | --- | --- | --- |
-| 0 words | [`ids`] [`ccw`] [`error`] [`limits`] | no I/O, no project imports but each other |
+| 0 words | [`ids`] [`ccw`] [`error`] [`hex`] [`limits`] | no I/O, no project imports but each other |
 | 1 decisions | [`config`] [`hostkey`] [`image`] [`oci`] [`plan`] [`lifecycle`] | data in, data out |
 | 2 the outside world | [`host`] [`qemu`] [`agent`] | one kernel interface or protocol per file |
 | 3 the pod | [`pod`] [`container`] [`stdio`] | the sequence of a pod's life |
@@ -21,6 +21,7 @@ that ship.
 
 pub mod ccw;
 pub mod error;
+pub mod hex;
 pub mod ids;
 pub mod limits;
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::screen::{Answer, Progress, Style, hex, size};
+use crate::cli::screen::{Answer, Progress, Style, size};
 use crate::error::{Context, Error, Result};
+use crate::hex::hex;
 use crate::host::facts::{self, Count, Root};
 use crate::host::files::read_bounded;
 use crate::host::image_file::ImageFile;

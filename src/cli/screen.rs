@@ -104,10 +104,6 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A line on stderr that is rewritten while something long runs; nothing when nobody watches.
 #[derive(Debug)]
 pub(crate) struct Progress {

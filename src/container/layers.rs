@@ -22,6 +22,7 @@ use tokio::net::unix::pipe;
 
 use crate::config::RootfsConfig;
 use crate::error::{Code, Context, Error, Result};
+use crate::hex::hex;
 use crate::host::cgroup;
 use crate::host::spawn::{Ended, Launch, PrivateMount, blocking};
 use crate::pod::tasks;
@@ -198,10 +199,6 @@ fn key(layers: &[PathBuf]) -> Result<String> {
         }
     }
     Ok(hex(&hash.finalize()[..16]))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn digest(file: &File) -> Result<String> {

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use crate::hex::hex;
 use crate::host::files::{read_bounded, write_atomic};
 use crate::host::image_file::{Identity, ImageFile};
 use crate::image::{Flaw, SealedImage, Verdict, verify};
@@ -58,8 +59,7 @@ impl Note {
             image.header.tag
         );
         let digest = Sha256::digest(&text);
-        let short: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Self { name: format!("{PREFIX}{short}"), text }
+        Self { name: format!("{PREFIX}{}", hex(&digest[..16])), text }
     }
 
     fn is_in(&self, folder: &Path) -> bool {

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::Code;
+use crate::hex::hex;
 use crate::image::{Component, KeyHash, Kind, PlainFlags, fuzz_se_image, verify};
 
 /// testdata/by-hand.py says how it was made; the constants below are what the script printed.
@@ -22,10 +23,6 @@ fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
 
 fn flaw(image: &[u8]) -> Flaw {
     read(image).expect_err("a flaw")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[test]

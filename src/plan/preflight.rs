@@ -4,6 +4,7 @@
 //! An image without a Secure Execution header is always fatal, for every caller and configuration:
 //! QEMU would boot it, unprotected.
 
+use crate::hex::hex;
 use crate::image::{Flaw, Kind, PAGE, PlainFlags, SealedImage, Verdict};
 use crate::lifecycle::diagnosis::Diagnosis;
 use crate::plan::host_key::{self, KnownDocument};
@@ -229,7 +230,7 @@ fn sealed(image: &SealedImage) -> Finding {
 
 /// The header's GCM tag in hexadecimal: attestation names an image by it.
 pub fn tag(image: &SealedImage) -> String {
-    image.header.tag.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&image.header.tag)
 }
 
 fn version(image: &SealedImage, machine: &Machine) -> Finding {
