@@ -144,8 +144,12 @@ pub const EVENT_SEND: Duration = Duration::from_secs(5);
 /// Pause before an event is sent again: first and longest.
 pub const EVENT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// At the shim's end, time for the last events and answers to leave.
+/// At the shim's end, time for the last answers to leave.
 pub const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The same for the last events: when all is well, and when containerd is still starting.
+pub const SOON: Duration = Duration::from_millis(200);
+pub const LAST_EVENTS: Duration = Duration::from_secs(8);
 
 /// Largest file of the kernel read for a fact: /proc/cpuinfo of the largest machine has some 60 KiB.
 pub const FACT_BYTES: u64 = 1 << 20;

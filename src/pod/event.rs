@@ -6,9 +6,10 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::ids::{ContainerId, ExecId};
 use crate::limits;
@@ -119,6 +120,16 @@ impl EventQueue {
         if waiting.events.front() == Some(event) {
             waiting.events.pop_front();
         }
+    }
+
+    /// True as soon as the queue is closed; false after `limit`. For the one that takes from it.
+    pub async fn closes_within(&self, limit: Duration) -> bool {
+        let closing = async {
+            while !self.lock().closed {
+                self.changed.notified().await;
+            }
+        };
+        timeout(limit, closing).await.is_ok()
     }
 
     /// Everything was taken.

@@ -35,8 +35,13 @@ pub(crate) async fn send(pod: Arc<Pod>, address: Option<String>, namespace: Name
                 if pause == first_pause {
                     warn!(pod.log(), "event not sent, will be repeated: {}", e);
                 }
-                sleep(pause).await;
-                pause = (pause * 2).min(longest);
+                if pod.events.closes_within(pause).await {
+                    // The shim is about to end: what can still be sent is sent soon.
+                    sleep(first_pause).await;
+                    pause = first_pause;
+                } else {
+                    pause = (pause * 2).min(longest);
+                }
                 continue;
             }
         }

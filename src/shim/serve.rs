@@ -9,6 +9,7 @@ use std::sync::Arc;
 use containerd_shim_protos::shim_async::create_task;
 use slog::{Logger, error, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, Service};
@@ -42,7 +43,7 @@ const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 /// Serves the pod until its Shutdown.
 pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let listener = UnixListener::from(sys::inherited_fd(LISTENER).context("listening socket")?);
-    let _lock = sys::inherited_fd(POD_LOCK).context("pod lock")?; // held until this process ends
+    let lock = sys::inherited_fd(POD_LOCK).context("pod lock")?; // held until the pod has ended
     let (namespace, id) = flags.ids()?;
     let bundle = flags.bundle_dir()?;
     let config = crate::host::files::read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES)?;
@@ -64,15 +65,20 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
         error!(log, "{}", e);
     }
     remove(&dir);
-    result
+    drop(lock);
+    // Nothing but the last events is left; whoever takes them may wait for our end first.
+    let sender = result?;
+    runtime.block_on(async { drop(timeout(limits::LAST_EVENTS, sender).await) });
+    Ok(())
 }
 
-async fn live(parts: PodParts, listener: UnixListener) -> Result<()> {
+/// Until the pod's end; what is left is to send its last events.
+async fn live(parts: PodParts, listener: UnixListener) -> Result<JoinHandle<()>> {
     let log = parts.log.clone();
     ignore_signals(&log)?;
     let namespace = parts.namespace.clone();
     let pod = Pod::new(parts)?;
-    let sender = tasks::spawn(events::send(
+    let mut sender = tasks::spawn(events::send(
         Arc::clone(&pod),
         std::env::var(EVENTS_ENVIRONMENT).ok().filter(|a| !a.is_empty()),
         namespace,
@@ -91,10 +97,11 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<()> {
         () = pod.forsaken() => {}
     }
     pod.events.close();
-    // The last answers and events leave first; a containerd that is away does not hold us.
-    drop(timeout(limits::FAREWELL, sender).await);
+    // Normally they are taken at once. A containerd that cleans up after its own start takes none before this
+    // shim's connection is closed.
+    drop(timeout(limits::SOON, &mut sender).await);
     drop(timeout(limits::FAREWELL, server.shutdown()).await);
-    Ok(())
+    Ok(sender)
 }
 
 fn renamed(services: HashMap<String, Service>, name: &str) -> HashMap<String, Service> {
