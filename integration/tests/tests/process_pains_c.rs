@@ -186,6 +186,26 @@ async fn c5_a_delete_whose_caller_gave_up_goes_on_and_can_be_asked_again() {
 }
 
 #[tokio::test]
+async fn c12_the_last_events_reach_a_containerd_that_waits_for_the_shims_end() {
+    // containerd 2 cleans up at its start: it asks for Delete and Shutdown, waits for the shim's end, and takes events
+    // after that.
+    let mut stage = Stage::new().await;
+    let shim = stage.running("c1", &Bundle::sh("exit 3")).await;
+    assert_eq!(shim.wait("c1", "").await, Ok(3));
+    eventually("events", 5, || stage.events.seen().len() == 3).await;
+    stage.events.down().await;
+    shim.delete("c1", "").await.expect("delete");
+    tokio::time::sleep(Duration::from_secs(1)).await; // its pauses have grown
+    shim.shutdown(false).await.expect("shutdown");
+    let pods = || std::fs::read_dir(stage.path("run")).expect("run").count();
+    eventually("the pod is gone, and its name is free", 1, || pods() == 0).await;
+    stage.events.up().await;
+    let last = || stage.events.lines().last().is_some_and(|line| line == "delete c1 3");
+    eventually("its last event", 2, last).await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
 async fn c5_a_shim_that_nobody_ends_ends_by_itself() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("exit 3")).await;
