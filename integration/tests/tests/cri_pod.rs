@@ -57,7 +57,9 @@ fn a_pod_has_its_addresses_and_a_way_out(node: &Node) {
 
 fn a_port_of_the_node_leads_into_the_pod(node: &Node) {
     let mut config = node.config("ports");
-    config.port_mappings = vec![PortMapping { container_port: 80, host_port: 18080, ..Default::default() }];
+    let mapping = |container_port, host_port| PortMapping { container_port, host_port, ..Default::default() };
+    // One without a port of the node is only told.
+    config.port_mappings = vec![mapping(80, 18080), mapping(81, 0)];
     let pod = node.run(&config);
     pod.script("web", "mkdir /www; echo page > /www/index.html; httpd -f -h /www");
     let ask = |address: &str| -> std::io::Result<String> {
@@ -69,6 +71,10 @@ fn a_port_of_the_node_leads_into_the_pod(node: &Node) {
         Ok(answer)
     };
     until("the port answers", 15, || ask("10.89.0.1:18080").is_ok_and(|answer| answer.ends_with("page\n")));
+    assert!(
+        ask(&format!("{}:80", pod.address())).is_ok_and(|answer| answer.ends_with("page\n")),
+        "by its address"
+    );
     pod.end();
     ask("10.89.0.1:18080").expect_err("the port went with the pod");
 }
@@ -77,6 +83,7 @@ fn sysctls_of_a_pod_are_set_in_its_guest(node: &Node) {
     let mut config = node.config("sysctls");
     config.linux.get_or_insert_default().sysctls = [
         ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+        ("fs.mqueue.msg_max".to_owned(), "100".to_owned()),
         ("net.ipv4.ip_local_port_range".to_owned(), "40000 50000".to_owned()),
         ("net.ipv4.ip_unprivileged_port_start".to_owned(), "81".to_owned()),
     ]
@@ -84,6 +91,7 @@ fn sysctls_of_a_pod_are_set_in_its_guest(node: &Node) {
     let pod = node.run(&config);
     let container = pod.idle("c1");
     assert_eq!(container.sh("cat /proc/sys/kernel/shm_rmid_forced"), "1\n");
+    assert_eq!(container.sh("cat /proc/sys/fs/mqueue/msg_max"), "100\n");
     assert_eq!(container.sh("cat /proc/sys/net/ipv4/ip_local_port_range"), "40000\t50000\n");
     assert_eq!(container.sh("cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "81\n");
 

@@ -72,11 +72,15 @@ fn exec_sync_ends_at_its_timeout(node: &Node) {
 }
 
 fn exec(container: &Container, command: &[&str], tty: bool) -> Stream {
+    exec_with(container, command, tty, true)
+}
+
+fn exec_with(container: &Container, command: &[&str], tty: bool, stdin: bool) -> Stream {
     let request = ExecRequest {
         container_id: container.id.clone(),
         cmd: command.iter().map(|word| (*word).to_owned()).collect(),
         tty,
-        stdin: true,
+        stdin,
         stdout: true,
         stderr: !tty,
     };
@@ -102,6 +106,12 @@ fn a_streamed_exec_carries_stdin_and_tells_its_code(node: &Node) {
     let mut good = exec(&container, &["echo", "done"], false);
     assert!(good.outcome().contains("\"Success\""), "{}", good.text(Channel::Outcome));
     assert_eq!(good.text(Channel::Stdout), "done\n");
+
+    // Without stdin it is not over with its first output.
+    let script = "echo early; cat; sleep 1; echo late";
+    let mut without = exec_with(&container, &["sh", "-c", script], false, false);
+    assert!(without.outcome().contains("\"Success\""), "{}", without.text(Channel::Outcome));
+    assert_eq!(without.text(Channel::Stdout), "early\nlate\n");
 
     // Much output, read slower than it comes, is whole.
     let mut much = exec(&container, &["sh", "-c", "yes 0123456789abcde | head -n 524288"], false);

@@ -42,6 +42,7 @@ fn files_and_folders_of_the_node_are_copies(node: &Node) {
         Mount { readonly: true, ..mount(node, "volume", "/fixed") },
         mount(node, "hosts", "/etc/hosts"),
         mount(node, "way", "/way"),
+        mount(node, "not-there", "/made"),
     ];
     let container = pod.start(&config);
     assert_eq!(
@@ -49,6 +50,7 @@ fn files_and_folders_of_the_node_are_copies(node: &Node) {
         "first\nsecond\nfirst\nfirst\n"
     );
     assert_eq!(container.sh("cat /way/two"), "second\n", "a path that is a link");
+    assert_eq!(container.sh("ls -a /made | wc -l"), "2\n", "containerd makes what is not there");
     assert_eq!(container.sh("cat /etc/hosts"), "127.0.0.1 localhost\n10.0.0.1 here\n");
     assert_eq!(container.exec(&["touch", "/fixed/new"]).code, 1, "read only");
     container.sh("echo changed > /data/one; cat /data/one");
