@@ -36,8 +36,9 @@ pub const QEMU_EXIT: Duration = Duration::from_secs(60);
 /// How long a guest may take for its own end (DestroySandbox powers it off: 0.3 s measured).
 pub const GUEST_POWER_OFF: Duration = Duration::from_secs(5);
 
-/// One attempt to connect to the agent: before the guest listens, a hybrid socket may say nothing.
-pub const DIAL_TRY: Duration = Duration::from_secs(1);
+/// One attempt to connect to the agent, the first and the longest: before the guest listens, a hybrid socket
+/// may say nothing; a guest on a machine that is overloaded may need longer for its first answer.
+pub const DIAL_TRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// First and longest pause between two attempts to connect to the agent.
 pub const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));

@@ -79,14 +79,19 @@ pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
 ) -> Result<T> {
     let began = Instant::now();
     let (mut pause, longest) = limits::DIAL_PAUSE;
+    let (mut patience, most) = limits::DIAL_TRY;
     let dialing = async {
         loop {
-            let tried =
-                timeout(limits::DIAL_TRY, async { attempt(connect_once(transport).await?).await }).await;
+            let patience_now = patience.min(limit.saturating_sub(began.elapsed()).max(limits::DIAL_TRY.0));
+            let tried = timeout(patience_now, async { attempt(connect_once(transport).await?).await }).await;
             let reason = match tried {
                 Ok(Ok(connected)) => return Ok(connected),
                 Ok(Err(e)) => e,
-                Err(_) => Error::deadline(format!("no answer within {} ms", limits::DIAL_TRY.as_millis())),
+                Err(_) => {
+                    let e = Error::deadline(format!("no answer within {} ms", patience_now.as_millis()));
+                    patience = (patience * 5 / 4).min(most);
+                    e
+                }
             };
             if began.elapsed() >= limit {
                 return Err(Error::deadline(format!(
@@ -142,6 +147,30 @@ mod tests {
         let dial = connect(&transport, Duration::from_secs(5), gone, |_| async { Ok(()) });
         let (result, ()) = tokio::join!(dial, server);
         assert_eq!(result, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_answer_is_waited_for_longer_each_time() {
+        let dir = tempfile::tempdir().expect("dir");
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).expect("bind");
+        let server = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("accept");
+                stream.write_all(b"OK 1024\n").await.expect("write");
+            }
+        };
+        let (_vm, gone) = alive();
+        let transport = Transport::Hybrid { socket };
+        let slow = |_| async {
+            sleep(Duration::from_millis(3500)).await;
+            Ok(())
+        };
+        let dial = connect(&transport, Duration::from_secs(60), gone, slow);
+        tokio::select! {
+            result = dial => assert_eq!(result, Ok(())),
+            () = server => {}
+        }
     }
 
     #[tokio::test(start_paused = true)]
