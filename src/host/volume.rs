@@ -260,6 +260,12 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    /// qemu-user, under which these tests run as s390x programs too, may not know openat2; kernels that can
+    /// host protected guests (5.7 and later) do.
+    fn has_openat2() -> bool {
+        openat2(File::open("/").expect("root"), ".", OpenHow::new()).err() != Some(Errno::ENOSYS)
+    }
+
     fn listed(source: &Path) -> Volume {
         Volume::list(source, &mut Budget::default()).expect("list")
     }
@@ -297,6 +303,9 @@ mod tests {
 
     #[test]
     fn a_volume_of_the_kubelet_is_listed_folders_first_with_its_links() {
+        if !has_openat2() {
+            return;
+        }
         let dir = tempfile::tempdir().expect("dir");
         fs::create_dir(dir.path().join("..1")).expect("folder");
         fs::write(dir.path().join("..1/key"), "value").expect("write");
@@ -325,6 +334,9 @@ mod tests {
 
     #[test]
     fn nothing_outside_is_read_whatever_is_put_in_its_place() {
+        if !has_openat2() {
+            return;
+        }
         let dir = tempfile::tempdir().expect("dir");
         let at = |name: &str| dir.path().join(name);
         fs::write(at("secret"), "canary").expect("write");
@@ -367,6 +379,9 @@ mod tests {
 
     #[test]
     fn what_has_no_content_is_counted_and_bounds_are_named() {
+        if !has_openat2() {
+            return;
+        }
         let dir = tempfile::tempdir().expect("dir");
         let at = |name: &str| dir.path().join(name);
         nix::unistd::mkfifo(&at("p"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
