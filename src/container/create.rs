@@ -9,25 +9,25 @@ use std::time::Duration;
 
 use slog::{debug, info, warn};
 
-use crate::config::annotations;
 use crate::container::Container;
 use crate::container::rootfs::{self, RootfsDisk};
 use crate::container::volumes;
 use crate::error::{Code, Context, Error, Result};
-use crate::host::{config_files, files};
+use crate::host::files;
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Input;
 use crate::limits;
 use crate::oci::bundle::{self, Bundle};
 use crate::oci::guest_spec::guest_spec;
 use crate::oci::pod::Role;
+use crate::oci::pod_spec::PodSpec;
 use crate::oci::{refusal, storage};
 use crate::plan::rootfs::RootfsPlan;
 use crate::pod::boot;
 use crate::pod::guest::{Guest, Layer};
 use crate::pod::request::CreateRequest;
 use crate::pod::step::{Step, reached};
-use crate::pod::{Machine, Pod, State, share, stop, supervise, tasks};
+use crate::pod::{Machine, Pod, State, share, stop};
 
 impl Pod {
     /// Makes a container and answers the VM's process id.
@@ -135,17 +135,11 @@ impl Pod {
         bundle: &Bundle,
         plan: &RootfsPlan,
     ) -> Result<(Arc<Guest>, RootfsDisk)> {
-        let config = config_files::load(request.config_path.as_deref())?;
-        let config = annotations::apply(config, |key| bundle.annotation(key))?;
-        self.parts.level.set(config.log);
-        reached(Step::ConfigRead)?;
-        let ground = boot::prepare(self, config, bundle).await?;
+        let spec = PodSpec::of_bundle(bundle)?;
+        let ground = boot::prepare(self, request.config_path.as_deref(), &spec).await?;
         let opening = rootfs::open(self.log(), plan, &ground.config, &self.parts.dir, Some(&ground.leaf));
-        let (guest, disk) = tokio::try_join!(boot::launch(self, &ground, bundle), opening)?;
-        let guest = Arc::new(guest);
-        self.lock().vm = Machine::Up(Arc::clone(&guest));
-        drop(tasks::spawn(supervise::watch(Arc::clone(self), Arc::clone(&guest))));
-        Ok((guest, disk))
+        let (guest, disk) = tokio::try_join!(boot::launch(self, &ground, &spec), opening)?;
+        Ok((boot::adopt(self, guest), disk))
     }
 
     /// Plugs the root file system's disk and lets `ask` make the container on it.

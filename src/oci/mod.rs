@@ -4,6 +4,7 @@ pub mod bundle;
 pub mod guest_spec;
 pub mod limits;
 pub mod pod;
+pub mod pod_spec;
 pub mod refusal;
 pub mod resources;
 pub mod storage;

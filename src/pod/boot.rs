@@ -11,17 +11,15 @@ use slog::{debug, info, warn};
 use crate::agent::client::Agent;
 use crate::agent::dial::Transport;
 use crate::ccw::DevNos;
-use crate::config::{Boot, Config, VsockConfig};
+use crate::config::{Boot, Config, VsockConfig, annotations};
 use crate::error::{Context, Error, Result};
 use crate::host::spawn::{Child, FdTable, blocking};
 use crate::host::vsock;
-use crate::host::{capacity, cgroup, files, shim_cgroup};
+use crate::host::{capacity, cgroup, config_files, files, shim_cgroup};
 use crate::limits;
-use crate::oci::bundle::Bundle;
-use crate::oci::limits::asked;
-use crate::oci::{storage, volume};
-use crate::plan::cpus::CpuList;
-use crate::plan::size::{self, Capacity, Largest, Size};
+use crate::oci::pod_spec::{PodSpec, Resolver};
+use crate::oci::storage;
+use crate::plan::size::{self, Asked, Capacity, Largest, Size};
 use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
 use crate::pod::guest::Guest;
 use crate::pod::network::{self, PodNetwork};
@@ -30,7 +28,7 @@ use crate::pod::record::Record;
 use crate::pod::share::Share;
 use crate::pod::step::{Step, reached};
 use crate::pod::undo::Undo;
-use crate::pod::{Pod, place, supervise, tasks};
+use crate::pod::{Machine, Pod, place, supervise, tasks};
 use crate::qemu::launch::{Vm, Wires};
 use crate::qemu::vsock_device;
 
@@ -47,18 +45,22 @@ pub(crate) struct Ground {
     pub(crate) leaf: PathBuf,
 }
 
-/// Checks what the VM is to boot, before anything is made for it, and makes the pod's cgroup.
-pub(crate) async fn prepare(pod: &Pod, config: Config, bundle: &Bundle) -> Result<Ground> {
+/// Reads the configuration and checks what the VM is to boot, before anything is made for it, and makes the pod's cgroup.
+pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpec) -> Result<Ground> {
+    let config = config_files::load(config_path)?;
+    let config = annotations::apply(config, |key| spec.annotation(key))?;
+    pod.parts.level.set(config.log);
+    reached(Step::ConfigRead)?;
     let machine = blocking("machine's size", || Ok(capacity::read())).await?;
-    let size = size_of(pod, &config, bundle, machine)?;
+    let size = size_of(pod, &config, spec.asked, machine)?;
     let checked = check_boot(pod, &config, size).await?;
-    let leaf = cgroup::leaf_path(bundle.cgroups_path().as_deref(), &pod.parts.key)?;
+    let leaf = cgroup::leaf_path(spec.cgroups_path.as_deref(), &pod.parts.key)?;
     place::make(pod, &leaf).await?;
     reached(Step::CgroupMade)?;
     if config.shim_in_pod_cgroup {
         move_shim(pod, &leaf).await?;
     }
-    Ok(Ground { config, machine, size, checked, cpus: bundle.cpus()?, leaf })
+    Ok(Ground { config, machine, size, checked, cpus: spec.cpus, leaf })
 }
 
 /// Moves the shim into a leaf of its own beside the pod's. A node that does not let it gets a warning.
@@ -73,14 +75,14 @@ async fn move_shim(pod: &Pod, pods_leaf: &Path) -> Result<()> {
 }
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
-pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Result<Guest> {
+pub(crate) async fn launch(pod: &Pod, ground: &Ground, spec: &PodSpec) -> Result<Guest> {
     let size = ground.size;
     let mut devnos = DevNos::default();
     let mut fds = FdTable::default();
     let wires = Wires::new(&mut fds)?;
     let (vsock, transport, vsock_device) = open_vsock(pod, ground, &mut fds, &mut devnos).await?;
-    let network = match bundle.network_namespace() {
-        Some(netns) => network::prepare(pod, &netns).await.context("pod network")?,
+    let network = match &spec.network_namespace {
+        Some(netns) => network::prepare(pod, netns).await.context("pod network")?,
         None => PodNetwork::default(),
     };
     let mut nics = Vec::new();
@@ -100,7 +102,7 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
         disks: Vec::new(),
     };
     let began = Instant::now();
-    let share = Share::of(bundle, size, ground.machine, ground.cpus);
+    let share = Share::of(spec, size, ground.machine);
     let vm = start_vm(pod, ground, (&plan, fds, wires), share).await?;
     let agent = Agent::connect(transport, ground.config.agent.clone(), vm.gone()).await;
     let agent = agent.map_err(|e| with_console(e, &vm))?;
@@ -108,8 +110,9 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
     debug!(pod.log(), "agent answers"; "step" => "agent_ready");
     network::send(&agent, &network.plan, &plan.nics).await.context("pod network")?;
     reached(Step::NetworkSent)?;
-    let hostname = bundle.hostname().unwrap_or_else(|| pod.parts.sandbox.as_str().chars().take(64).collect());
-    let dns = volume::resolv_conf(bundle).map(dns_lines).transpose()?.unwrap_or_default();
+    let own_name = || pod.parts.sandbox.as_str().chars().take(64).collect();
+    let hostname = spec.hostname.clone().unwrap_or_else(own_name);
+    let dns = dns_lines(&spec.resolver)?;
     agent.create_sandbox(&pod.parts.sandbox, &hostname, dns, &[storage::shm()]).await?;
     reached(Step::SandboxMade)?;
     let details = agent.guest_details().await?;
@@ -136,8 +139,17 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, bundle: &Bundle) -> Resul
     })
 }
 
+/// The guest is the pod's from now on, and watched over.
+pub(crate) fn adopt(pod: &Arc<Pod>, guest: Guest) -> Arc<Guest> {
+    let guest = Arc::new(guest);
+    pod.lock().vm = Machine::Up(Arc::clone(&guest));
+    drop(tasks::spawn(supervise::watch(Arc::clone(pod), Arc::clone(&guest))));
+    guest
+}
+
 /// The guest's own resolver gets what the pod's has.
-fn dns_lines(resolv_conf: &Path) -> Result<Vec<String>> {
+fn dns_lines(resolver: &Resolver) -> Result<Vec<String>> {
+    let Resolver::File(resolv_conf) = resolver else { return Ok(Vec::new()) };
     let bytes =
         files::read_bounded(resolv_conf, limits::RESOLV_CONF_BYTES).context("resolv.conf of the pod")?;
     Ok(String::from_utf8_lossy(&bytes).split('\n').map(str::to_owned).collect())
@@ -194,8 +206,7 @@ async fn open_vsock(
 }
 
 /// The VM's size: the configured base and what the pod's containers may use.
-fn size_of(pod: &Pod, config: &Config, bundle: &Bundle, machine: Capacity) -> Result<Size> {
-    let asked = asked(bundle)?;
+fn size_of(pod: &Pod, config: &Config, asked: Asked, machine: Capacity) -> Result<Size> {
     let base = Size { memory_mib: config.memory_mib, vcpus: config.vcpus };
     let largest = Largest { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, machine };
     let size = size::size(base, asked, &largest)?;

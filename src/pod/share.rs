@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use slog::warn;
 
 use crate::error::Result;
-use crate::oci::bundle::Bundle;
+use crate::oci::pod_spec::PodSpec;
 use crate::plan::cpus::CpuList;
 use crate::plan::oom_score::oom_score_adj;
 use crate::plan::size::{Capacity, Size};
@@ -22,10 +22,10 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    pub(crate) fn of(bundle: &Bundle, size: Size, machine: Capacity, cpus: CpuList) -> Self {
-        let own = bundle.spec.process().as_ref().and_then(|process| process.oom_score_adj());
-        let path = bundle.cgroups_path().unwrap_or_default();
-        Self { oom_score_adj: oom_score_adj(&path, own, size, machine), cpus }
+    pub(crate) fn of(spec: &PodSpec, size: Size, machine: Capacity) -> Self {
+        let path = spec.cgroups_path.as_deref().unwrap_or_default();
+        let oom_score_adj = oom_score_adj(path, spec.oom_score_adj, size, machine);
+        Self { oom_score_adj, cpus: spec.cpus }
     }
 
     pub(crate) fn give(self, pod: &Pod, vm: &Vm) {

@@ -1,0 +1,59 @@
+//! What a pod's VM is started with, whichever way the pod was asked for: by its first container's
+//! bundle, or by the Sandbox API, which has no such container.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::error::Result;
+use crate::oci::bundle::Bundle;
+use crate::oci::{limits, volume};
+use crate::plan::cpus::CpuList;
+use crate::plan::size::Asked;
+
+/// A pod as its start has to know it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSpec {
+    /// At most 64 bytes. None: named by the sandbox's id.
+    pub hostname: Option<String>,
+    /// None: no network.
+    pub network_namespace: Option<PathBuf>,
+    /// As in an OCI spec: a path, or `slice:prefix:name`.
+    pub cgroups_path: Option<String>,
+    pub oom_score_adj: Option<i32>,
+    /// The host's CPUs that it may run on.
+    pub cpus: CpuList,
+    /// What its containers may use together.
+    pub asked: Asked,
+    pub annotations: HashMap<String, String>,
+    pub resolver: Resolver,
+}
+
+/// Where the guest's own resolver asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Resolver {
+    #[default]
+    None,
+    /// As this resolv.conf of the host says.
+    File(PathBuf),
+}
+
+impl PodSpec {
+    /// A pod of this first container.
+    pub fn of_bundle(bundle: &Bundle) -> Result<Self> {
+        Ok(Self {
+            hostname: bundle.hostname(),
+            network_namespace: bundle.network_namespace(),
+            cgroups_path: bundle.cgroups_path(),
+            oom_score_adj: bundle.spec.process().as_ref().and_then(|process| process.oom_score_adj()),
+            cpus: bundle.cpus()?,
+            asked: limits::asked(bundle)?,
+            annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+            resolver: volume::resolv_conf(bundle).map_or(Resolver::None, |path| Resolver::File(path.into())),
+        })
+    }
+
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+}
