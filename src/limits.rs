@@ -152,6 +152,9 @@ pub const FAREWELL: Duration = Duration::from_secs(2);
 pub const SOON: Duration = Duration::from_millis(200);
 pub const LAST_EVENTS: Duration = Duration::from_secs(8);
 
+/// How long a caller may take to close its connection after the last answer to it.
+pub const LAST_ANSWER: Duration = Duration::from_millis(300);
+
 /// Largest file of the kernel read for a fact: /proc/cpuinfo of the largest machine has some 60 KiB.
 pub const FACT_BYTES: u64 = 1 << 20;
 
@@ -192,6 +195,9 @@ pub const COPY_PIECE: usize = 1 << 20;
 
 /// A file that changes while it is copied is begun again this often.
 pub const COPY_TRIES: u32 = 3;
+
+/// Largest /etc/hosts of the node: some have long lists of names.
+pub const HOSTS_BYTES: u64 = 1 << 20;
 
 /// Largest resolv.conf: the kubelet's own has some hundred bytes.
 pub const RESOLV_CONF_BYTES: u64 = 64 << 10;

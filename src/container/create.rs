@@ -34,7 +34,8 @@ impl Pod {
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         let began = tokio::time::Instant::now();
         let config = request.bundle.join("config.json");
-        let bundle = bundle::parse(&files::read_bounded(&config, limits::SPEC_BYTES)?, &request.id)?;
+        let mut bundle = bundle::parse(&files::read_bounded(&config, limits::SPEC_BYTES)?, &request.id)?;
+        self.join_sandbox(&mut bundle);
         self.admit(&request, &bundle)?;
         let id = ProcessId::init(request.id.clone());
         let mut cancel = match self.lock().container(&request.id) {
@@ -80,6 +81,11 @@ impl Pod {
         }
         let cpus = bundle.cpus().with_context(|| format!("container {id}"))?;
         let first = !matches!(bundle.role, Role::Member { .. });
+        if first && state.sandbox.is_some() {
+            return Err(Error::precondition(format!(
+                "container {id}: sandbox {sandbox} was made by the Sandbox API and has no container of its own"
+            )));
+        }
         match (&state.vm, first) {
             (Machine::Absent | Machine::Gone, true) => state.vm = Machine::Booting,
             (Machine::Up(guest), false) if guest.is_spoiled(id) => {
@@ -121,7 +127,7 @@ impl Pod {
         let made = self.make_in_guest(&guest, &request.id, disk, |mut storages| {
             let (guest, id, spec) = (Arc::clone(&guest), request.id.clone(), &spec);
             storages.extend(volumes.storages);
-            let shared_pid = bundle.shares_pid_namespace();
+            let shared_pid = self.shares_pids(&request.id, bundle);
             async move { guest.agent.create_container(&id, &storages, spec, shared_pid).await }
         });
         made.await?;

@@ -101,7 +101,8 @@ impl Pod {
     pub async fn shutdown(self: &Arc<Self>, now: bool) -> Result<bool> {
         {
             let mut state = self.lock();
-            if !now && !state.containers.is_empty() {
+            // A sandbox lives without containers, too: it has a Shutdown of its own.
+            if !now && (!state.containers.is_empty() || state.sandbox.is_some()) {
                 return Ok(false);
             }
             state.closing = true;
@@ -118,9 +119,11 @@ impl Pod {
         for id in creating {
             drop(self.cancel_create(&id).await);
         }
+        self.end_start().await;
         if let Err(e) = stop::stop(self).await {
             warn!(self.log(), "shutdown: {}", e);
         }
+        self.end_sandbox(0);
         self.lock().containers.clear();
         Ok(true)
     }

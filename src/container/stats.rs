@@ -8,6 +8,7 @@ use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Input;
 use crate::plan::figures::Figures;
 use crate::pod::Pod;
+use crate::pod::guest::Guest;
 
 impl Pod {
     /// Finished: NotFound, which callers pass over in silence.
@@ -18,10 +19,15 @@ impl Pod {
         let guest = self.guest().map_err(|e| e.with_code(Code::NotFound))?;
         let doing = || format!("statistics of container {container}");
         if is_sandbox {
-            let leaf = guest.leaf.clone();
-            return blocking("statistics", move || figures::read(&leaf)).await.with_context(doing);
+            return self.vm_figures(&guest).await.with_context(doing);
         }
         let said = guest.agent.stats_container(container).await.with_context(doing)?;
         Ok(said.believable(guest.size, guest.began.elapsed()))
+    }
+
+    /// The VM's own use of the host.
+    pub(crate) async fn vm_figures(&self, guest: &Guest) -> Result<Figures> {
+        let leaf = guest.leaf.clone();
+        blocking("figures of the VM", move || figures::read(&leaf)).await
     }
 }

@@ -1,8 +1,9 @@
 //! `config.json` bytes to a checked OCI spec. Its length was bounded by whoever read it.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
 use crate::error::{Context, Error, Result};
 use crate::ids::ContainerId;
@@ -39,6 +40,21 @@ pub fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
     let none = std::collections::HashMap::new();
     let role = role(spec.annotations().as_ref().unwrap_or(&none), id)?;
     Ok(Bundle { spec, role })
+}
+
+/// Reads the container's place in a pod alone.
+pub fn parse_role(bytes: &[u8], id: &ContainerId) -> Result<Role> {
+    let spec: Spec = serde_json::from_slice(bytes).context("config.json")?;
+    role(&spec.annotations().clone().unwrap_or_default(), id)
+}
+
+/// At most 64 bytes: longer ones are cut, as the kernel would refuse them. None: empty.
+pub fn hostname(name: &str) -> Option<String> {
+    let mut end = name.len().min(64);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.get(..end).filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// Parses and checks an exec's process.
@@ -108,18 +124,41 @@ impl Bundle {
         resources::cpus(self.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()))
     }
 
+    /// Adds kernel settings; the container's own stay.
+    pub(crate) fn add_sysctls(&mut self, more: &HashMap<String, String>) {
+        let Some(linux) = self.spec.linux_mut() else { return };
+        let mut all = more.clone();
+        all.extend(linux.sysctl().clone().unwrap_or_default());
+        if !all.is_empty() {
+            linux.set_sysctl(Some(all));
+        }
+    }
+
+    /// Mounts something of the host, unless something is mounted there already.
+    pub(crate) fn add_bind(&mut self, destination: &Path, source: &Path) {
+        let mut mounts = self.spec.mounts().clone().unwrap_or_default();
+        if mounts.iter().any(|mount| mount.destination() == destination) {
+            return;
+        }
+        let read_only = self.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+        let mut mount = Mount::default();
+        mount
+            .set_destination(destination.into())
+            .set_typ(Some("bind".into()))
+            .set_source(Some(source.into()));
+        let access = if read_only { "ro" } else { "rw" };
+        mount.set_options(Some(["rbind", "rprivate", access].map(str::to_owned).to_vec()));
+        mounts.push(mount);
+        self.spec.set_mounts(Some(mounts));
+    }
+
     pub fn cgroups_path(&self) -> Option<String> {
         self.spec.linux().as_ref()?.cgroups_path().as_ref().map(|p| p.display().to_string())
     }
 
-    /// At most 64 bytes: longer ones are cut, as the kernel would refuse them. None: not given.
+    /// None: not given.
     pub fn hostname(&self) -> Option<String> {
-        let name = self.spec.hostname().as_ref().filter(|name| !name.is_empty())?;
-        let mut end = name.len().min(64);
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        name.get(..end).map(str::to_owned)
+        self.spec.hostname().as_deref().and_then(hostname)
     }
 }
 
@@ -163,6 +202,25 @@ mod tests {
         assert!(!bundle.shares_pid_namespace());
         assert_eq!(bundle.cgroups_path().as_deref(), Some("/default/c1"));
         assert_eq!((bundle.hostname().as_deref(), bundle.role), (Some("h"), Role::Single));
+    }
+
+    #[test]
+    fn what_a_sandbox_brings_does_not_hide_what_a_container_has() {
+        let mut value = whole();
+        value["mounts"] = json!([{"destination": "/etc/hosts", "type": "bind", "source": "/own"}]);
+        value["linux"]["sysctl"] = json!({"a": "own"});
+        value["root"]["readonly"] = true.into();
+        let mut bundle = read(&value).expect("parse");
+        for name in ["/etc/hosts", "/etc/hostname"] {
+            bundle.add_bind(Path::new(name), Path::new("/pod"));
+        }
+        bundle.add_sysctls(&[("a".into(), "pod".into()), ("b".into(), "pod".into())].into());
+        let spec = serde_json::to_value(&bundle.spec).expect("json");
+        let options = json!(["rbind", "rprivate", "ro"]);
+        let added =
+            json!({"destination": "/etc/hostname", "type": "bind", "source": "/pod", "options": options});
+        assert_eq!(spec["mounts"], json!([value["mounts"][0], added]));
+        assert_eq!(spec["linux"]["sysctl"], json!({"a": "own", "b": "pod"}));
     }
 
     #[test]

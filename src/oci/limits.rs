@@ -36,8 +36,8 @@ pub fn asked(bundle: &Bundle) -> Result<Asked> {
     }
 }
 
-/// Zero and less are no limit.
-fn limits(memory: i64, quota: i64, period: u64) -> Asked {
+/// From bytes and a CPU quota; zero and less are no limit.
+pub fn limits(memory: i64, quota: i64, period: u64) -> Asked {
     let quota = u64::try_from(quota).unwrap_or(0);
     let cpus = quota.div_ceil(if period == 0 { CPU_PERIOD } else { period });
     Asked { memory_bytes: u64::try_from(memory).unwrap_or(0), cpus: u32::try_from(cpus).unwrap_or(u32::MAX) }

@@ -26,6 +26,8 @@ pub struct PodSpec {
     pub asked: Asked,
     pub annotations: HashMap<String, String>,
     pub resolver: Resolver,
+    /// Kernel settings that each container gets; empty where a sandbox container has them.
+    pub sysctls: HashMap<String, String>,
 }
 
 /// Where the guest's own resolver asks.
@@ -35,6 +37,8 @@ pub enum Resolver {
     None,
     /// As this resolv.conf of the host says.
     File(PathBuf),
+    /// The lines of a resolv.conf.
+    Lines(Vec<String>),
 }
 
 impl PodSpec {
@@ -49,6 +53,7 @@ impl PodSpec {
             asked: limits::asked(bundle)?,
             annotations: bundle.spec.annotations().clone().unwrap_or_default(),
             resolver: volume::resolv_conf(bundle).map_or(Resolver::None, |path| Resolver::File(path.into())),
+            sysctls: HashMap::new(),
         })
     }
 

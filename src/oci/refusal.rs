@@ -23,23 +23,29 @@ const SAME_EVERYWHERE: [(i64, i64); 12] = [
     (10, 237), // loop-control
 ];
 
+/// Namespaces that a VM cannot share with its host: what is shared, and a pod's setting for it.
+const HOSTS: [(LinuxNamespaceType, &str, &str); 3] = [
+    (LinuxNamespaceType::Network, "network", "hostNetwork"),
+    (LinuxNamespaceType::Pid, "process ids", "hostPID"),
+    (LinuxNamespaceType::Ipc, "inter-process communication", "hostIPC"),
+];
+
+/// Refuses the host's network, process ids and inter-process communication, in this order.
+pub fn host_namespaces(asked: [bool; 3]) -> Result<()> {
+    let Some((_, (_, what, setting))) = asked.iter().zip(HOSTS).find(|(asked, _)| **asked) else {
+        return Ok(());
+    };
+    Err(Error::invalid(format!(
+        "{setting}: a guest has a kernel of its own and cannot share the host's {what}: leave {setting} out"
+    )))
+}
+
 /// Refuses a spec that asks for the host itself.
 pub fn host_access(bundle: &Bundle) -> Result<()> {
-    let shared = [
-        (LinuxNamespaceType::Network, "network", "hostNetwork"),
-        (LinuxNamespaceType::Pid, "process ids", "hostPID"),
-        (LinuxNamespaceType::Ipc, "inter-process communication", "hostIPC"),
-    ];
-    for (namespace, what, setting) in shared {
-        // The network is the pod's: what its other containers say of it means nothing.
-        let is_members_network =
-            namespace == LinuxNamespaceType::Network && matches!(bundle.role, Role::Member { .. });
-        if !is_members_network && !bundle.has_namespace(namespace) {
-            return Err(Error::invalid(format!(
-                "{setting}: a guest has a kernel of its own and cannot share the host's {what}: leave {setting} out"
-            )));
-        }
-    }
+    // The network is the pod's: what its other containers say of it means nothing.
+    let is_members_network =
+        |typ| typ == LinuxNamespaceType::Network && matches!(bundle.role, Role::Member { .. });
+    host_namespaces(HOSTS.map(|(typ, ..)| !is_members_network(typ) && !bundle.has_namespace(typ)))?;
     let devices = bundle.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
     let of_host: Vec<&LinuxDevice> =
         devices.into_iter().flatten().filter(|d| !is_same_everywhere(d)).collect();

@@ -19,6 +19,7 @@ use crate::host::{capacity, cgroup, config_files, files, shim_cgroup};
 use crate::limits;
 use crate::oci::pod_spec::{PodSpec, Resolver};
 use crate::oci::storage;
+use crate::plan::cpus::CpuList;
 use crate::plan::size::{self, Asked, Capacity, Largest, Size};
 use crate::plan::vm::{NicPlan, VmPlan, VsockPlan};
 use crate::pod::guest::Guest;
@@ -110,8 +111,7 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, spec: &PodSpec) -> Result
     debug!(pod.log(), "agent answers"; "step" => "agent_ready");
     network::send(&agent, &network.plan, &plan.nics).await.context("pod network")?;
     reached(Step::NetworkSent)?;
-    let own_name = || pod.parts.sandbox.as_str().chars().take(64).collect();
-    let hostname = spec.hostname.clone().unwrap_or_else(own_name);
+    let hostname = hostname(pod, spec);
     let dns = dns_lines(&spec.resolver)?;
     agent.create_sandbox(&pod.parts.sandbox, &hostname, dns, &[storage::shm()]).await?;
     reached(Step::SandboxMade)?;
@@ -147,12 +147,23 @@ pub(crate) fn adopt(pod: &Arc<Pod>, guest: Guest) -> Arc<Guest> {
     guest
 }
 
+/// The pod's own, or its id.
+pub(crate) fn hostname(pod: &Pod, spec: &PodSpec) -> String {
+    let own_name = || pod.parts.sandbox.as_str().chars().take(64).collect();
+    spec.hostname.clone().unwrap_or_else(own_name)
+}
+
 /// The guest's own resolver gets what the pod's has.
-fn dns_lines(resolver: &Resolver) -> Result<Vec<String>> {
-    let Resolver::File(resolv_conf) = resolver else { return Ok(Vec::new()) };
-    let bytes =
-        files::read_bounded(resolv_conf, limits::RESOLV_CONF_BYTES).context("resolv.conf of the pod")?;
-    Ok(String::from_utf8_lossy(&bytes).split('\n').map(str::to_owned).collect())
+pub(crate) fn dns_lines(resolver: &Resolver) -> Result<Vec<String>> {
+    match resolver {
+        Resolver::None => Ok(Vec::new()),
+        Resolver::Lines(lines) => Ok(lines.clone()),
+        Resolver::File(path) => {
+            let read = files::read_bounded(path, limits::RESOLV_CONF_BYTES);
+            let bytes = read.context("resolv.conf of the pod")?;
+            Ok(String::from_utf8_lossy(&bytes).split('\n').map(str::to_owned).collect())
+        }
+    }
 }
 
 async fn start_vm(

@@ -13,7 +13,10 @@ use crate::pod::{Machine, Pod};
 impl Pod {
     fn is_empty(&self) -> bool {
         let state = self.lock();
-        state.containers.is_empty() && matches!(state.vm, Machine::Absent | Machine::Gone)
+        // A stopped sandbox waits for its own Shutdown, as long as it takes.
+        state.sandbox.is_none()
+            && state.containers.is_empty()
+            && matches!(state.vm, Machine::Absent | Machine::Gone)
     }
 
     /// Returns when the pod has had no container for long and has shut itself down.

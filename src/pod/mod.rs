@@ -7,6 +7,7 @@
 //! transitions.
 
 pub mod boot;
+pub mod etc;
 pub mod event;
 pub mod forsaken;
 pub mod guest;
@@ -16,6 +17,7 @@ pub mod place;
 pub mod preflight;
 pub mod record;
 pub mod request;
+pub mod sandbox;
 pub mod share;
 pub mod step;
 pub mod stop;
@@ -41,6 +43,7 @@ use crate::pod::event::{Event, EventQueue};
 use crate::pod::guest::Guest;
 use crate::pod::journal::Journal;
 use crate::pod::request::Exit;
+use crate::pod::sandbox::Sandbox;
 
 /// What makes a pod this pod; fixed for the shim's life.
 #[derive(Debug)]
@@ -68,12 +71,16 @@ pub struct Pod {
     pub(crate) forgotten: Notify,
     /// The way out of the shim's own cgroup, while it is in it.
     pub(crate) home: Mutex<Option<Home>>,
+    /// Held while it is stopped: a second Stop finds all done.
+    pub(crate) stopping: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) vm: Machine,
+    /// None: the pod begins with its first container.
+    pub(crate) sandbox: Option<Sandbox>,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
     /// Whether anything was ever made here.
     pub(crate) used: bool,
@@ -102,6 +109,7 @@ impl Pod {
             events: EventQueue::default(),
             forgotten: Notify::new(),
             home: Mutex::default(),
+            stopping: tokio::sync::Mutex::default(),
             state: Mutex::default(),
         }))
     }

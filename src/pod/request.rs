@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::ids::ContainerId;
+use crate::ids::{ContainerId, SandboxId};
+use crate::oci::pod_spec::PodSpec;
 use crate::plan::rootfs::RootfsMount;
 
 /// Task.Create.
@@ -16,6 +17,27 @@ pub struct CreateRequest {
     pub stdio: StdioPaths,
     /// `ConfigPath` of the runtime options.
     pub config_path: Option<PathBuf>,
+}
+
+/// CreateSandbox of the Sandbox API.
+#[derive(Clone, Debug)]
+pub struct SandboxRequest {
+    pub id: SandboxId,
+    pub spec: PodSpec,
+    /// `ConfigPath` of the runtime options.
+    pub config_path: Option<PathBuf>,
+}
+
+/// SandboxStatus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SandboxState {
+    /// Its VM runs.
+    pub ready: bool,
+    /// The VM's process on the host; 0 when there is none.
+    pub pid: u32,
+    pub created_at: SystemTime,
+    /// Its status is 0 when the sandbox was stopped.
+    pub exit: Option<Exit>,
 }
 
 /// The client's stream paths as given: fifos, `file://` or `binary://`; empty means none.

@@ -16,6 +16,7 @@ use crate::pod::{Machine, Pod, undo};
 /// Stops the VM, gently first, and pays everything back. The VM is gone afterwards even when an
 /// error is returned; what could not be paid stays in the journal for `delete`.
 pub(crate) async fn stop(pod: &Pod) -> Result<()> {
+    let _one_at_a_time = pod.stopping.lock().await;
     let vm = std::mem::replace(&mut pod.lock().vm, Machine::Gone);
     if let Machine::Up(guest) = &vm {
         end_guest(pod, guest).await;

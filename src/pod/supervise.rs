@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use slog::{Logger, debug, info, warn};
 
+use crate::container::KILLED;
 use crate::error::Code;
 use crate::ids::ProcessId;
 use crate::lifecycle::process::{Input, Phase};
@@ -25,10 +26,12 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
     };
     poll.abort();
     health.abort();
-    if matches!(end, Some(VmEnd::AskedToStop) | None) {
+    let asked = matches!(end, Some(VmEnd::AskedToStop) | None);
+    if asked {
         info!(pod.log(), "the VM has ended");
     }
     end_processes(&pod);
+    pod.end_sandbox(if asked { 0 } else { KILLED });
 }
 
 /// Logs a VM's end that nobody asked for, in full, and puts it into the sandbox record; from QEMU's
@@ -64,7 +67,7 @@ fn end_processes(pod: &Pod) {
         inits.map(|(id, _)| ProcessId::init(id.clone())).collect()
     };
     for id in waiting {
-        pod.end_process(&id, Input::VmEnded, crate::container::KILLED, std::time::SystemTime::now());
+        pod.end_process(&id, Input::VmEnded, KILLED, std::time::SystemTime::now());
     }
 }
 

@@ -14,24 +14,22 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
-use crate::host::files::{PodLock, lock_holder, read_bounded};
+use crate::host::files::{PodLock, lock_holder};
 use crate::host::sys;
 use crate::ids::PodKey;
 use crate::limits;
-use crate::oci::bundle;
 use crate::oci::pod::Role;
 use crate::pod::undo;
 use crate::shim::events::timestamp;
 use crate::shim::main::Flags;
-use crate::shim::{LOCK, pause, run_dir};
+use crate::shim::{LOCK, pause, role_of, run_dir};
 
 /// Frees what is left of a container, or with a sandbox's id of the whole pod.
 pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     let (namespace, id) = flags.ids()?;
     let bundle = flags.bundle_dir()?;
-    let config = read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES);
     // Without a readable bundle the id is taken for a sandbox's: nobody else has that pod's key.
-    let role = config.and_then(|bytes| bundle::parse(&bytes, &id)).map_or(Role::Single, |b| b.role);
+    let role = role_of(&bundle, &id).unwrap_or(Role::Single);
     if !matches!(role, Role::Member { .. }) {
         let key = PodKey::new(&flags.address, &namespace, &id.to_sandbox());
         clean_pod(&run_dir().join(key.as_str())).with_context(|| format!("delete sandbox {id}"))?;

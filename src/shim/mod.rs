@@ -1,14 +1,25 @@
-//! The doors containerd knocks at: `start`, `delete`, the Task service, events.
+//! The doors containerd knocks at: `start`, `delete`, the Task and the Sandbox service, events.
 
+pub mod connections;
 pub mod delete;
 pub mod events;
 pub mod main;
 pub mod metrics;
+pub mod sandbox;
+pub mod sandbox_config;
 pub mod serve;
 pub mod start;
 pub mod task;
+pub mod wire;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Code, Result};
+use crate::host::files::read_bounded;
+use crate::ids::ContainerId;
+use crate::limits;
+use crate::oci::bundle;
+use crate::oci::pod::Role;
 
 /// The folder of all pods of this host.
 const RUN_DIR: &str = "/run/kata-se";
@@ -19,6 +30,16 @@ const RUN_DIR_ENVIRONMENT: &str = "KATA_SE_RUN_DIR";
 /// The lock of a pod's shim and the socket it serves, below the pod's directory.
 const LOCK: &str = "lock";
 const SOCKET: &str = "s";
+
+/// The place of a bundle's container in a pod. The Sandbox API has no container for the pod itself: that
+/// bundle has no config.json, only the folder for a root file system that each one has.
+fn role_of(bundle: &Path, id: &ContainerId) -> Result<Role> {
+    match read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES) {
+        Ok(config) => bundle::parse_role(&config, id),
+        Err(e) if e.code() == Code::NotFound && bundle.join("rootfs").is_dir() => Ok(Role::Sandbox),
+        Err(e) => Err(e),
+    }
+}
 
 pub(crate) fn run_dir() -> PathBuf {
     std::env::var_os(RUN_DIR_ENVIRONMENT).map_or_else(|| RUN_DIR.into(), PathBuf::from)

@@ -1,4 +1,4 @@
-//! The server process: one pod, one socket, two service names.
+//! The server process: one pod, one socket; the Task service under two names, and the Sandbox service.
 
 use std::collections::HashMap;
 use std::fs;
@@ -6,23 +6,24 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use slog::{Logger, error, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, Service};
 
 use crate::error::{Context, Error, Result};
 use crate::host::{log, sys};
 use crate::ids::PodKey;
 use crate::limits;
-use crate::oci::bundle;
 use crate::pod::{Pod, PodParts, tasks};
 use crate::shim::main::Flags;
+use crate::shim::sandbox::SandboxService;
 use crate::shim::task::TaskService;
-use crate::shim::{events, run_dir};
+use crate::shim::{connections, events, role_of, run_dir};
 
 /// The action `start` calls this program with.
 pub(crate) const ACTION: &str = "serve";
@@ -37,7 +38,7 @@ pub(crate) const SCHED_CORE_ENVIRONMENT: &str = "SCHED_CORE";
 const LISTENER: i32 = 3;
 const POD_LOCK: i32 = 4;
 
-/// The same service under both names: v2 for containerd 1.x and CRI-O, v3 for containerd 2.
+/// The same Task service under both names: v2 for containerd 1.x and CRI-O, v3 for containerd 2.
 const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
 /// Serves the pod until its Shutdown.
@@ -46,8 +47,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let lock = sys::inherited_fd(POD_LOCK).context("pod lock")?; // held until the pod has ended
     let (namespace, id) = flags.ids()?;
     let bundle = flags.bundle_dir()?;
-    let config = crate::host::files::read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES)?;
-    let sandbox = bundle::parse(&config, &id)?.role.sandbox(&id);
+    let sandbox = role_of(&bundle, &id)?.sandbox(&id);
     let key = PodKey::new(&flags.address, &namespace, &sandbox);
     let dir = run_dir().join(key.as_str());
     let (log, level) = log::open(&dir, &bundle.join("log"), &sandbox, flags.debug);
@@ -83,10 +83,11 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<JoinHandle<()>>
         std::env::var(EVENTS_ENVIRONMENT).ok().filter(|a| !a.is_empty()),
         namespace,
     ));
-    let (service, mut ended) = TaskService::new(Arc::clone(&pod));
-    let service = Arc::new(service);
-    let listener = Listener::try_from(listener).context("listen")?;
-    let mut server = Server::new().add_listener(listener);
+    let (ending, mut ended) = watch::channel(false);
+    let service = Arc::new(TaskService::new(Arc::clone(&pod), ending.clone()));
+    let (listener, mut connections) = connections::counted(listener).context("listen")?;
+    let sandbox = create_sandbox(Arc::new(SandboxService::new(Arc::clone(&pod), ending)));
+    let mut server = Server::new().add_listener(listener).register_service(sandbox);
     for name in NAMES {
         server = server.register_service(renamed(create_task(Arc::clone(&service) as Arc<_>), name));
     }
@@ -100,6 +101,11 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<JoinHandle<()>>
     // Normally they are taken at once. A containerd that cleans up after its own start takes none before this
     // shim's connection is closed.
     drop(timeout(limits::SOON, &mut sender).await);
+    if pod.has_sandbox() {
+        // containerd's client may take an answer for lost when the connection ends right behind it; its
+        // Task service bears that, its sandbox controller does not.
+        drop(timeout(limits::LAST_ANSWER, connections.wait_for(|open| *open == 0)).await);
+    }
     drop(timeout(limits::FAREWELL, server.shutdown()).await);
     Ok(sender)
 }

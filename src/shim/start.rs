@@ -7,23 +7,24 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use crate::error::{Context, Error, Result};
 use crate::host::config_files;
-use crate::host::files::{PodLock, private_dir, read_bounded};
+use crate::host::files::{PodLock, private_dir};
 use crate::host::spawn::{FdTable, Launch};
 use crate::ids::{ContainerId, Namespace, PodKey};
 use crate::limits;
-use crate::oci::bundle;
 use crate::oci::pod::Role;
 use crate::pod::{journal, record, undo};
 use crate::shim::main::{Flags, read_stdin};
-use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, pause, run_dir, serve};
+use crate::shim::task::config_path;
+use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, pause, role_of, run_dir, serve};
 
 /// The longest path a Unix socket can have.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -40,10 +41,11 @@ enum Dialect {
 /// Answers the address of the pod's shim, which is made if this is the pod's first container.
 pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     let (namespace, id) = flags.ids()?;
-    let dialect = dialect(&read_stdin()?, flags)?;
+    let input = read_stdin()?;
+    let dialect = dialect(&input, flags)?;
+    let config = named_config(&input, &dialect)?;
     let bundle_dir = flags.bundle_dir()?;
-    let config = read_bounded(&bundle_dir.join("config.json"), limits::SPEC_BYTES)?;
-    let role = bundle::parse(&config, &id)?.role;
+    let role = role_of(&bundle_dir, &id)?;
     let sandbox = role.sandbox(&id);
     let key = PodKey::new(&flags.address, &namespace, &sandbox);
     let root = run_dir();
@@ -56,7 +58,14 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
             )));
         }
     } else {
-        let caller = Caller { flags, namespace: &namespace, id: &id, bundle: &bundle_dir, dialect: &dialect };
+        let caller = Caller {
+            flags,
+            namespace: &namespace,
+            id: &id,
+            bundle: &bundle_dir,
+            dialect: &dialect,
+            config: config.as_deref(),
+        };
         make_shim(&root, &dir, &socket, &caller).with_context(|| format!("start sandbox {sandbox}"))?;
     }
     let address = format!("unix://{}", socket.display());
@@ -72,6 +81,8 @@ struct Caller<'a> {
     id: &'a ContainerId,
     bundle: &'a Path,
     dialect: &'a Dialect,
+    /// The configuration that the runtime options name.
+    config: Option<&'a Path>,
 }
 
 fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Result<()> {
@@ -143,7 +154,7 @@ fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u3
     Launch {
         program,
         args: args.into_iter().map(Into::into).collect(),
-        env: environment(caller.dialect),
+        env: environment(caller),
         fds,
         ..Launch::default()
     }
@@ -151,7 +162,7 @@ fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u3
 }
 
 /// What the server needs of the environment, and nothing else.
-fn environment(dialect: &Dialect) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+fn environment(caller: &Caller<'_>) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let names = [
         config_files::ENVIRONMENT,
         RUN_DIR_ENVIRONMENT,
@@ -163,7 +174,9 @@ fn environment(dialect: &Dialect) -> Vec<(std::ffi::OsString, std::ffi::OsString
     ];
     let mut kept: Vec<_> =
         names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect();
-    let events = match dialect {
+    // Later values stand for earlier ones.
+    kept.extend(caller.config.map(|path| (config_files::ENVIRONMENT.into(), path.into())));
+    let events = match caller.dialect {
         Dialect::Bootstrap { events } => Some(events.into()),
         Dialect::Address => std::env::var_os(serve::EVENTS_ENVIRONMENT),
     };
@@ -190,6 +203,19 @@ fn dialect(input: &[u8], flags: &Flags) -> Result<Dialect> {
     )))
 }
 
+/// The runtime options' configuration. The Sandbox API tells it nowhere else; a Task's Create repeats it.
+fn named_config(input: &[u8], dialect: &Dialect) -> Result<Option<PathBuf>> {
+    let options = match dialect {
+        Dialect::Address => vec![Any::parse_from_bytes(input).unwrap_or_default()],
+        Dialect::Bootstrap { .. } => {
+            let params = BootstrapParams::parse_from_bytes(input).unwrap_or_default();
+            params.extensions.into_iter().filter_map(|extension| extension.value.into_option()).collect()
+        }
+    };
+    let mut named = options.iter().map(config_path).filter_map(Result::transpose);
+    named.next().transpose()
+}
+
 fn answer(dialect: &Dialect, address: String) -> Result<Vec<u8>> {
     match dialect {
         Dialect::Address => Ok(address.into_bytes()),
@@ -204,6 +230,7 @@ fn answer(dialect: &Dialect, address: String) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use containerd_shim_protos::bootstrap_api::Extension;
     use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
     fn flags() -> Flags {
@@ -237,6 +264,26 @@ mod tests {
             assert_eq!(dialect(&input, &flags()), Ok(wanted), "{input:?}");
         }
         assert!(dialect(&params("other"), &flags()).is_err());
+    }
+
+    #[test]
+    fn the_options_name_the_configuration_in_both_dialects() {
+        let options = Any {
+            type_url: "runtimeoptions.v1.Options".into(),
+            value: b"\x12\x02/a".to_vec(),
+            ..Default::default()
+        };
+        let input = options.write_to_bytes().expect("encode");
+        assert_eq!(named_config(&input, &Dialect::Address), Ok(Some("/a".into())));
+        assert_eq!(named_config(b"", &Dialect::Address), Ok(None));
+        let mut params = BootstrapParams::default();
+        for value in [Any::default(), options] {
+            let value = containerd_shim_protos::protobuf::MessageField::some(value);
+            params.extensions.push(Extension { value, ..Default::default() });
+        }
+        let input = params.write_to_bytes().expect("encode");
+        let dialect = Dialect::Bootstrap { events: String::new() };
+        assert_eq!(named_config(&input, &dialect), Ok(Some("/a".into())));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{CodedInputStream, MessageField};
 use containerd_shim_protos::shim_async::Task;
 use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
@@ -20,22 +20,21 @@ use crate::plan::rootfs::RootfsMount;
 use crate::pod::request::{CreateRequest, ExecRequest, Exit, Status, StdioPaths};
 use crate::pod::{Pod, tasks};
 use crate::shim::events::timestamp;
-use crate::shim::metrics;
+use crate::shim::{metrics, wire};
 
-/// Serves one pod; the watch tells when its Shutdown was answered for.
+/// Serves one pod; `ended` becomes true when its Shutdown was answered for.
 pub(crate) struct TaskService {
     pod: Arc<Pod>,
     ended: watch::Sender<bool>,
 }
 
 impl TaskService {
-    pub(crate) fn new(pod: Arc<Pod>) -> (Self, watch::Receiver<bool>) {
-        let (ended, watch) = watch::channel(false);
-        (Self { pod, ended }, watch)
+    pub(crate) fn new(pod: Arc<Pod>, ended: watch::Sender<bool>) -> Self {
+        Self { pod, ended }
     }
 }
 
-fn status(e: Error) -> ttrpc::Error {
+pub(crate) fn status(e: Error) -> ttrpc::Error {
     let code = match e.code() {
         Code::NotFound => ttrpc::Code::NOT_FOUND,
         Code::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
@@ -92,27 +91,24 @@ fn create_request(req: api::CreateTaskRequest) -> Result<CreateRequest> {
     })
 }
 
-/// Field 2 of `runtimeoptions.v1.Options`; options of other runtimes say nothing to us.
-fn config_path(options: &Any) -> Result<Option<PathBuf>> {
-    const FIELD: u32 = 2;
+/// Of `runtimeoptions.v1.Options`; options of other runtimes say nothing to us.
+pub(crate) fn config_path(options: &Any) -> Result<Option<PathBuf>> {
+    const CONFIG_PATH: u32 = 2;
     if options.type_url.rsplit('/').next() != Some("runtimeoptions.v1.Options") {
         return Ok(None);
     }
     let mut path = String::new();
-    let mut input = CodedInputStream::from_bytes(&options.value);
-    while let Some(tag) = input.read_raw_tag_or_eof().context("runtime options")? {
-        if tag == FIELD << 3 | 2 {
-            path = input.read_string().context("runtime options: config_path")?;
-        } else {
-            let wire = containerd_shim_protos::protobuf::rt::WireType::new(tag & 7)
-                .ok_or_else(|| Error::invalid("runtime options: not a protobuf message"))?;
-            input.skip_field(wire).context("runtime options")?;
+    wire::each(&options.value, |number, field| {
+        if number == CONFIG_PATH {
+            path = field.text()?;
         }
-    }
+        Ok(())
+    })
+    .context("runtime options")?;
     Ok(Some(path).filter(|p| !p.is_empty()).map(PathBuf::from))
 }
 
-fn exited(
+pub(crate) fn exited(
     exit: Option<Exit>,
 ) -> (u32, MessageField<containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp>) {
     match exit {

@@ -12,7 +12,7 @@ use ttrpc::r#async::Client;
 use ttrpc::context::{Context, with_duration};
 
 /// Longer than anything that works.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection to a pod's shim.
 #[derive(Clone)]

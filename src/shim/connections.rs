@@ -1,0 +1,72 @@
+//! The shim's socket, with a count of who is connected: a caller that has its last answer closes its side,
+//! and only then the shim goes.
+
+use std::io::{IoSlice, Result};
+use std::os::unix::net::UnixListener as StdListener;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::stream::unfold;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use ttrpc::r#async::transport::Listener;
+
+/// A connection that is counted as long as it is open.
+struct Counted {
+    stream: UnixStream,
+    open: watch::Sender<usize>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.open.send_modify(|open| *open -= 1);
+    }
+}
+
+/// The listener for the server, and how many connections are open.
+pub(crate) fn counted(listener: StdListener) -> Result<(Listener, watch::Receiver<usize>)> {
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let (open, count) = watch::channel(0);
+    let accepted = unfold((listener, open), |(listener, open)| async move {
+        let accepted = listener.accept().await.map(|(stream, _)| {
+            open.send_modify(|open| *open += 1);
+            Counted { stream, open: open.clone() }
+        });
+        Some((accepted, (listener, open)))
+    });
+    Ok((Listener::new(accepted), count))
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, from)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, from)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
