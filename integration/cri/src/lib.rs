@@ -20,6 +20,9 @@ pub use pod::{Pod, pod_security, security};
 pub use stream::{Channel, Stream};
 pub use tonic::Code;
 
+/// containerd 2, its pods made by the Sandbox API.
+const SANDBOX_API: &str = "sandbox-api";
+
 /// The containerd versions, each as a module of tests; every test gets a node that has to be as clean at
 /// its end as it was before. Those `in_short` runs are also run when a change is tested.
 // The tests stand in the caller's crate.
@@ -30,6 +33,7 @@ macro_rules! on_each_version {
         $crate::on_each_version!(@ containerd_1_6 "1.6" ($($short)*) ($($full)*));
         $crate::on_each_version!(@ containerd_1_7 "1.7" ($($short)*) ($($full)*));
         $crate::on_each_version!(@ containerd_2 "2" ($($short)*) ($($full)*));
+        $crate::on_each_version!(@ sandbox_api "sandbox-api" ($($short)*) ($($full)*));
     };
     (@ $module:ident $version:literal ($($short:ident)*) ($($full:ident)*)) => {
         mod $module {
@@ -49,9 +53,9 @@ macro_rules! on_each_version {
     };
 }
 
-/// Runs a test on a node of containerd `version`.
+/// Runs a test on a node of containerd `version`, or with its Sandbox API.
 pub fn on_node(version: &str, test: impl FnOnce(&Node)) {
-    let node = Node::new(version);
+    let node = if version == SANDBOX_API { Node::with_sandbox_api() } else { Node::new(version) };
     test(&node);
     node.containerd.assert_clean();
 }

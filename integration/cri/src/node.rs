@@ -26,6 +26,8 @@ pub struct Node {
     client: Client,
     pub containerd: Containerd,
     pub version: String,
+    /// Its pods are made by the Sandbox API, without a pause container.
+    pub sandbox_api: bool,
     attempts: AtomicU32,
 }
 
@@ -40,9 +42,18 @@ impl Deref for Node {
 impl Node {
     /// Of containerd `version`: "1.6", "1.7" or "2".
     pub fn new(version: &str) -> Self {
-        let containerd = Containerd::cri(version);
+        Self::on(Containerd::cri(version), version, false)
+    }
+
+    /// Of containerd 2, whose pods are made by the Sandbox API.
+    pub fn with_sandbox_api() -> Self {
+        Self::on(Containerd::cri_by("2", "shim"), "2", true)
+    }
+
+    fn on(containerd: Containerd, version: &str, sandbox_api: bool) -> Self {
         let client = Client::connect(&containerd.path("c.sock"));
-        let node = Self { client, containerd, version: version.to_owned(), attempts: AtomicU32::new(0) };
+        let (version, attempts) = (version.to_owned(), AtomicU32::new(0));
+        let node = Self { client, containerd, version, sandbox_api, attempts };
         until("runtime and network are ready", 20, || {
             let conditions = node.status(StatusRequest::default()).ok().and_then(|answer| answer.status);
             conditions.is_some_and(|s| !s.conditions.is_empty() && s.conditions.iter().all(|c| c.status))

@@ -76,11 +76,16 @@ fn ip(command: &str) {
 impl Containerd {
     /// A node with CRI, and the images that the tests of it use.
     pub fn cri(version: &str) -> Self {
+        Self::cri_by(version, "podsandbox")
+    }
+
+    /// With another of containerd 2's sandbox controllers: `shim` is the Sandbox API.
+    pub fn cri_by(version: &str, sandboxer: &str) -> Self {
         let plugins = |dir: &Path| {
             let cni = dir.join("cni");
             fs::create_dir(&cni).expect("cni");
             fs::write(cni.join("10-bridge.conflist"), network(dir)).expect("network");
-            if version == "2" { version_3(&cni) } else { version_2(&cni) }
+            if version == "2" { version_3(&cni, sandboxer) } else { version_2(&cni) }
         };
         let shim = program("containerd-shim-kata-se-v2");
         let node = Self::start(version, plugins, shim, Vec::new(), Some(CriPlugin::new()));
@@ -149,7 +154,7 @@ fn version_2(cni: &Path) -> String {
 }
 
 /// Of containerd 2.
-fn version_3(cni: &Path) -> String {
+fn version_3(cni: &Path, sandboxer: &str) -> String {
     let runtime = "plugins.'io.containerd.cri.v1.runtime'";
     let images = "plugins.'io.containerd.cri.v1.images'";
     format!(
@@ -162,7 +167,7 @@ fn version_3(cni: &Path) -> String {
          [plugins.'io.containerd.grpc.v1.cri']\n{}\n\
          [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
         cni.display(),
-        handlers(&format!("{runtime}.containerd.runtimes"), "sandboxer = \"podsandbox\"\n"),
+        handlers(&format!("{runtime}.containerd.runtimes"), &format!("sandboxer = \"{sandboxer}\"\n")),
         streaming(),
     )
 }
