@@ -56,6 +56,7 @@ impl Pod {
         if !matches!(state.vm, Machine::Absent) || !state.containers.is_empty() {
             return Err(Error::precondition(format!("sandbox {id}: was begun with a sandbox container")));
         }
+        state.used = true;
         state.sandbox = Some(Sandbox {
             id,
             spec: Arc::new(request.spec),

@@ -41,6 +41,8 @@ async fn a_pod_without_a_sandbox_container_from_create_to_shutdown() {
         .cgroup_parent("/kata-se-tests/pod1");
     sandbox.create(&config, &netns.path()).await.expect("create");
     assert_eq!(sandbox.status(false).await.expect("status").state, "SANDBOX_NOTREADY", "not started");
+    // A containerd that was started again asks this, and takes an error for a shim to be cleaned up.
+    assert_eq!(shim.pids_of("s1").await.expect("known without any container").1, 0);
     let pid = sandbox.start().await.expect("start");
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("a process of the host");
     assert!(cgroup.contains("/kata-se-tests/pod1/kata-se-"), "{cgroup}");
