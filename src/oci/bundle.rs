@@ -42,12 +42,6 @@ pub fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
     Ok(Bundle { spec, role })
 }
 
-/// Reads the container's place in a pod alone.
-pub fn parse_role(bytes: &[u8], id: &ContainerId) -> Result<Role> {
-    let spec: Spec = serde_json::from_slice(bytes).context("config.json")?;
-    role(&spec.annotations().clone().unwrap_or_default(), id)
-}
-
 /// At most 64 bytes: longer ones are cut, as the kernel would refuse them. None: empty.
 pub fn hostname(name: &str) -> Option<String> {
     let mut end = name.len().min(64);

@@ -35,7 +35,7 @@ const SOCKET: &str = "s";
 /// bundle has no config.json, only the folder for a root file system that each one has.
 fn role_of(bundle: &Path, id: &ContainerId) -> Result<Role> {
     match read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES) {
-        Ok(config) => bundle::parse_role(&config, id),
+        Ok(config) => bundle::parse(&config, id).map(|bundle| bundle.role),
         Err(e) if e.code() == Code::NotFound && bundle.join("rootfs").is_dir() => Ok(Role::Sandbox),
         Err(e) => Err(e),
     }

@@ -1,0 +1,147 @@
+//! Volumes that are listed and read while somebody does not want it to go well.
+
+use super::*;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+/// qemu-user, under which these tests run as s390x programs too, may not know openat2; kernels that can
+/// host protected guests (5.7 and later) do.
+fn has_openat2() -> bool {
+    openat2(File::open("/").expect("root"), ".", OpenHow::new()).err() != Some(Errno::ENOSYS)
+}
+
+fn listed(source: &Path) -> Volume {
+    Volume::list(source, &mut Budget::default()).expect("list")
+}
+
+fn paths(volume: &Volume) -> Vec<&str> {
+    volume.entries.iter().map(|e| e.path.to_str().expect("text")).collect()
+}
+
+fn content(volume: &Volume, path: &str) -> Option<Vec<u8>> {
+    let (mut file, length) = volume.open(Path::new(path)).expect("open")?;
+    Some(read_piece(&mut file, length).expect("read"))
+}
+
+#[test]
+fn kinds_are_told_apart() {
+    let dir = tempfile::tempdir().expect("dir");
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("f"), "x").expect("write");
+    symlink("f", at("l")).expect("link");
+    let _socket = std::os::unix::net::UnixListener::bind(at("s")).expect("bind");
+    nix::unistd::mkfifo(&at("p"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    for (path, wanted) in [
+        (at("f"), Kind::File),
+        (at("l"), Kind::File),
+        (at("s"), Kind::Special("socket")),
+        (at("p"), Kind::Special("fifo")),
+        ("/dev/null".into(), Kind::Special("character device")),
+    ] {
+        assert_eq!(kind(&path), Ok(wanted), "{}", path.display());
+    }
+    assert!(matches!(kind(dir.path()), Ok(Kind::Directory { .. })));
+    assert!(matches!(kind(Path::new("/dev/shm")), Ok(Kind::Directory { in_memory: true, .. })));
+    assert_eq!(kind(&at("x")).expect_err("none").code(), Code::NotFound);
+}
+
+#[test]
+fn a_volume_of_the_kubelet_is_listed_folders_first_with_its_links() {
+    if !has_openat2() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("dir");
+    fs::create_dir(dir.path().join("..1")).expect("folder");
+    fs::write(dir.path().join("..1/key"), "value").expect("write");
+    fs::set_permissions(dir.path().join("..1/key"), fs::Permissions::from_mode(0o640)).expect("chmod");
+    symlink("..1", dir.path().join("..data")).expect("link");
+    symlink("..data/key", dir.path().join("key")).expect("link");
+    let volume = listed(dir.path());
+    assert_eq!(paths(&volume), ["", "..1", "..data", "key", "..1/key"]);
+    assert_eq!(volume.entries[3].node, Node::Link(b"..data/key".to_vec()));
+    assert_eq!(volume.entries[4].mode, libc::S_IFREG | 0o640);
+    assert_eq!(content(&volume, "..1/key").as_deref(), Some(&b"value"[..]));
+    assert_eq!(content(&volume, "key"), None, "a link is not followed");
+}
+
+#[test]
+fn a_file_alone_is_a_volume_and_can_be_read_twice() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("hosts");
+    fs::write(&path, "127.0.0.1").expect("write");
+    let volume = listed(&path);
+    assert_eq!(paths(&volume), [""]);
+    for _ in 0..2 {
+        assert_eq!(content(&volume, "").as_deref(), Some(&b"127.0.0.1"[..]));
+    }
+}
+
+#[test]
+fn nothing_outside_is_read_whatever_is_put_in_its_place() {
+    if !has_openat2() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("dir");
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("secret"), "canary").expect("write");
+    fs::create_dir_all(at("v/a")).expect("folder");
+    fs::write(at("v/a/secret"), "fine").expect("write");
+    let volume = listed(&at("v"));
+    fs::remove_dir_all(at("v/a")).expect("remove");
+    for outside in ["..", "../../", dir.path().to_str().expect("text")] {
+        symlink(outside, at("v/a")).expect("link");
+        assert_eq!(content(&volume, "a/secret"), None, "{outside}");
+        fs::remove_file(at("v/a")).expect("remove");
+    }
+    assert!(volume.open(Path::new("../secret")).is_err(), "above the volume");
+    // A folder swapped with a link again and again while it is listed and read.
+    fs::create_dir(at("v/a")).expect("folder");
+    fs::write(at("v/a/secret"), "fine").expect("write");
+    symlink(dir.path(), at("v/b")).expect("link");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (a, b) = (at("v/a"), at("v/b"));
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                let here = nix::fcntl::AT_FDCWD;
+                nix::fcntl::renameat2(here, &a, here, &b, flags).expect("swap");
+            }
+        });
+        for _ in 0..2000 {
+            // It may be a link by the time it is opened as a folder: an error, never its content.
+            let Ok(volume) = Volume::list(&at("v"), &mut Budget::default()) else { continue };
+            for path in ["a/secret", "b/secret"] {
+                if let Ok(Some((mut file, length))) = volume.open(Path::new(path)) {
+                    assert_eq!(read_piece(&mut file, length).expect("read"), b"fine");
+                }
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn what_has_no_content_is_counted_and_bounds_are_named() {
+    if !has_openat2() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("dir");
+    let at = |name: &str| dir.path().join(name);
+    nix::unistd::mkfifo(&at("p"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    assert_eq!(listed(dir.path()).skipped, 1);
+    File::create(at("sparse")).and_then(|f| f.set_len(1 << 40)).expect("sparse");
+    let e = Volume::list(dir.path(), &mut Budget::default()).expect_err("large");
+    assert_eq!(e.code(), Code::ResourceExhausted);
+    assert!(e.to_string().contains("larger than can be copied into a guest (64 MiB"), "{e}");
+    fs::remove_file(at("sparse")).expect("remove");
+    for n in 0..20 {
+        fs::write(at(&format!("f{n}")), "").expect("write");
+    }
+    let e = Volume::list(dir.path(), &mut Budget { bytes: 10, entries: 10 }).expect_err("many");
+    assert!(e.to_string().contains("more files and folders than can be copied"), "{e}");
+    let deep: PathBuf = (0..40).map(|_| "d").collect();
+    fs::create_dir_all(dir.path().join(deep)).expect("folders");
+    let e = Volume::list(dir.path(), &mut Budget::default()).expect_err("deep");
+    assert!(e.to_string().contains("folders nested deeper than 32"), "{e}");
+}
