@@ -129,13 +129,7 @@ impl Process {
 
     /// Records the end; the first one wins.
     pub(crate) fn set_exit(&mut self, exit: Exit) {
-        self.exit.send_if_modified(|known| {
-            let first = known.is_none();
-            if first {
-                *known = Some(exit);
-            }
-            first
-        });
+        exit.tell(&self.exit);
     }
 
     /// A watch that becomes `Some` when the process has ended.

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use tokio::sync::watch;
+
 use crate::ids::{ContainerId, SandboxId};
 use crate::oci::pod_spec::PodSpec;
 use crate::plan::rootfs::RootfsMount;
@@ -24,8 +26,6 @@ pub struct CreateRequest {
 pub struct SandboxRequest {
     pub id: SandboxId,
     pub spec: PodSpec,
-    /// `ConfigPath` of the runtime options.
-    pub config_path: Option<PathBuf>,
 }
 
 /// SandboxStatus.
@@ -73,6 +73,19 @@ pub struct Exit {
     /// Exit code, or 128 + signal number.
     pub status: u32,
     pub at: SystemTime,
+}
+
+impl Exit {
+    /// Tells those who watch for this end; the first one wins.
+    pub(crate) fn tell(self, watched: &watch::Sender<Option<Self>>) {
+        watched.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(self);
+            }
+            first
+        });
+    }
 }
 
 /// Task.State.

@@ -4,7 +4,7 @@
 //! Start can be cancelled (Stop, Shutdown) at any await; whatever it made is undone before it answers.
 //! Its end is set once, whoever sees it first: Stop, Shutdown, or the VM's own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -26,7 +26,6 @@ use crate::pod::{Machine, Pod, State, boot, etc, stop};
 pub(crate) struct Sandbox {
     id: SandboxId,
     spec: Arc<PodSpec>,
-    config_path: Option<PathBuf>,
     created_at: SystemTime,
     /// Set once; every waiter watches it.
     exit: watch::Sender<Option<Exit>>,
@@ -60,7 +59,6 @@ impl Pod {
         state.sandbox = Some(Sandbox {
             id,
             spec: Arc::new(request.spec),
-            config_path: request.config_path,
             created_at: SystemTime::now(),
             exit: watch::Sender::new(None),
             cancel: watch::Sender::new(false),
@@ -77,9 +75,9 @@ impl Pod {
     /// Boots the VM. After an error the sandbox is as it was before, and may be started again.
     pub async fn start_sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<SandboxState> {
         let began = std::time::Instant::now();
-        let (spec, config_path, mut cancel) = self.begin_start(id)?;
+        let (spec, mut cancel) = self.begin_start(id)?;
         let booted = tokio::select! {
-            booted = self.boot_sandbox(config_path, &spec) => booted,
+            booted = self.boot_sandbox(&spec) => booted,
             _ = cancel.wait_for(|asked| *asked) => {
                 Err(Error::new(Code::Cancelled, "cancelled: the sandbox was stopped while it was being started"))
             }
@@ -101,7 +99,7 @@ impl Pod {
         self.sandbox_state(id)
     }
 
-    fn begin_start(&self, id: &SandboxId) -> Result<(Arc<PodSpec>, Option<PathBuf>, watch::Receiver<bool>)> {
+    fn begin_start(&self, id: &SandboxId) -> Result<(Arc<PodSpec>, watch::Receiver<bool>)> {
         let mut state = self.lock();
         let sandbox = state.sandbox(id)?;
         if state.closing || *sandbox.cancel.borrow() || sandbox.exit.borrow().is_some() {
@@ -111,14 +109,15 @@ impl Pod {
             return Err(Error::precondition(format!("sandbox {id}: was started already")));
         }
         sandbox.starting.send_replace(true);
-        let begun = (Arc::clone(&sandbox.spec), sandbox.config_path.clone(), sandbox.cancel.subscribe());
+        let begun = (Arc::clone(&sandbox.spec), sandbox.cancel.subscribe());
         state.vm = Machine::Booting;
         Ok(begun)
     }
 
-    async fn boot_sandbox(self: &Arc<Self>, config_path: Option<PathBuf>, spec: &PodSpec) -> Result<()> {
+    async fn boot_sandbox(self: &Arc<Self>, spec: &PodSpec) -> Result<()> {
         etc::write(&self.parts.dir, &boot::hostname(self, spec), &boot::dns_lines(&spec.resolver)?)?;
-        let ground = boot::prepare(self, config_path.as_deref(), spec).await?;
+        // The runtime options came with `start` and are in the environment.
+        let ground = boot::prepare(self, None, spec).await?;
         let guest = boot::launch(self, &ground, spec).await?;
         boot::adopt(self, guest);
         Ok(())
@@ -149,13 +148,7 @@ impl Pod {
     pub(crate) fn end_sandbox(&self, status: u32) {
         let state = self.lock();
         let Some(sandbox) = &state.sandbox else { return };
-        sandbox.exit.send_if_modified(|known| {
-            let first = known.is_none();
-            if first {
-                *known = Some(Exit { status, at: SystemTime::now() });
-            }
-            first
-        });
+        Exit { status, at: SystemTime::now() }.tell(&sandbox.exit);
     }
 
     /// Waits for the sandbox' end; any number of callers, also after it.

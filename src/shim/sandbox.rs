@@ -59,8 +59,7 @@ fn sandbox_request(req: api::CreateSandboxRequest) -> Result<SandboxRequest> {
     };
     spec.annotations.extend(req.annotations);
     spec.network_namespace = Some(req.netns_path).filter(|path| !path.is_empty()).map(PathBuf::from);
-    // The runtime options came with `start` and are in the environment.
-    Ok(SandboxRequest { id, spec, config_path: None })
+    Ok(SandboxRequest { id, spec })
 }
 
 #[async_trait]

@@ -18,6 +18,13 @@ struct Caller {
 }
 
 impl Caller {
+    /// Makes a member in the pod of this VM, and finds it running.
+    async fn join(&self, id: &str, dir: &Path, vm: u32) {
+        assert_eq!(self.create(id, dir).await, vm);
+        self.start(id, "").await;
+        assert_eq!(self.exec(id, "e1", &["/bin/sh", "-c", "exit 5"]).await, 5);
+    }
+
     async fn connect(address: &str, service: &'static str) -> Self {
         let client = ttrpc::r#async::Client::connect(address).await;
         Self { client: client.unwrap_or_else(|e| panic!("{address}: {e}")), service }
@@ -141,9 +148,7 @@ async fn a_whole_pod_as_crio_leads_it() {
     let (member_dir, same) = start("m1", &Bundle::sh("sleep 1000").crio_member("s1"));
     assert_eq!(same, address);
     let member = Caller::connect(&same, SERVICE).await;
-    assert_eq!(member.create("m1", &member_dir).await, vm);
-    member.start("m1", "").await;
-    assert_eq!(member.exec("m1", "e1", &["/bin/sh", "-c", "exit 5"]).await, 5);
+    member.join("m1", &member_dir, vm).await;
 
     // CRI-O is killed and comes back: each container's bundle names the address.
     drop((sandbox, member));
@@ -203,9 +208,7 @@ async fn a_whole_pod_as_containerd_2_3_leads_it() {
     let (member_dir, same) = start("m1", &Bundle::sh("sleep 1000").member("s1"));
     assert_eq!(same, address);
     let member = Caller::connect(&same, SERVICE).await;
-    assert_eq!(member.create("m1", &member_dir).await, vm);
-    member.start("m1", "").await;
-    assert_eq!(member.exec("m1", "e1", &["/bin/sh", "-c", "exit 5"]).await, 5);
+    member.join("m1", &member_dir, vm).await;
 
     // containerd is killed and comes back: it has noted the address itself, and asks for the VM.
     drop((sandbox, member));
