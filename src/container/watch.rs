@@ -162,16 +162,26 @@ async fn wait_for_end(
     mut killed: channel::Receiver<bool>,
 ) -> Result<u32> {
     loop {
-        let mut ended = true;
+        let mut stuck = Vec::new();
         for pump in pumps.iter_mut() {
-            ended &= pump.signals.first_end(&mut killed).await;
+            if !pump.signals.first_end(&mut killed).await {
+                stuck.push(&pump.signals);
+            }
         }
-        if ended {
+        if stuck.is_empty() {
             return guest.agent.wait_process(id).await;
+        }
+        // What such a stream still holds keeps the process from ending while this is under way.
+        let held: Option<Vec<_>> = stuck.iter().map(|signals| signals.hold_back()).collect();
+        if held.is_none() {
+            continue;
         }
         if let Some(status) = guest.agent.wait_process_shortly(id).await? {
             return Ok(status);
         }
+        // The guest counts the same time from a little later.
+        tokio::time::sleep(limits::STUCK_WAIT).await;
+        drop(held);
         tokio::time::sleep(limits::STUCK_PAUSE).await;
     }
 }

@@ -5,10 +5,11 @@
 //! back. A sink that takes nothing for long makes the pump say so (`Stuck`): the process' end must
 //! become known all the same.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::error::Result;
@@ -22,6 +23,7 @@ pub(crate) struct Pump {
     /// True when WaitProcess has answered: nothing can come any more.
     exited: watch::Receiver<bool>,
     progress: watch::Sender<Progress>,
+    reading: Arc<Mutex<()>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +41,17 @@ enum Progress {
 
 /// What a pump tells.
 #[derive(Debug)]
-pub(crate) struct Signals(watch::Receiver<Progress>);
+pub(crate) struct Signals {
+    progress: watch::Receiver<Progress>,
+    /// Held during each read.
+    reading: Arc<Mutex<()>>,
+}
 
 /// Makes a pump and what it tells.
 pub(crate) fn new(sink: Sink, exited: watch::Receiver<bool>) -> (Pump, Signals) {
     let (progress, signals) = watch::channel(Progress::Reading);
-    (Pump { sink, exited, progress }, Signals(signals))
+    let reading = Arc::default();
+    (Pump { sink, exited, progress, reading: Arc::clone(&reading) }, Signals { progress: signals, reading })
 }
 
 impl Signals {
@@ -52,7 +59,7 @@ impl Signals {
     /// its sink is stuck (false). Of a process that was `killed` a stream that says nothing is at its end.
     pub(crate) async fn first_end(&mut self, killed: &mut watch::Receiver<bool>) -> bool {
         loop {
-            let progress = *self.0.borrow_and_update();
+            let progress = *self.progress.borrow_and_update();
             match progress {
                 Progress::Stuck => return false,
                 Progress::FirstEnd | Progress::Finished => return true,
@@ -60,16 +67,22 @@ impl Signals {
             }
             let dead = *killed.borrow();
             tokio::select! {
-                changed = self.0.changed() => if changed.is_err() { return true },
+                changed = self.progress.changed() => if changed.is_err() { return true },
                 asked = killed.wait_for(|yes| *yes), if !dead => if asked.is_err() { return true },
                 () = sleep(limits::KILLED_SILENCE), if dead && progress == Progress::Reading => return true,
             }
         }
     }
 
+    /// Keeps a stuck stream from being read until what this returns is dropped, so that a reader who comes
+    /// meanwhile does not let the process end; `None`: it is being read again already.
+    pub(crate) fn hold_back(&self) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.reading).try_lock_owned().ok()
+    }
+
     /// Returns when everything is written, or when the sink is stuck.
     pub(crate) async fn finished(&mut self) {
-        drop(self.0.wait_for(|p| matches!(p, Progress::Finished | Progress::Stuck)).await);
+        drop(self.progress.wait_for(|p| matches!(p, Progress::Finished | Progress::Stuck)).await);
     }
 }
 
@@ -77,9 +90,14 @@ impl Pump {
     /// Copies with `read`, which answers empty at the end of the stream.
     pub(crate) async fn run<F: Future<Output = Result<Vec<u8>>> + Send>(
         mut self,
-        read: impl Fn(u32) -> F + Send,
+        read: impl Fn(u32) -> F + Send + Sync,
     ) {
         let (held, waiting) = tokio::io::duplex(limits::STREAM_BUFFER);
+        let (read, reading) = (&read, &self.reading);
+        let read = |len| async move {
+            let _reading = reading.lock().await;
+            read(len).await
+        };
         let reading = read_all(read, held, &mut self.exited, &self.progress);
         tokio::join!(reading, write_all(waiting, &mut self.sink));
         self.progress.send_replace(Progress::Finished);
@@ -96,7 +114,7 @@ async fn write_all(mut waiting: DuplexStream, sink: &mut Sink) {
 }
 
 async fn read_all<F: Future<Output = Result<Vec<u8>>> + Send>(
-    read: impl Fn(u32) -> F + Send,
+    read: impl Fn(u32) -> F + Send + Sync,
     mut held: DuplexStream,
     exited: &mut watch::Receiver<bool>,
     progress: &watch::Sender<Progress>,
@@ -203,6 +221,42 @@ mod tests {
         };
         let (_, got) = tokio::join!(pump(sink, data, exited), reader);
         assert!(got == whole, "{} of {} bytes", got.len(), whole.len());
+    }
+
+    #[tokio::test]
+    async fn a_stuck_stream_can_be_held_back_from_a_reader_who_comes() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (path, sink) = fifo(dir.path());
+        let (exit, exited) = watch::channel(false);
+        let (pump, mut signals) = new(sink, exited);
+        let chunk = vec![7; 1 << 16];
+        let chunks = std::sync::atomic::AtomicUsize::new(0);
+        let read = |_| {
+            let count = chunks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let next = if count < 100 { chunk.clone() } else { Vec::new() };
+            async { Ok(next) }
+        };
+        let watcher = async {
+            let (_kill, mut killed) = watch::channel(false);
+            tokio::time::pause(); // nothing moves until a reader comes
+            assert!(!signals.first_end(&mut killed).await, "stuck");
+            tokio::time::resume();
+            let held = signals.hold_back().expect("not being read");
+            let before = chunks.load(std::sync::atomic::Ordering::Relaxed);
+            let mut reader = pipe::OpenOptions::new().open_receiver(&path).expect("open");
+            let mut got = vec![0; chunk.len() * before];
+            reader.read_exact(&mut got).await.expect("read");
+            assert_eq!(chunks.load(std::sync::atomic::Ordering::Relaxed), before, "read while held back");
+            drop(held);
+            let end = async {
+                assert!(signals.first_end(&mut killed).await, "goes on");
+                exit.send_replace(true);
+            };
+            let (_, rest) = tokio::join!(end, reader.read_to_end(&mut got));
+            rest.expect("read");
+            assert_eq!(got.len(), chunk.len() * 100);
+        };
+        tokio::join!(pump.run(read), watcher);
     }
 
     #[tokio::test(start_paused = true)]

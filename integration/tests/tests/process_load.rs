@@ -83,21 +83,28 @@ async fn three_hundred_execs_leave_the_shim_as_it_was() {
     }
     many(&shim, "v").await;
     // Threads that wait for blocking work end after some ten seconds.
-    let before = Usage::settled(pid, Usage { rss_kib: 0, fds: usize::MAX, threads: 1 }).await;
-    let began = Instant::now();
-    for n in 0..300 {
-        exec(&shim, &format!("e{n}"), n).await;
+    let mut before = Usage::settled(pid, Usage { rss_kib: 0, fds: usize::MAX, threads: 1 }).await;
+    // What leaks grows each time; how the allocator cuts its memory up differs a little from time to time.
+    for round in 1.. {
+        let began = Instant::now();
+        for n in 0..300 {
+            exec(&shim, &format!("e{n}"), n).await;
+        }
+        let each = began.elapsed() / 300;
+        let began = Instant::now();
+        many(&shim, "p").await;
+        let together = began.elapsed();
+        let after = Usage::settled(pid, before).await;
+        eprintln!(
+            "300 execs, {each:?} each, then 48 at once in {together:?}: before {before:?}, after {after:?}"
+        );
+        assert_eq!((after.fds, after.threads), (before.fds, before.threads));
+        if after.rss_kib <= before.rss_kib + 512 {
+            break;
+        }
+        assert!(round < 4, "grows each time: {before:?} {after:?}");
+        before = after;
     }
-    let each = began.elapsed() / 300;
-    let began = Instant::now();
-    many(&shim, "p").await;
-    let together = began.elapsed();
-    let after = Usage::settled(pid, before).await;
-    eprintln!(
-        "300 execs, {each:?} each, then 48 at once in {together:?}: before {before:?}, after {after:?}"
-    );
-    assert_eq!((after.fds, after.threads), (before.fds, before.threads));
-    assert!(after.rss_kib <= before.rss_kib + 1024, "{before:?} {after:?}");
     stage.end(&shim, "c1").await;
 }
 
