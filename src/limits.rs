@@ -201,3 +201,10 @@ pub const HOSTS_BYTES: u64 = 1 << 20;
 
 /// Largest resolv.conf: the kubelet's own has some hundred bytes.
 pub const RESOLV_CONF_BYTES: u64 = 64 << 10;
+
+/// Connections of port forwarding at once; more wait. A browser opens six.
+pub const FORWARDED_CONNECTIONS: usize = 64;
+
+/// How long the guest may take to answer one, and the pause after none could be taken.
+pub const FORWARD_CONNECT: Duration = Duration::from_secs(5);
+pub const FORWARD_PAUSE: Duration = Duration::from_secs(1);

@@ -9,6 +9,7 @@ pub mod figures;
 pub mod files;
 pub mod image_file;
 pub mod log;
+pub mod loopback;
 pub mod netlink;
 pub mod netns;
 pub mod oom;

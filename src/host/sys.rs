@@ -205,6 +205,116 @@ pub(crate) fn kvm_has_protected_guests(device: &File) -> io::Result<bool> {
     Ok(answer > 0)
 }
 
+// Commands and kinds of bpf(2) (include/uapi/linux/bpf.h).
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
+const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
+const BPF_SK_LOOKUP: u32 = 36;
+
+/// `struct bpf_insn` of include/uapi/linux/bpf.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    pub(crate) code: u8,
+    /// Destination and source, half a byte each, in the order of the machine's bit fields.
+    pub(crate) registers: u8,
+    pub(crate) offset: i16,
+    pub(crate) immediate: i32,
+}
+
+/// bpf(2). `attributes` begin as the command's part of `union bpf_attr` does.
+///
+/// # Safety
+///
+/// Addresses among the attributes are of memory that lives and is as large as the command expects.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads the attributes' own size; for what they point to the caller answers.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
+    check(result).map(|()| result)
+}
+
+/// The new descriptor that a command of bpf(2) answered with; it closes itself at exec.
+fn bpf_fd(answer: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(answer).map_err(io::Error::other)?;
+    // SAFETY: the caller has it from the kernel, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A map (`BPF_MAP_TYPE_SOCKMAP`) that holds one listening socket at index 0, as long as that is open.
+pub(crate) fn bpf_socket_map(socket: &impl AsRawFd) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Create([u32; 5]);
+    #[repr(C)]
+    struct Update {
+        map: RawFd,
+        padding: u32,
+        key: *const u32,
+        value: *const RawFd,
+        flags: u64,
+    }
+    // SAFETY: integers only: type, sizes of key and value, entries, flags.
+    let map = bpf_fd(unsafe { bpf(BPF_MAP_CREATE, &Create([BPF_MAP_TYPE_SOCKMAP, 4, 4, 1, 0])) }?)?;
+    let (key, value) = (0, socket.as_raw_fd());
+    let update =
+        Update { map: map.as_raw_fd(), padding: 0, key: &raw const key, value: &raw const value, flags: 0 };
+    // SAFETY: key and value are live and have the sizes that the map was made with.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &update) }?;
+    Ok(map)
+}
+
+/// Loads a program that chooses the socket of a connection (`BPF_PROG_TYPE_SK_LOOKUP`).
+pub(crate) fn bpf_socket_lookup(instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        instructions: *const Instruction,
+        license: *const libc::c_char,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel: u32,
+        flags: u32,
+        name: [u8; 16],
+        interface: u32,
+        attach: u32,
+    }
+    let load = Load {
+        kind: BPF_PROG_TYPE_SK_LOOKUP,
+        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr(),
+        license: c"Apache-2.0".as_ptr(),
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel: 0,
+        flags: 0,
+        name: *b"kata_se_forward\0",
+        interface: 0,
+        attach: BPF_SK_LOOKUP,
+    };
+    // SAFETY: instructions and licence live; the kernel reads as many as were counted, and to the NUL.
+    bpf_fd(unsafe { bpf(BPF_PROG_LOAD, &load) }?)
+}
+
+/// Attaches such a program to a network namespace until the result is closed.
+pub(crate) fn bpf_link(program: &OwnedFd, netns: &File) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Link {
+        program: RawFd,
+        target: RawFd,
+        attach: u32,
+        flags: u32,
+    }
+    let link =
+        Link { program: program.as_raw_fd(), target: netns.as_raw_fd(), attach: BPF_SK_LOOKUP, flags: 0 };
+    // SAFETY: integers only.
+    bpf_fd(unsafe { bpf(BPF_LINK_CREATE, &link) }?)
+}
+
 /// Detaches a mount; "not a mount" and "not there" are success.
 pub(crate) fn unmount(target: &CStr) -> io::Result<()> {
     // SAFETY: a NUL-terminated path.

@@ -29,7 +29,7 @@ use crate::pod::record::Record;
 use crate::pod::share::Share;
 use crate::pod::step::{Step, reached};
 use crate::pod::undo::Undo;
-use crate::pod::{Machine, Pod, place, supervise, tasks};
+use crate::pod::{Machine, Pod, forward, place, supervise, tasks};
 use crate::qemu::launch::{Vm, Wires};
 use crate::qemu::vsock_device;
 
@@ -121,6 +121,9 @@ pub(crate) async fn launch(pod: &Pod, ground: &Ground, spec: &PodSpec) -> Result
             pod.log(),
             "guest.seccomp: the guest's agent cannot apply seccomp profiles: containers run without"
         );
+    }
+    if let Some(netns) = &spec.network_namespace {
+        forward::begin(pod, netns.clone(), &network.plan, vm.gone());
     }
     info!(pod.log(), "sandbox is up"; "agent" => details.version, "qemu" => vm.pid());
     Ok(Guest {

@@ -10,6 +10,7 @@ pub mod boot;
 pub mod etc;
 pub mod event;
 pub mod forsaken;
+mod forward;
 pub mod guest;
 pub mod journal;
 pub mod network;

@@ -1,6 +1,9 @@
 //! A pod's network namespace as CNI would make it: a veth pair, IPv4 and IPv6, a default route, and a
 //! permanent neighbour.
 
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -46,6 +49,21 @@ impl PodNetwork {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What a runtime's port forwarding does: connects to localhost in the namespace.
+    pub fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        let netns = File::open(self.path())?;
+        let inside = move || {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+        };
+        std::thread::spawn(inside).join().expect("thread")
+    }
+
+    /// `add` or `del`: whether it has 127.0.0.1.
+    pub fn localhost(&self, action: &str) {
+        ip(&format!("-n {} addr {action} 127.0.0.1/8 dev lo", self.name));
     }
 
     fn addresses(&self, inside: bool, v6: bool) -> String {

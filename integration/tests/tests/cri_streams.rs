@@ -16,11 +16,11 @@ cri::on_each_version! {
     exec_sync_ends_at_its_timeout,
     a_streamed_exec_carries_stdin_and_tells_its_code,
     attach_speaks_with_the_running_container,
-    a_log_is_rotated;
+    a_log_is_rotated,
+    a_port_forward_reaches_the_programs_of_the_pod;
     in_full:
     a_streamed_exec_has_a_terminal_of_the_size_it_is_told,
     attach_shows_the_terminal_of_a_container,
-    a_port_forward_finds_nobody_and_says_so,
     logs_have_the_kubelets_form;
 }
 
@@ -202,19 +202,31 @@ fn attach_shows_the_terminal_of_a_container(node: &Node) {
     assert_eq!(container.logged("stderr"), "");
 }
 
-/// containerd connects to localhost in the pod's network namespace on the node. Nothing listens there: the
-/// programs of a VM do in the VM.
-fn a_port_forward_finds_nobody_and_says_so(node: &Node) {
+/// containerd connects to localhost in the pod's network namespace, where the shim takes the connection.
+fn a_port_forward_reaches_the_programs_of_the_pod(node: &Node) {
     let pod = node.pod("forward");
-    let script = "mkdir /www; echo page > /www/index.html; httpd -p 8080 -h /www; echo up; exec sleep 1000";
+    let script = "mkdir /www; cd /www; echo page > index.html; \
+        { head -c 3000000 /dev/zero | tr '\\0' x; echo end; } > big; \
+        httpd -p 8080; httpd -p 127.0.0.1:8081; echo up; exec sleep 1000";
     let web = pod.script("web", script);
     web.says("up");
-    let request = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![8080] };
-    let url = node.port_forward(request).expect("PortForward").url;
-    // Channels 0 and 1: data and error of the first port.
-    let mut stream = Stream::open(node, &url);
-    stream.until_on(1, "connect: connection refused");
-    assert_eq!(web.sh("wget -q -O - http://127.0.0.1:8080/"), "page\n", "the pod is as it was");
+    // Channels 0 and 1: data and error of the only port; both begin with its number.
+    let get = |port: i32, path: &str| {
+        let request = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![port] };
+        let mut stream = Stream::open(node, &node.port_forward(request).expect("PortForward").url);
+        stream.send_on(0, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+        stream
+    };
+    let mut big = get(8080, "/big");
+    let mut beside = get(8080, "/");
+    beside.until_on(0, "\r\n\r\npage\n");
+    big.until_on(0, "xend\n");
+    assert!(big.text_on(0).ends_with(&format!("\r\n\r\n{}end\n", "x".repeat(3_000_000))), "every byte");
+    // Nobody listens, and one who listens on the pod's localhost only.
+    for port in [8082, 8081] {
+        get(port, "/").until_on(1, "connection reset by peer");
+    }
+    assert_eq!(web.sh("wget -q -O - http://127.0.0.1:8081/"), "page\n", "the pod's localhost is its own");
 }
 
 fn logs_have_the_kubelets_form(node: &Node) {
