@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use harness::{Bundle, Code, Shim, Stage, code, eventually};
 use serde_json::json;
@@ -28,8 +29,10 @@ fn cpus(pid: u32) -> BTreeSet<String> {
 /// Everything in the pod's cgroup: the double, the vsock device, and on this stage the guest.
 fn processes(vm: u32) -> Vec<u32> {
     let text = std::fs::read_to_string(format!("/proc/{vm}/cgroup")).expect("cgroup");
-    let own = text.lines().find_map(|line| line.split_once(":pids:").map(|(_, path)| format!("/pids{path}")));
-    let own = own.unwrap_or_else(|| text.trim().split_once("0::").expect("version 2").1.to_owned());
+    let is_v2 = Path::new("/sys/fs/cgroup/cgroup.procs").exists();
+    let (name, top) = if is_v2 { ("0::", "") } else { (":pids:", "/pids") };
+    let path = text.lines().find_map(|line| line.split_once(name)).expect("its cgroup").1;
+    let own = format!("{top}{path}");
     let list = std::fs::read_to_string(format!("/sys/fs/cgroup{own}/cgroup.procs")).expect("processes");
     list.lines().map(|line| line.parse().expect("pid")).collect()
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use harness::{Bundle, Code, PodNetns, Shim, Stage, code, within};
@@ -269,7 +270,11 @@ struct Leak {
     _socket: std::os::unix::net::UnixListener,
 }
 
-const LEAKED_CGROUP: &str = "/sys/fs/cgroup/pids/kata-se-leak";
+fn leaked_cgroup() -> PathBuf {
+    let version_1 = Path::new("/sys/fs/cgroup/pids");
+    let top = if version_1.is_dir() { version_1 } else { Path::new("/sys/fs/cgroup") };
+    top.join("kata-se-leak")
+}
 
 impl Leak {
     fn new(dir: tempfile::TempDir) -> Self {
@@ -281,7 +286,7 @@ impl Leak {
         let socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("socket");
         let leak = Self { process, _socket: socket, dir };
         std::fs::write(leak.dir.path().join("run/file"), b"").expect("file");
-        std::fs::create_dir(LEAKED_CGROUP).expect("cgroup");
+        std::fs::create_dir(leaked_cgroup()).expect("cgroup");
         leak.sh("mkdir mounted && mount -t tmpfs none mounted");
         leak.sh("ip tuntap add dev ksleak mode tap && tc qdisc add dev ksleak ingress");
         leak
@@ -297,7 +302,7 @@ impl Leak {
 impl Drop for Leak {
     fn drop(&mut self) {
         self.sh("ip link del ksleak; umount mounted; true");
-        std::fs::remove_dir(LEAKED_CGROUP).ok();
+        std::fs::remove_dir(leaked_cgroup()).ok();
         let group = nix::unistd::Pid::from_raw(self.process.id() as i32);
         nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).ok();
         self.process.wait().ok();

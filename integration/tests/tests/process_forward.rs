@@ -5,6 +5,9 @@
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use harness::{Bundle, PodNetns, Stage, eventually, within};
 
 /// Connections at once, and descriptors of one (`src/limits.rs`).
@@ -62,8 +65,8 @@ async fn connections_are_bounded_and_end_with_the_vm() {
     assert_eq!(descriptors(pid), before + 2 * BOUND, "the others wait");
     assert_eq!(shim.run_exec("c1", "e", &["/bin/true"]).await, 0, "calls go on");
     assert!(all.iter().all(is_open));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(qemu.cast_signed()), nix::sys::signal::SIGKILL)
-        .expect("kill the VM");
+    let qemu = Pid::from_raw(i32::try_from(qemu).expect("pid"));
+    kill(qemu, Signal::SIGKILL).expect("kill the VM");
     within("its end", 10, shim.wait("c1", "")).await.expect("end");
     eventually("connections end with the VM", 5, || !all.iter().any(is_open)).await;
     assert!(netns.connect(80).is_err(), "nobody takes them");
