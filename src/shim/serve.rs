@@ -67,13 +67,14 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     remove(&dir);
     drop(lock);
     // Nothing but the last events is left; whoever takes them may wait for our end first.
-    let sender = result?;
-    runtime.block_on(async { drop(timeout(limits::LAST_EVENTS, sender).await) });
+    if let Some(sender) = result? {
+        runtime.block_on(async { drop(timeout(limits::LAST_EVENTS, sender).await) });
+    }
     Ok(())
 }
 
-/// Until the pod's end; what is left is to send its last events.
-async fn live(parts: PodParts, listener: UnixListener) -> Result<JoinHandle<()>> {
+/// Until the pod's end; what may be left is to send its last events.
+async fn live(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHandle<()>>> {
     let log = parts.log.clone();
     ignore_signals(&log)?;
     let namespace = parts.namespace.clone();
@@ -100,14 +101,14 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<JoinHandle<()>>
     pod.events.close();
     // Normally they are taken at once. A containerd that cleans up after its own start takes none before this
     // shim's connection is closed.
-    drop(timeout(limits::SOON, &mut sender).await);
+    let sent = timeout(limits::SOON, &mut sender).await.is_ok();
     if pod.has_sandbox() {
         // containerd's client may take an answer for lost when the connection ends right behind it; its
         // Task service bears that, its sandbox controller does not.
         drop(timeout(limits::LAST_ANSWER, connections.wait_for(|open| *open == 0)).await);
     }
     drop(timeout(limits::FAREWELL, server.shutdown()).await);
-    Ok(sender)
+    Ok((!sent).then_some(sender))
 }
 
 fn renamed(services: HashMap<String, Service>, name: &str) -> HashMap<String, Service> {

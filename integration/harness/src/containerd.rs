@@ -342,6 +342,7 @@ impl Drop for Containerd {
         }
         if !std::thread::panicking() {
             self.assert_clean();
+            crate::stage::assert_no_panic(&self.log());
         }
     }
 }

@@ -89,7 +89,9 @@ impl Stage {
                 text.extend_from_slice(&chunk[..count]);
             }
         }
-        String::from_utf8_lossy(&text).into_owned()
+        let text = String::from_utf8_lossy(&text).into_owned();
+        assert_no_panic(&text);
+        text
     }
 
     fn command(&self, id: &str, bundle: &Path, action: &str) -> Command {
@@ -207,6 +209,12 @@ impl Stage {
     }
 }
 
+/// A shim that panics says so in its log, also when nobody is left who would miss an answer.
+pub(crate) fn assert_no_panic(log: &str) {
+    let said = log.lines().find(|line| line.contains("a bug in the shim"));
+    assert!(std::thread::panicking() || said.is_none(), "{said:?}");
+}
+
 /// The only folder in a folder.
 pub(crate) fn only_folder(dir: &Path) -> PathBuf {
     let found: Vec<PathBuf> = fs::read_dir(dir).expect("list").flatten().map(|e| e.path()).collect();
@@ -224,6 +232,7 @@ impl Drop for Stage {
             eprintln!("--- log of the shims\n{}", self.log());
         } else {
             self.assert_clean();
+            self.log();
         }
     }
 }
