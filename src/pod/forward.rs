@@ -63,14 +63,19 @@ fn addresses(network: &NetworkPlan) -> Vec<IpAddr> {
 async fn forward(loopback: Loopback, addresses: &[IpAddr], log: &slog::Logger) -> Result<()> {
     let Loopback { listener, link: _link } = loopback;
     let listener = TcpListener::from_std(listener).context("listen on 127.0.0.1")?;
+    let accept = async || match listener.accept().await {
+        Ok((client, _)) => Some(client),
+        Err(_) => {
+            sleep(limits::FORWARD_PAUSE).await; // no descriptor is free, say
+            None
+        }
+    };
     let mut open = FuturesUnordered::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if open.len() < limits::FORWARDED_CONNECTIONS => match accepted {
-                Ok((client, _)) => open.push(carry(client, addresses, log)),
-                // No descriptor is free, say.
-                Err(_) => sleep(limits::FORWARD_PAUSE).await,
-            },
+            client = accept(), if open.len() < limits::FORWARDED_CONNECTIONS => {
+                open.extend(client.map(|client| carry(client, addresses, log)));
+            }
             Some(()) = open.next() => {}
         }
     }
