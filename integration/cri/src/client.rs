@@ -8,6 +8,7 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -15,6 +16,9 @@ use crate::api;
 
 /// What a failed call answers.
 pub type Status = tonic::Status;
+
+/// Events as they come; while a call is made, so do they.
+pub type Events = UnboundedReceiver<Result<api::ContainerEventResponse, Status>>;
 
 /// The kubelet's own limit of a call (`runtimeRequestTimeout`).
 const LIMIT: Duration = Duration::from_secs(120);
@@ -70,6 +74,27 @@ calls! {
 }
 
 impl Client {
+    /// What the kubelet's evented PLEG listens to, from now on. The answer begins with the first event.
+    pub fn container_events(&self) -> Events {
+        let (mut calls, (sender, received)) = (self.calls.clone(), unbounded_channel());
+        self.runtime.spawn(async move {
+            let mut events = match calls.get_container_events(api::GetEventsRequest {}).await {
+                Ok(events) => events.into_inner(),
+                Err(e) => return drop(sender.send(Err(e))),
+            };
+            while let Some(event) = events.message().await.transpose() {
+                drop(sender.send(event));
+            }
+        });
+        received
+    }
+
+    /// The next one, or a panic after half a minute.
+    pub fn next_event(&self, events: &mut Events) -> Result<api::ContainerEventResponse, Status> {
+        let next = async { tokio::time::timeout(Duration::from_secs(30), events.recv()).await };
+        self.runtime.block_on(next).expect("an event within 30 s").expect("events go on")
+    }
+
     pub fn connect(socket: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         let socket: PathBuf = socket.into();

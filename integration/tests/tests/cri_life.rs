@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 use cri::api::{
-    CheckpointContainerRequest, ContainerFilter, ContainerState, ContainerStateValue, ImageSpec,
-    ListContainersRequest, ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, PodSandboxStatusRequest,
-    VersionRequest,
+    CheckpointContainerRequest, ContainerEventType, ContainerFilter, ContainerState, ContainerStateValue,
+    ImageSpec, ListContainersRequest, ListPodSandboxRequest, PodSandboxFilter, PodSandboxState,
+    PodSandboxStatusRequest, VersionRequest,
 };
 use cri::{Code, Node, OWN, Pod};
 use harness::until;
@@ -26,6 +26,7 @@ cri::on_each_version! {
     thirty_containers_come_and_go,
     pods_come_and_go,
     a_checkpoint_is_refused,
+    events_tell_what_becomes_of_a_pod,
     a_dead_vm_ends_its_pod_and_nothing_else;
 }
 
@@ -268,6 +269,31 @@ fn a_checkpoint_is_refused(node: &Node) {
     let e = node.checkpoint_container(request).expect_err("refused");
     assert!(!e.message().is_empty() && e.message().lines().count() == 1, "{}", e.message());
     assert_eq!(container.sh("echo goes on"), "goes on\n");
+}
+
+/// Each in its order; containerd 1.6 has no such call.
+fn events_tell_what_becomes_of_a_pod(node: &Node) {
+    let mut events = node.container_events();
+    if node.version == "1.6" {
+        return assert_eq!(node.next_event(&mut events).expect_err("unknown").code(), Code::Unimplemented);
+    }
+    let pod = node.pod("events");
+    let sandbox = pod.id.clone();
+    let container = pod.script("c1", "exit 3");
+    let id = container.id.clone();
+    container.ended(20);
+    container.remove();
+    pod.end();
+    let (mut of_pod, mut of_container) = (Vec::new(), Vec::new());
+    while of_pod.last() != Some(&ContainerEventType::ContainerDeletedEvent) {
+        let event = node.next_event(&mut events).expect("event");
+        let of = if event.container_id == id { &mut of_container } else { &mut of_pod };
+        assert!([&id, &sandbox].contains(&&event.container_id), "{event:?}");
+        of.push(event.container_event_type());
+    }
+    use ContainerEventType::*;
+    let whole = [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent, ContainerDeletedEvent];
+    assert_eq!((of_pod, of_container), (whole.to_vec(), whole.to_vec()));
 }
 
 fn a_dead_vm_ends_its_pod_and_nothing_else(node: &Node) {
