@@ -57,11 +57,17 @@ fn remove_file(dir: &Path, name: &str) -> Result<()> {
     }
 }
 
-/// Pays back everything the pod in `dir` owes, last entry first; goes on after an error and
-/// reports all of them.
-pub fn pay_back(dir: &Path) -> Result<()> {
-    let mut owed = journal::read(dir)?;
+/// The last entry first, but before all others the pod's leaf: who is in it may still be making what
+/// is owed.
+fn in_turn(mut owed: Vec<Undo>) -> Vec<Undo> {
     owed.reverse();
+    owed.sort_by_key(|undo| !matches!(undo, Undo::Cgroup { path } if cgroup::is_leaf(path)));
+    owed
+}
+
+/// Pays back everything the pod in `dir` owes; goes on after an error and reports all of them.
+pub fn pay_back(dir: &Path) -> Result<()> {
+    let owed = in_turn(journal::read(dir)?);
     let pay = |undo: &Undo| undo.pay_back(dir).and_then(|()| reached(Step::UndoPaid));
     let failed: Vec<String> = owed.iter().filter_map(|undo| pay(undo).err()).map(|e| e.to_string()).collect();
     if failed.is_empty() { Ok(()) } else { Err(Error::internal(format!("clean up: {}", failed.join("; ")))) }
@@ -83,6 +89,22 @@ mod tests {
         }
         let foreign = Undo::Tap { netns: "/nonexistent/ns".into(), name: "eth0".into() };
         assert!(foreign.pay_back(dir.path()).is_err());
+    }
+
+    #[test]
+    fn processes_end_before_what_they_make_is_removed() {
+        let leaf = format!("kubepods/pod1/kata-se-{}", "0123456789abcdef".repeat(2));
+        let cgroup = |path: &str| Undo::Cgroup { path: path.into() };
+        let path = |name: &str| Undo::Path { name: name.into() };
+        let owed = vec![
+            cgroup("kubepods"),
+            cgroup(&leaf),
+            cgroup(&format!("{leaf}-shim")),
+            path("one"),
+            path("two"),
+        ];
+        let [above, own, shims, one, two] = [0, 1, 2, 3, 4].map(|at: usize| owed[at].clone());
+        assert_eq!(in_turn(owed), [own, two, one, shims, above]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod node;
 mod pod;
 mod stream;
 
-pub use client::{Client, Status};
+pub use client::{Client, Events, Status};
 pub use container::{Container, Executed};
 pub use k8s_cri::v1 as api;
 pub use log::Line;
