@@ -1,5 +1,6 @@
 //! Speaks to a shim as its callers do: `start` and `delete` as commands, tasks over ttrpc.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,8 +12,19 @@ pub use ttrpc::Code;
 use ttrpc::r#async::Client;
 use ttrpc::context::{Context, with_duration};
 
+use crate::{Bundle, within};
+
 /// Longer than anything that works.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Reads a fifo to its end, on a thread.
+pub fn reader(path: PathBuf) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path).expect("open").read_to_end(&mut bytes).expect("read");
+        bytes
+    })
+}
 
 /// A connection to a pod's shim.
 #[derive(Clone)]
@@ -52,6 +64,12 @@ impl Shim {
         let path = self.stdio.join(format!("{id}-{stream}"));
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).ok();
         path
+    }
+
+    /// An exec of a shell's script, started.
+    pub async fn script(&self, id: &str, exec: &str, script: &str, streams: [&str; 3]) {
+        self.exec(id, exec, Bundle::process(&["/bin/sh", "-c", script]), streams).await.expect("exec");
+        within("its start", 5, self.start(id, exec)).await.expect("start");
     }
 
     pub async fn create(&self, id: &str, bundle: &Path, streams: [&str; 3]) -> ttrpc::Result<u32> {

@@ -19,7 +19,7 @@ mod stage;
 mod wait;
 
 pub use bundle::Bundle;
-pub use caller::{Code, Shim, code};
+pub use caller::{Code, Shim, code, reader};
 pub use census::Census;
 pub use containerd::{Containerd, IMAGE, MEMBER, SANDBOX};
 pub use cri_node::STREAMS;

@@ -8,30 +8,16 @@
 #![allow(clippy::print_stderr)]
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Shim, Stage, eventually, within};
+use harness::{Bundle, Stage, eventually, reader, within};
 use serde_json::json;
 
 const NONE: [&str; 3] = ["", "", ""];
 
-/// Reads a fifo to its end on a thread.
-fn reader(path: PathBuf) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        std::fs::File::open(path).expect("open").read_to_string(&mut text).expect("read");
-        text
-    })
-}
-
 fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
-}
-
-async fn exec(shim: &Shim, name: &str, script: &str, streams: [&str; 3]) {
-    shim.exec("c1", name, Bundle::process(&["/bin/sh", "-c", script]), streams).await.expect("exec");
-    within("its start", 2, shim.start("c1", name)).await.expect("start");
 }
 
 #[tokio::test]
@@ -44,12 +30,13 @@ async fn d1_an_exec_without_stdin_does_not_end_too_early() {
         let (input, out) = (shim.fifo(&name, "in"), shim.fifo(&name, "out"));
         let reading = reader(out.clone());
         let stdin = if named { text(&input) } else { "" };
-        exec(&shim, &name, "echo one; sleep 0.3; echo two; sleep 0.3; exit 3", [stdin, text(&out), ""]).await;
+        shim.script("c1", &name, "echo one; sleep 0.3; echo two; sleep 0.3; exit 3", [stdin, text(&out), ""])
+            .await;
         if named {
             drop(std::fs::OpenOptions::new().write(true).open(&input).expect("open"));
         }
         assert_eq!(within("its end", 5, shim.wait("c1", &name)).await, Ok(3));
-        assert_eq!(reading.join().expect("join"), "one\ntwo\n");
+        assert_eq!(reading.join().expect("join"), b"one\ntwo\n");
     }
     stage.end(&shim, "c1").await;
 }
@@ -94,9 +81,9 @@ async fn d8_a_background_child_holding_stdout_does_not_hold_its_exec() {
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     let out = shim.fifo("e1", "out");
     let reading = reader(out.clone());
-    exec(&shim, "e1", "sleep 1000 & echo done; sleep 0.2; exit 4", ["", text(&out), ""]).await;
+    shim.script("c1", "e1", "sleep 1000 & echo done; sleep 0.2; exit 4", ["", text(&out), ""]).await;
     assert_eq!(within("its end", 5, shim.wait("c1", "e1")).await, Ok(4));
-    assert_eq!(reading.join().expect("join"), "done\n");
+    assert_eq!(reading.join().expect("join"), b"done\n");
     stage.end(&shim, "c1").await;
 }
 
@@ -109,12 +96,12 @@ async fn d8_a_background_child_that_came_first_is_freed_by_killing_the_exec() {
     stage.script(&json!([{"call": "ReadStdout", "request": {"exec_id": "e1"}, "nth": 1, "delay_ms": 500}]));
     let out = shim.fifo("e1", "out");
     let reading = reader(out.clone());
-    exec(&shim, "e1", "sleep 1000 & echo done; exit 4", ["", text(&out), ""]).await;
+    shim.script("c1", "e1", "sleep 1000 & echo done; exit 4", ["", text(&out), ""]).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(shim.state("c1", "e1").await.expect("state").status.value(), 2, "its child holds it");
     shim.kill("c1", "e1", 9).await.ok();
     assert_eq!(within("its end", 5, shim.wait("c1", "e1")).await, Ok(4));
-    assert_eq!(reading.join().expect("join"), "done\n");
+    assert_eq!(reading.join().expect("join"), b"done\n");
     stage.end(&shim, "c1").await;
 }
 
@@ -123,7 +110,7 @@ async fn d9_a_shim_with_open_fifos_ends_at_once() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     let (input, out) = (shim.fifo("e1", "in"), shim.fifo("e1", "out"));
-    exec(&shim, "e1", "head -c 150000 /dev/zero; cat", [text(&input), text(&out), ""]).await;
+    shim.script("c1", "e1", "head -c 150000 /dev/zero; cat", [text(&input), text(&out), ""]).await;
     let (pid, _) = shim.pid("c1").await;
     let began = Instant::now();
     shim.shutdown(true).await.expect("shutdown");
@@ -139,8 +126,8 @@ async fn d10_a_reader_that_goes_away_does_not_kill_the_workload() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     let out = shim.fifo("e1", "out");
-    exec(
-        &shim,
+    shim.script(
+        "c1",
         "e1",
         "n=0; while [ $n -lt 40 ]; do echo $n; n=$((n+1)); sleep 0.02; done",
         ["", text(&out), ""],
@@ -150,14 +137,14 @@ async fn d10_a_reader_that_goes_away_does_not_kill_the_workload() {
     let first = tokio::task::spawn_blocking(move || {
         let mut some = [0; 16];
         let count = std::fs::File::open(path).expect("open").read(&mut some).expect("read");
-        String::from_utf8_lossy(&some[..count]).into_owned()
+        some[..count].to_vec()
     });
     let first = within("some output", 5, first).await.expect("join");
     tokio::time::sleep(Duration::from_millis(200)).await; // nobody reads
     let rest = reader(out);
     assert_eq!(within("its end", 10, shim.wait("c1", "e1")).await, Ok(0), "no SIGPIPE");
     let wanted: String = (0..40).map(|n| format!("{n}\n")).collect();
-    assert_eq!(first + &rest.join().expect("join"), wanted);
+    assert_eq!([first, rest.join().expect("join")].concat(), wanted.as_bytes());
     stage.end(&shim, "c1").await;
 }
 

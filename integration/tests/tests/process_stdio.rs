@@ -3,28 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
-use harness::{Bundle, Shim, Stage, within};
-
-/// Reads a fifo to its end on a thread.
-fn reader(path: PathBuf) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path).expect("open").read_to_end(&mut bytes).expect("read");
-        bytes
-    })
-}
+use harness::{Bundle, Stage, reader, within};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
-}
-
-async fn exec(shim: &Shim, exec: &str, script: &str, streams: [&str; 3]) {
-    shim.exec("c1", exec, Bundle::process(&["/bin/sh", "-c", script]), streams).await.expect("exec");
-    shim.start("c1", exec).await.expect("start");
 }
 
 #[tokio::test]
@@ -35,7 +21,8 @@ async fn both_streams_are_complete_and_apart() {
         let (out, err) = (shim.fifo(&format!("r{round}"), "out"), shim.fifo(&format!("r{round}"), "err"));
         let (one, two) = (reader(out.clone()), reader(err.clone()));
         let name = format!("e{round}");
-        exec(&shim, &name, "echo to-out; echo to-err >&2; printf last", ["", text(&out), text(&err)]).await;
+        shim.script("c1", &name, "echo to-out; echo to-err >&2; printf last", ["", text(&out), text(&err)])
+            .await;
         assert_eq!(shim.wait("c1", &name).await, Ok(0));
         shim.delete("c1", &name).await.expect("delete");
         assert_eq!(one.join().expect("join"), b"to-out\nlast");
@@ -50,7 +37,7 @@ async fn a_process_without_stdin_finds_its_input_at_its_end() {
     let shim = stage.running("c1", &Bundle::sh("cat; sleep 1000")).await;
     let out = shim.fifo("e1", "out");
     let reading = reader(out.clone());
-    exec(&shim, "e1", "cat; echo read to its end", ["", text(&out), ""]).await;
+    shim.script("c1", "e1", "cat; echo read to its end", ["", text(&out), ""]).await;
     assert_eq!(within("its end", 10, shim.wait("c1", "e1")).await, Ok(0));
     assert_eq!(reading.join().expect("join"), b"read to its end\n");
     stage.end(&shim, "c1").await;
@@ -63,7 +50,7 @@ async fn sixty_four_mebibytes_arrive_byte_by_byte() {
     let out = shim.fifo("big", "out");
     let reading = reader(out.clone());
     let script = "i=0; while [ $i -lt 64 ]; do head -c 1048576 /dev/zero | tr '\\0' \"\\\\$((i % 8 + 60))\"; i=$((i+1)); done";
-    exec(&shim, "big", script, ["", text(&out), ""]).await;
+    shim.script("c1", "big", script, ["", text(&out), ""]).await;
     assert_eq!(within("its end", 120, shim.wait("c1", "big")).await, Ok(0));
     let got = reading.join().expect("join");
     assert_eq!(got.len(), 64 << 20);
@@ -83,7 +70,7 @@ async fn input_goes_through_to_its_end() {
         let name = format!("in{close_io}");
         let (input, out) = (shim.fifo(&name, "in"), shim.fifo(&name, "out"));
         let reading = reader(out.clone());
-        exec(&shim, &name, "wc -c; echo done", [text(&input), text(&out), ""]).await;
+        shim.script("c1", &name, "wc -c; echo done", [text(&input), text(&out), ""]).await;
         let path = input.clone();
         let writer = tokio::task::spawn_blocking(move || {
             let mut file = std::fs::OpenOptions::new().write(true).open(path).expect("open");
@@ -110,7 +97,7 @@ async fn a_reader_that_never_reads_delays_its_own_stream_only() {
     let errors = reader(err.clone());
     // The other stream's end leaves nothing to wait for but this reader.
     let script = "echo fine >&2; exec 2>&-; head -c 10000000 /dev/zero";
-    exec(&shim, "slow", script, ["", text(&out), text(&err)]).await;
+    shim.script("c1", "slow", script, ["", text(&out), text(&err)]).await;
     assert_eq!(shim.run_exec("c1", "other", &["/bin/true"]).await, 0, "others go on");
     let state = shim.state("c1", "slow").await.expect("state");
     assert_eq!(state.status.value(), 2, "its writer is held back");
@@ -131,7 +118,7 @@ async fn nobody_reading_at_all_holds_an_exit_back_for_a_bounded_time() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     let out = shim.fifo("mute", "out");
-    exec(&shim, "mute", "head -c 150000 /dev/zero", ["", text(&out), ""]).await;
+    shim.script("c1", "mute", "head -c 150000 /dev/zero", ["", text(&out), ""]).await;
     let began = std::time::Instant::now();
     assert_eq!(within("its exit", 20, shim.wait("c1", "mute")).await, Ok(0));
     assert!(began.elapsed() > Duration::from_secs(5), "a late reader has time: {:?}", began.elapsed());
@@ -139,7 +126,7 @@ async fn nobody_reading_at_all_holds_an_exit_back_for_a_bounded_time() {
 
     // More than is held for it: the process is held back, and its end is known all the same.
     let out = shim.fifo("full", "out");
-    exec(&shim, "full", "head -c 1000000 /dev/zero", ["", text(&out), ""]).await;
+    shim.script("c1", "full", "head -c 1000000 /dev/zero", ["", text(&out), ""]).await;
     shim.kill("c1", "full", 9).await.expect("kill");
     assert_eq!(within("its exit", 20, shim.wait("c1", "full")).await, Ok(137));
     shim.delete("c1", "full").await.expect("delete");
@@ -153,7 +140,7 @@ async fn files_and_programs_can_take_the_output() {
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     let file = stage.path("stdio/file");
     let uri = format!("file://{}", file.display());
-    exec(&shim, "f1", "echo one", ["", &uri, &uri]).await;
+    shim.script("c1", "f1", "echo one", ["", &uri, &uri]).await;
     assert_eq!(shim.wait("c1", "f1").await, Ok(0));
     assert_eq!(std::fs::read_to_string(&file).expect("read"), "one\n");
 
@@ -163,7 +150,7 @@ async fn files_and_programs_can_take_the_output() {
     std::fs::write(&program, script).expect("write");
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("chmod");
     let uri = format!("binary://{}?to={}", program.display(), result.display());
-    exec(&shim, "b1", "echo out; echo err >&2", ["", &uri, &uri]).await;
+    shim.script("c1", "b1", "echo out; echo err >&2", ["", &uri, &uri]).await;
     assert_eq!(shim.wait("c1", "b1").await, Ok(0));
     harness::eventually("the program ends with its input", 5, || result.exists()).await;
     let logged = std::fs::read_to_string(&result).expect("read");
