@@ -5,9 +5,11 @@
 //! left on the node that would have to be removed, whatever becomes of the process.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+
+use nix::sys::socket::SockaddrStorage;
 
 use crate::error::{Context, Result};
 use crate::host::netns;
@@ -33,6 +35,16 @@ pub fn take(netns: &Path) -> Result<Option<Loopback>> {
         let link = sys::bpf_link(&program, &here).context("attach a BPF program (sk_lookup)")?;
         Ok(Loopback { listener, link })
     })
+}
+
+/// Whether this machine itself has the address, in the calling thread's namespace.
+pub fn is_of_this_machine(ip: IpAddr) -> Result<bool> {
+    let all = nix::ifaddrs::getifaddrs().context("addresses of this machine")?;
+    let has = |address: SockaddrStorage| match ip {
+        IpAddr::V4(ip) => address.as_sockaddr_in().is_some_and(|known| known.ip() == ip),
+        IpAddr::V6(ip) => address.as_sockaddr_in6().is_some_and(|known| known.ip() == ip),
+    };
+    Ok(ip.is_loopback() || all.filter_map(|interface| interface.address).any(has))
 }
 
 /// TCP to 127.0.0.0/8 goes to the socket in the map, everything else where it would have gone.
@@ -128,6 +140,13 @@ mod tests {
             drop(loopback);
             assert_eq!(connect("127.0.0.1:8080").expect_err("ended").kind(), ErrorKind::ConnectionRefused);
         });
+    }
+
+    #[test]
+    fn the_machines_own_addresses_are_known() {
+        for (ip, own) in [("127.0.0.1", true), ("127.9.9.9", true), ("::1", true), ("192.0.2.1", false)] {
+            assert_eq!(is_of_this_machine(ip.parse().expect("address")), Ok(own), "{ip}");
+        }
     }
 
     #[test]
