@@ -69,7 +69,7 @@ impl Shim {
     /// An exec of a shell's script, started.
     pub async fn script(&self, id: &str, exec: &str, script: &str, streams: [&str; 3]) {
         self.exec(id, exec, Bundle::process(&["/bin/sh", "-c", script]), streams).await.expect("exec");
-        within("its start", 5, self.start(id, exec)).await.expect("start");
+        within("its start", 2, self.start(id, exec)).await.expect("start");
     }
 
     pub async fn create(&self, id: &str, bundle: &Path, streams: [&str; 3]) -> ttrpc::Result<u32> {

@@ -8,10 +8,8 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
-
+use crate::netns::connect_within;
 use crate::{Containerd, program};
 
 /// Where the streams of exec, attach and port forward are served, in the node's network.
@@ -102,13 +100,8 @@ impl Containerd {
 
     /// A connection made in the network of this node.
     pub fn connect(&self, address: &str) -> std::io::Result<TcpStream> {
-        let netns = fs::File::open(self.plugin().path())?;
         let address = address.parse().expect("address with a port");
-        let made = std::thread::spawn(move || {
-            setns(netns, CloneFlags::CLONE_NEWNET)?;
-            TcpStream::connect_timeout(&address, Duration::from_secs(5))
-        });
-        made.join().expect("thread")
+        connect_within(&self.plugin().path(), address)
     }
 
     fn plugin(&self) -> &CriPlugin {

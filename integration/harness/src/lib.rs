@@ -8,6 +8,7 @@
 mod bundle;
 mod caller;
 mod census;
+mod cgroup;
 mod containerd;
 mod cri_node;
 mod doubles;
@@ -21,6 +22,7 @@ mod wait;
 pub use bundle::Bundle;
 pub use caller::{Code, Shim, code, reader};
 pub use census::Census;
+pub use cgroup::{cgroup_of, cgroup_top, limit_memory};
 pub use containerd::{Containerd, IMAGE, MEMBER, SANDBOX};
 pub use cri_node::STREAMS;
 pub use doubles::Doubles;

@@ -3,9 +3,13 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -53,12 +57,7 @@ impl PodNetwork {
 
     /// What a runtime's port forwarding does: connects to localhost in the namespace.
     pub fn connect(&self, port: u16) -> io::Result<TcpStream> {
-        let netns = File::open(self.path())?;
-        let inside = move || {
-            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            TcpStream::connect((Ipv4Addr::LOCALHOST, port))
-        };
-        std::thread::spawn(inside).join().expect("thread")
+        connect_within(Path::new(&self.path()), (Ipv4Addr::LOCALHOST, port).into())
     }
 
     /// `add` or `del`: whether it has 127.0.0.1.
@@ -103,6 +102,16 @@ impl Drop for PodNetwork {
             Command::new("ip").args(command.split(' ')).output().ok();
         }
     }
+}
+
+/// A connection made in the network namespace at `path`.
+pub(crate) fn connect_within(path: &Path, address: SocketAddr) -> io::Result<TcpStream> {
+    let netns = File::open(path)?;
+    let inside = move || {
+        setns(netns, CloneFlags::CLONE_NEWNET)?;
+        TcpStream::connect_timeout(&address, Duration::from_secs(5))
+    };
+    std::thread::spawn(inside).join().expect("thread")
 }
 
 fn ip(command: &str) {

@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use harness::Containerd;
+use harness::{Containerd, cgroup_top, limit_memory};
 use kata_se::host::config_files;
 use kata_se::plan::overhead::{HOST_MIB, overhead};
 
@@ -56,16 +56,10 @@ impl PodCgroup {
     const NAME: &str = "kata-se-e2e-overhead";
 
     fn new(limit_mib: u64) -> Self {
-        let v1 = PathBuf::from("/sys/fs/cgroup/memory");
-        let (root, file) = if v1.is_dir() {
-            (v1, "memory.limit_in_bytes")
-        } else {
-            (PathBuf::from("/sys/fs/cgroup"), "memory.max")
-        };
-        let dir = root.join(Self::NAME);
+        let dir = cgroup_top("memory").join(Self::NAME);
         fs::create_dir(&dir).expect("cgroup");
         let made = Self(dir);
-        fs::write(made.0.join(file), (limit_mib << 20).to_string()).expect("limit");
+        limit_memory(&made.0, limit_mib << 20);
         made
     }
 

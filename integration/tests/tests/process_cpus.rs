@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
-use harness::{Bundle, Code, Shim, Stage, code, eventually};
+use harness::{Bundle, Code, Shim, Stage, cgroup_of, code, eventually};
 use serde_json::json;
 
 const NONE: [&str; 3] = ["", "", ""];
@@ -28,12 +27,8 @@ fn cpus(pid: u32) -> BTreeSet<String> {
 
 /// Everything in the pod's cgroup: the double, the vsock device, and on this stage the guest.
 fn processes(vm: u32) -> Vec<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{vm}/cgroup")).expect("cgroup");
-    let is_v2 = Path::new("/sys/fs/cgroup/cgroup.procs").exists();
-    let (name, top) = if is_v2 { ("0::", "") } else { (":pids:", "/pids") };
-    let path = text.lines().find_map(|line| line.split_once(name)).expect("its cgroup").1;
-    let own = format!("{top}{path}");
-    let list = std::fs::read_to_string(format!("/sys/fs/cgroup{own}/cgroup.procs")).expect("processes");
+    let procs = cgroup_of(vm, "pids").join("cgroup.procs");
+    let list = std::fs::read_to_string(procs).expect("processes");
     list.lines().map(|line| line.parse().expect("pid")).collect()
 }
 

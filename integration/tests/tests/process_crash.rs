@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, PodNetns, Shim, Stage, code, within};
+use harness::{Bundle, Code, PodNetns, Shim, Stage, cgroup_top, code, within};
 use kata_se::pod::step::Step;
 
 const NONE: [&str; 3] = ["", "", ""];
@@ -271,9 +271,7 @@ struct Leak {
 }
 
 fn leaked_cgroup() -> PathBuf {
-    let version_1 = Path::new("/sys/fs/cgroup/pids");
-    let top = if version_1.is_dir() { version_1 } else { Path::new("/sys/fs/cgroup") };
-    top.join("kata-se-leak")
+    cgroup_top("pids").join("kata-se-leak")
 }
 
 impl Leak {

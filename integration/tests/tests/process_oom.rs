@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Stage, eventually, within};
+use harness::{Bundle, Stage, cgroup_of, eventually, limit_memory, within};
 use serde_json::json;
 
 const NONE: [&str; 3] = ["", "", ""];
@@ -74,25 +74,14 @@ async fn a_guest_cannot_flood_containerd_with_ooms() {
     stage.end(&shim, "c1").await;
 }
 
-/// The folder of a process' cgroup that counts its memory, and the limit's name there.
-fn memory_cgroup(pid: u32) -> (std::path::PathBuf, &'static str) {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
-    let of =
-        |prefix: &str| text.lines().find_map(|line| line.split_once(prefix).map(|(_, path)| path.to_owned()));
-    match of(":memory:") {
-        Some(path) => (format!("/sys/fs/cgroup/memory{path}").into(), "memory.limit_in_bytes"),
-        None => (format!("/sys/fs/cgroup{}", of("0::").expect("version 2")).into(), "memory.max"),
-    }
-}
-
 #[tokio::test]
 async fn a_vm_that_the_hosts_oom_killer_ended_says_so() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     let (_, vm) = shim.pid("c1").await;
-    let (dir, limit) = memory_cgroup(vm);
+    let dir = cgroup_of(vm, "memory");
     std::fs::write(format!("/proc/{vm}/oom_score_adj"), "1000").expect("the double is hit first");
-    std::fs::write(dir.join(limit), (64 << 20).to_string()).expect("limit");
+    limit_memory(&dir, 64 << 20);
     // The guest's processes stand in the same cgroup on this stage.
     let hog = "echo -500 > /proc/self/oom_score_adj; exec tail /dev/zero";
     shim.exec("c1", "hog", Bundle::process(&["/bin/sh", "-c", hog]), NONE).await.expect("exec");
