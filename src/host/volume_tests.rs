@@ -4,10 +4,11 @@ use super::*;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-/// qemu-user, under which these tests run as s390x programs too, may not know openat2; kernels that can
-/// host protected guests (5.7 and later) do.
-fn has_openat2() -> bool {
-    openat2(File::open("/").expect("root"), ".", OpenHow::new()).err() != Some(Errno::ENOSYS)
+/// A folder for a test. None: qemu-user, under which these tests run as s390x programs too, may not know openat2;
+/// kernels that can host protected guests (5.7 and later) do.
+fn folder() -> Option<tempfile::TempDir> {
+    let known = openat2(File::open("/").expect("root"), ".", OpenHow::new()).err() != Some(Errno::ENOSYS);
+    known.then(|| tempfile::tempdir().expect("dir"))
 }
 
 fn listed(source: &Path) -> Volume {
@@ -47,10 +48,7 @@ fn kinds_are_told_apart() {
 
 #[test]
 fn a_volume_of_the_kubelet_is_listed_folders_first_with_its_links() {
-    if !has_openat2() {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("dir");
+    let Some(dir) = folder() else { return };
     fs::create_dir(dir.path().join("..1")).expect("folder");
     fs::write(dir.path().join("..1/key"), "value").expect("write");
     fs::set_permissions(dir.path().join("..1/key"), fs::Permissions::from_mode(0o640)).expect("chmod");
@@ -78,10 +76,7 @@ fn a_file_alone_is_a_volume_and_can_be_read_twice() {
 
 #[test]
 fn nothing_outside_is_read_whatever_is_put_in_its_place() {
-    if !has_openat2() {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("dir");
+    let Some(dir) = folder() else { return };
     let at = |name: &str| dir.path().join(name);
     fs::write(at("secret"), "canary").expect("write");
     fs::create_dir_all(at("v/a")).expect("folder");
@@ -123,10 +118,7 @@ fn nothing_outside_is_read_whatever_is_put_in_its_place() {
 
 #[test]
 fn what_has_no_content_is_counted_and_bounds_are_named() {
-    if !has_openat2() {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("dir");
+    let Some(dir) = folder() else { return };
     let at = |name: &str| dir.path().join(name);
     nix::unistd::mkfifo(&at("p"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
     assert_eq!(listed(dir.path()).skipped, 1);

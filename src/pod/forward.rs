@@ -35,19 +35,10 @@ pub(crate) fn begin(
     }
     let log = pod.log().clone();
     drop(tasks::spawn(async move {
-        let forwarding = async {
-            let taken = blocking("take ports", move || loopback::take(&netns)).await;
-            let ended = match taken {
-                Ok(Some(loopback)) => forward(loopback, &addresses, &log).await,
-                Ok(None) => Ok(()),
-                Err(e) => Err(e),
-            };
-            if let Err(e) = ended {
-                warn!(log, "{}: port forwarding does not reach the pod", e);
-            }
-        };
         tokio::select! {
-            () = forwarding => {}
+            ended = forward(netns, &addresses, &log) => if let Err(e) = ended {
+                warn!(log, "{}: port forwarding does not reach the pod", e);
+            },
             _ = gone.wait_for(Option::is_some) => {}
         }
     }));
@@ -60,8 +51,10 @@ fn addresses(network: &NetworkPlan) -> Vec<IpAddr> {
     first.iter().map(|(ip, _)| *ip).filter(global).collect()
 }
 
-async fn forward(loopback: Loopback, addresses: &[IpAddr], log: &slog::Logger) -> Result<()> {
-    let Loopback { listener, link: _link } = loopback;
+/// Goes on for ever, unless the namespace is gone already.
+async fn forward(netns: PathBuf, addresses: &[IpAddr], log: &slog::Logger) -> Result<()> {
+    let taken = blocking("take ports", move || loopback::take(&netns)).await?;
+    let Some(Loopback { listener, link: _link }) = taken else { return Ok(()) };
     let listener = TcpListener::from_std(listener).context("listen on 127.0.0.1")?;
     let accept = async || match listener.accept().await {
         Ok((client, _)) => Some(client),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::error::Result;
@@ -76,8 +76,8 @@ impl Signals {
 
     /// Keeps a stuck stream from being read until what this returns is dropped, so that a reader who comes
     /// meanwhile does not let the process end; `None`: it is being read again already.
-    pub(crate) fn hold_back(&self) -> Option<OwnedMutexGuard<()>> {
-        Arc::clone(&self.reading).try_lock_owned().ok()
+    pub(crate) fn hold_back(&self) -> Option<MutexGuard<'_, ()>> {
+        self.reading.try_lock().ok()
     }
 
     /// Returns when everything is written, or when the sink is stuck.
