@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub struct DevNo(u16);
 
 impl DevNo {
+    /// For tests: the product takes its numbers from [`DevNos`].
+    #[cfg(any(test, feature = "test-api"))]
     pub const fn new(number: u16) -> Self {
         Self(number)
     }
@@ -35,7 +37,7 @@ impl fmt::Display for DevNo {
 
 /// Hands out device numbers, from 1, each once.
 #[derive(Debug)]
-pub struct DevNos {
+pub(crate) struct DevNos {
     next: u16,
 }
 
@@ -47,7 +49,7 @@ impl Default for DevNos {
 
 impl DevNos {
     /// The next unused number; an error after 65,534 of them.
-    pub fn take(&mut self) -> Result<DevNo> {
+    pub(crate) fn take(&mut self) -> Result<DevNo> {
         let number = self.next;
         self.next = number.checked_add(1).ok_or_else(|| {
             Error::new(

@@ -28,7 +28,7 @@ pub struct Error {
     message: String,
 }
 
-pub type Result<T> = std::result::Result<T, Error>;
+pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// Makes an error; control characters of the text are escaped, so that no foreign text can
@@ -107,7 +107,7 @@ impl fmt::Debug for Error {
 /// Puts context in front of a failure, of ours or of somebody else's.
 ///
 /// `Error` itself is no `std::error::Error`, so that both cases can have this one name.
-pub trait Context<T> {
+pub(crate) trait Context<T> {
     fn context(self, doing: impl fmt::Display) -> Result<T>;
     fn with_context<D: fmt::Display>(self, doing: impl FnOnce() -> D) -> Result<T>;
 }
@@ -142,7 +142,7 @@ fn code_of(e: &(dyn std::error::Error + 'static)) -> Code {
 }
 
 /// Escapes control characters and trims the ends: the result is one printable line.
-pub fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.trim().chars() {
         if c.is_control() {

@@ -1,6 +1,6 @@
 //! Bytes in hexadecimal, as digests and keys are written: small letters, nothing between.
 
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -125,10 +125,10 @@ impl fmt::Display for ProcessId {
 /// The name under which everything of one pod stands on the host: 32 hexadecimal digits of
 /// SHA-256 over containerd's address, the namespace and the sandbox id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PodKey(String);
+pub(crate) struct PodKey(String);
 
 impl PodKey {
-    pub fn new(containerd: &str, namespace: &Namespace, sandbox: &SandboxId) -> Self {
+    pub(crate) fn new(containerd: &str, namespace: &Namespace, sandbox: &SandboxId) -> Self {
         let mut hash = Sha256::new();
         for part in [containerd, namespace.as_str(), sandbox.as_str()] {
             hash.update((part.len() as u64).to_be_bytes());
@@ -138,7 +138,7 @@ impl PodKey {
     }
 
     /// Reads a key back from a directory name.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
         if text.len() == 32 && text.chars().all(hex) {
             Ok(Self(text.to_owned()))
@@ -147,12 +147,12 @@ impl PodKey {
         }
     }
 
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The first eight digits: room for a prefix in an interface name of 15 bytes.
-    pub fn short(&self) -> &str {
+    pub(crate) fn short(&self) -> &str {
         self.0.get(..8).unwrap_or_default()
     }
 }

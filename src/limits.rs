@@ -4,207 +4,207 @@
 use std::time::Duration;
 
 /// Longest id taken from outside: containerd's own limit is 76, CRI's ids have 64.
-pub const ID_BYTES: usize = 128;
+pub(crate) const ID_BYTES: usize = 128;
 
-/// Largest `config.json` read from a bundle: real ones have 10 to 100 KiB.
-pub const SPEC_BYTES: u64 = 4 << 20;
+/// VmMaximum `config.json` read from a bundle: real ones have 10 to 100 KiB.
+pub(crate) const SPEC_BYTES: u64 = 4 << 20;
 
-/// Largest configuration file or drop-in.
-pub const CONFIG_BYTES: u64 = 1 << 20;
+/// VmMaximum configuration file or drop-in.
+pub(crate) const CONFIG_BYTES: u64 = 1 << 20;
 
-/// Largest input taken on stdin by `start`: runtime options or bootstrap parameters.
-pub const START_INPUT_BYTES: u64 = 1 << 20;
+/// VmMaximum input taken on stdin by `start`: runtime options or bootstrap parameters.
+pub(crate) const START_INPUT_BYTES: u64 = 1 << 20;
 
 /// Longest QMP line: `query-qmp-schema`, which we never ask for, would be the longest at 200 KiB.
-pub const QMP_LINE_BYTES: usize = 1 << 20;
+pub(crate) const QMP_LINE_BYTES: usize = 1 << 20;
 
 /// Kept tail of QEMU's stderr and of the guest console, each.
-pub const TAIL_BYTES: usize = 64 << 10;
+pub(crate) const TAIL_BYTES: usize = 64 << 10;
 
 /// Longest piece of foreign text (agent, QEMU, console) inside one of our messages.
-pub const FOREIGN_TEXT_BYTES: usize = 4 << 10;
+pub(crate) const FOREIGN_TEXT_BYTES: usize = 4 << 10;
 
 /// QEMU answers QMP commands within milliseconds; a plug can take longer on a loaded machine.
-pub const QMP_ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const QMP_ANSWER: Duration = Duration::from_secs(10);
 
 /// From QMP's `device_del` to the DEVICE_DELETED event: 60 ms measured.
-pub const DEVICE_DELETED: Duration = Duration::from_secs(5);
+pub(crate) const DEVICE_DELETED: Duration = Duration::from_secs(5);
 
 /// After `quit` or SIGKILL: a protected guest's memory is cleared page by page.
-pub const QEMU_EXIT: Duration = Duration::from_secs(60);
+pub(crate) const QEMU_EXIT: Duration = Duration::from_secs(60);
 
 /// How long a guest may take for its own end (DestroySandbox powers it off: 0.3 s measured).
-pub const GUEST_POWER_OFF: Duration = Duration::from_secs(5);
+pub(crate) const GUEST_POWER_OFF: Duration = Duration::from_secs(5);
 
 /// One attempt to connect to the agent, the first and the longest: before the guest listens, a hybrid socket
 /// may say nothing; a guest on a machine that is overloaded may need longer for its first answer.
-pub const DIAL_TRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+pub(crate) const DIAL_TRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// First and longest pause between two attempts to connect to the agent.
-pub const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+pub(crate) const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
 /// Bytes asked for with one ReadStdout or ReadStderr.
 pub const READ_BYTES: u32 = 64 << 10;
 
 /// Bytes of one stream held for a sink that is slow, beside the last answer and what is being written:
 /// 208 KiB in all.
-pub const STREAM_BUFFER: usize = 128 << 10;
+pub(crate) const STREAM_BUFFER: usize = 128 << 10;
 
 /// Bytes given to a sink at once.
-pub const SINK_BYTES: usize = 16 << 10;
+pub(crate) const SINK_BYTES: usize = 16 << 10;
 
 /// Bytes sent with one WriteStdin.
-pub const WRITE_BYTES: usize = 32 << 10;
+pub(crate) const WRITE_BYTES: usize = 32 << 10;
 
 /// How long a process' end may wait for a reader that does not take its output.
-pub const OUTPUT_DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const OUTPUT_DRAIN: Duration = Duration::from_secs(10);
 
 /// One WaitProcess for a process whose output nobody takes, and the pause before the next: what it writes
 /// while one is under way would be lost if it ended then.
-pub const STUCK_WAIT: Duration = Duration::from_millis(50);
-pub const STUCK_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const STUCK_WAIT: Duration = Duration::from_millis(50);
+pub(crate) const STUCK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause between two reads of a stream that answered empty: first and longest.
-pub const EMPTY_READ_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+pub(crate) const EMPTY_READ_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Events waiting for containerd: about 10 minutes of a busy pod.
-pub const EVENT_QUEUE: usize = 4096;
+pub(crate) const EVENT_QUEUE: usize = 4096;
 
-/// Largest log file in the sandbox directory; the older half is cut off when it is reached.
-pub const LOG_FILE_BYTES: u64 = 1 << 20;
+/// VmMaximum log file in the sandbox directory; the older half is cut off when it is reached.
+pub(crate) const LOG_FILE_BYTES: u64 = 1 << 20;
 
 /// Interfaces, addresses, routes and neighbours taken from a pod's network namespace, each.
-pub const NETWORK_ITEMS: usize = 256;
+pub(crate) const NETWORK_ITEMS: usize = 256;
 
 /// Layers of one rootfs: overlayfs itself ends at 500.
-pub const ROOTFS_LAYERS: usize = 500;
+pub(crate) const ROOTFS_LAYERS: usize = 500;
 
 /// Time for one step of the cleanup (an emptied cgroup, one unmount).
-pub const UNDO_STEP: Duration = Duration::from_secs(10);
+pub(crate) const CLEANUP_STEP: Duration = Duration::from_secs(10);
 
 /// The `start` command waits this long for an older shim of the same sandbox that is on its way out.
-pub const START_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const START_GRACE: Duration = Duration::from_secs(1);
 
 /// The `delete` command waits this long for a shim that still lives before it kills it.
-pub const DELETE_GRACE: Duration = Duration::from_secs(2);
+pub(crate) const DELETE_GRACE: Duration = Duration::from_secs(2);
 
 /// A shim whose last container was deleted ends by itself after this: callers send Shutdown at once.
-pub const FORSAKEN: Duration = Duration::from_secs(10);
+pub(crate) const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One whose first container never came: callers send Create at once, also on a machine that stalls.
-pub const FORSAKEN_UNUSED: Duration = Duration::from_secs(600);
+pub(crate) const UNUSED_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Largest journal read back: a pod owes some ten lines of 100 bytes each.
-pub const JOURNAL_BYTES: u64 = 1 << 20;
+/// VmMaximum journal read back: a pod owes some ten lines of 100 bytes each.
+pub(crate) const JOURNAL_BYTES: u64 = 1 << 20;
 
 /// Mounts of one container: kubelet's pods have some twenty.
-pub const SPEC_MOUNTS: usize = 1024;
+pub(crate) const SPEC_MOUNTS: usize = 1024;
 
 /// Arguments and environment of one process: the kernel itself ends at 2 MiB on a usual stack.
-pub const PROCESS_BYTES: usize = 2 << 20;
+pub(crate) const PROCESS_BYTES: usize = 2 << 20;
 
 /// How long the exit of a container that was killed waits for the guest's report of an OOM, which comes
 /// some milliseconds later (in emulation some ten).
-pub const OOM_REPORT: Duration = Duration::from_secs(1);
+pub(crate) const OOM_REPORT: Duration = Duration::from_secs(1);
 
 /// Pause between two OOM events: a guest cannot flood containerd with them.
-pub const OOM_EVENT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const OOM_EVENT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause after a failed poll for OOM events.
-pub const OOM_POLL_PAUSE: Duration = Duration::from_secs(10);
+pub(crate) const OOM_POLL_PAUSE: Duration = Duration::from_secs(10);
 
 /// A stream of a process that was killed is at its end when nothing came for this long: a child in the
 /// background may hold it open for ever.
-pub const KILLED_SILENCE: Duration = Duration::from_secs(1);
+pub(crate) const KILLED_SILENCE: Duration = Duration::from_secs(1);
 
 /// The agent's answer to SignalProcess: milliseconds; after this a KILL of the sandbox kills the VM.
-pub const KILL_ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const KILL_ANSWER: Duration = Duration::from_secs(10);
 
 /// The agent's own limit for removing a container.
-pub const REMOVE_CONTAINER: Duration = Duration::from_secs(10);
+pub(crate) const REMOVE_CONTAINER: Duration = Duration::from_secs(10);
 
 /// All netlink work of one visit to a namespace: milliseconds.
-pub const NETLINK: Duration = Duration::from_secs(10);
+pub(crate) const NETLINK: Duration = Duration::from_secs(10);
 
 /// The guest's answer to a question for statistics, which the kubelet asks every ten seconds: those of a
 /// guest that does not answer must not pile up.
-pub const STATS_ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const STATS_ANSWER: Duration = Duration::from_secs(10);
 
 /// Disks in one container's statistics; a pod has some ten.
-pub const STATS_DISKS: usize = 64;
+pub(crate) const STATS_DISKS: usize = 64;
 
 /// Tasks a guest can say it has: the kernel's own largest `pid_max`.
-pub const GUEST_TASKS: u64 = 4 << 20;
+pub(crate) const GUEST_TASKS: u64 = 4 << 20;
 
 /// Longest log line.
-pub const LOG_LINE_BYTES: usize = 8 << 10;
+pub(crate) const LOG_LINE_BYTES: usize = 8 << 10;
 
 /// Calls to containerd's event service.
-pub const EVENT_SEND: Duration = Duration::from_secs(5);
+pub(crate) const EVENT_SEND: Duration = Duration::from_secs(5);
 
 /// Pause before an event is sent again: first and longest.
-pub const EVENT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+pub(crate) const EVENT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// At the shim's end, time for the last answers to leave.
-pub const FAREWELL: Duration = Duration::from_secs(2);
+pub(crate) const SERVER_SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// The same for the last events: when all is well, and when containerd is still starting.
-pub const SOON: Duration = Duration::from_millis(200);
-pub const LAST_EVENTS: Duration = Duration::from_secs(8);
+pub(crate) const EVENT_FLUSH: Duration = Duration::from_millis(200);
+pub(crate) const EVENT_FLUSH_LATE: Duration = Duration::from_secs(8);
 
 /// How long a caller may take to close its connection after the last answer to it.
-pub const LAST_ANSWER: Duration = Duration::from_millis(300);
+pub(crate) const CLIENT_HANGUP: Duration = Duration::from_millis(300);
 
-/// Largest file of the kernel read for a fact: /proc/cpuinfo of the largest machine has some 60 KiB.
-pub const FACT_BYTES: u64 = 1 << 20;
+/// VmMaximum file of the kernel read for a fact: /proc/cpuinfo of the largest machine has some 60 KiB.
+pub(crate) const FACT_BYTES: u64 = 1 << 20;
 
-/// Largest host key document or certificate file: one has 2 KiB, a bundle a few more.
-pub const CERTIFICATE_BYTES: u64 = 1 << 20;
+/// VmMaximum host key document or certificate file: one has 2 KiB, a bundle a few more.
+pub(crate) const CERTIFICATE_BYTES: u64 = 1 << 20;
 
-/// Largest revocation list: those of public authorities have some hundred KiB.
-pub const REVOCATION_LIST_BYTES: u64 = 16 << 20;
+/// VmMaximum revocation list: those of public authorities have some hundred KiB.
+pub(crate) const REVOCATION_LIST_BYTES: u64 = 16 << 20;
 
 /// Most certificates or revocation lists taken from one file.
-pub const PEM_BLOCKS: usize = 64;
+pub(crate) const PEM_BLOCKS: usize = 64;
 
 /// Notes about images whose content was verified: more than a node has images.
-pub const VERIFIED_NOTES: usize = 64;
+pub(crate) const VERIFIED_NOTES: usize = 64;
 
-/// Largest sandbox record read back: quoted console lines are the most of it.
-pub const RECORD_BYTES: u64 = 1 << 20;
+/// VmMaximum sandbox record read back: quoted console lines are the most of it.
+pub(crate) const RECORD_BYTES: u64 = 1 << 20;
 
 /// Lines of a tail that are looked through for a known failure: one is seldom among the last three.
-pub const SEARCHED_LINES: usize = 40;
+pub(crate) const SEARCHED_LINES: usize = 40;
 
-/// Largest text `kata-se explain` looks through: the log of a busy hour.
-pub const EXPLAINED_BYTES: u64 = 16 << 20;
+/// VmMaximum text `kata-se explain` looks through: the log of a busy hour.
+pub(crate) const EXPLAINED_BYTES: u64 = 16 << 20;
 
 /// Volumes of one container that are copied into its guest: kubelet's pods have some ten.
-pub const COPIED_VOLUMES: usize = 256;
+pub(crate) const COPIED_VOLUMES: usize = 256;
 
 /// What one container's copied volumes may have together: they take the guest's memory and the time of
 /// its start. A configMap or secret has 1 MiB at most.
-pub const COPIED_BYTES: u64 = 64 << 20;
+pub(crate) const COPIED_BYTES: u64 = 64 << 20;
 
 /// Files, folders and links of them, together, and how deep they may be nested.
-pub const COPIED_ENTRIES: usize = 4096;
-pub const COPIED_DEPTH: usize = 32;
+pub(crate) const COPIED_ENTRIES: usize = 4096;
+pub(crate) const COPIED_DEPTH: usize = 32;
 
 /// Bytes sent with one CopyFile: a message of ttrpc ends at 4 MiB.
-pub const COPY_PIECE: usize = 1 << 20;
+pub(crate) const COPY_PIECE: usize = 1 << 20;
 
 /// A file that changes while it is copied is begun again this often.
-pub const COPY_TRIES: u32 = 3;
+pub(crate) const COPY_TRIES: u32 = 3;
 
-/// Largest /etc/hosts of the node: some have long lists of names.
-pub const HOSTS_BYTES: u64 = 1 << 20;
+/// VmMaximum /etc/hosts of the node: some have long lists of names.
+pub(crate) const HOSTS_BYTES: u64 = 1 << 20;
 
-/// Largest resolv.conf: the kubelet's own has some hundred bytes.
-pub const RESOLV_CONF_BYTES: u64 = 64 << 10;
+/// VmMaximum resolv.conf: the kubelet's own has some hundred bytes.
+pub(crate) const RESOLV_CONF_BYTES: u64 = 64 << 10;
 
 /// Connections of port forwarding at once; more wait. A browser opens six.
-pub const FORWARDED_CONNECTIONS: usize = 64;
+pub(crate) const FORWARDED_CONNECTIONS: usize = 64;
 
 /// How long the guest may take to answer one, and the pause after none could be taken.
-pub const FORWARD_CONNECT: Duration = Duration::from_secs(5);
-pub const FORWARD_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const FORWARD_CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const FORWARD_PAUSE: Duration = Duration::from_secs(1);

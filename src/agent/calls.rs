@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use crate::agent::client::Agent;
+use crate::agent::convert;
 use crate::agent::messages::agent as pb;
-use crate::agent::method::Method;
-use crate::agent::{convert, figures};
+use crate::agent::methods::Method;
+use crate::agent::stats;
 use crate::ccw::DevNo;
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::{ContainerId, ProcessId, SandboxId};
 use crate::oci::guest_spec::{GuestProcess, GuestSpec};
 use crate::oci::resources::GuestResources;
 use crate::oci::storage::Storage;
-use crate::plan::figures::Figures;
 use crate::plan::network::{InterfacePlan, NeighbourPlan, RoutePlan};
+use crate::plan::stats::Stats;
 
 /// What the agent says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -379,7 +380,7 @@ impl Agent {
     }
 
     /// What the container has used, as the guest says.
-    pub async fn stats_container(&self, id: &ContainerId) -> Result<Figures> {
+    pub async fn stats_container(&self, id: &ContainerId) -> Result<Stats> {
         let req = pb::StatsContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
         let mut answer = self
             .call(Method::StatsContainer, |c, m| {
@@ -387,7 +388,7 @@ impl Agent {
                 async move { c.stats_container(m, req).await }
             })
             .await?;
-        Ok(figures::of(answer.cgroup_stats.take().unwrap_or_default()))
+        Ok(stats::of(answer.cgroup_stats.take().unwrap_or_default()))
     }
 
     /// Ends the sandbox; an agent that is the guest's first process powers it off.

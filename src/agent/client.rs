@@ -9,11 +9,11 @@ use tokio::time::timeout;
 use ttrpc::r#async::Client;
 use ttrpc::context::Context as Metadata;
 
-use crate::agent::dial::{self, Transport};
 use crate::agent::messages::agent_ttrpc::AgentServiceClient;
 use crate::agent::messages::health::CheckRequest;
 use crate::agent::messages::health_ttrpc::HealthClient;
-use crate::agent::method::{Limit, Method};
+use crate::agent::methods::{Limit, Method};
+use crate::agent::transport::{self, Transport};
 use crate::config::AgentConfig;
 use crate::error::{Code, Error, Result};
 use crate::lifecycle::vm::VmEnd;
@@ -64,7 +64,7 @@ impl Agent {
         gone: watch::Receiver<Option<VmEnd>>,
     ) -> Result<Self> {
         let limit = config.connect_timeout;
-        let (client, health) = dial::connect(&transport, limit, gone.clone(), checked).await?;
+        let (client, health) = transport::connect(&transport, limit, gone.clone(), checked).await?;
         let service = Mutex::new(Connected { client, health, number: 0 });
         let reconnecting = tokio::sync::Mutex::new(());
         let suspected = Notify::new();
@@ -148,7 +148,7 @@ impl Agent {
         };
         let result = tokio::select! {
             result = attempts => result,
-            end = dial::ended(&mut gone) => Err(end),
+            end = transport::ended(&mut gone) => Err(end),
         };
         if matches!(&result, Err(e) if e.code() == Code::DeadlineExceeded) && method.limit() != Limit::Short {
             self.suspect();
@@ -184,7 +184,7 @@ impl Agent {
         }
         let gone = self.inner.gone.clone();
         let limit = self.inner.config.health_timeout;
-        let (client, health) = dial::connect(&self.inner.transport, limit, gone, checked).await?;
+        let (client, health) = transport::connect(&self.inner.transport, limit, gone, checked).await?;
         let again = Connected { client, health, number: lost + 1 };
         *self.inner.service.lock().unwrap_or_else(PoisonError::into_inner) = again.clone();
         Ok(again)

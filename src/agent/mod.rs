@@ -1,9 +1,9 @@
 //! The guest agent: how it is reached and what it is asked.
 
-pub mod calls;
-pub mod client;
+pub(crate) mod calls;
+pub(crate) mod client;
 mod convert;
-pub mod dial;
-mod figures;
 mod messages;
-mod method;
+mod methods;
+mod stats;
+pub(crate) mod transport;

@@ -1,5 +1,5 @@
 //! The node command: a person calls it, containerd never does.
 
 fn main() -> std::process::ExitCode {
-    kata_se::cli::main()
+    kata_se::node_command()
 }

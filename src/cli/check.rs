@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::screen::{Answer, Style, findings_json};
+use crate::cli::output::{Report, Style, findings_json};
 use crate::config::{Boot, Config, VsockConfig};
 use crate::error::{Error, Result};
-use crate::host::config_files;
+use crate::host::config;
 use crate::host::facts::{Count, Root};
-use crate::host::survey::{ImageFound, Survey};
+use crate::host::probe::{self, ImageFound, PreflightInputs};
 use crate::image::PlainFlags;
-use crate::plan::preflight::{Finding, Mark, fatal, pass, warning};
+use crate::plan::checks::{Finding, Severity, fatal, pass, warning};
 
 /// Checks this machine, the configuration and the image: one line per check, exit code 0 only when a
 /// secure pod could start now.
@@ -29,8 +29,8 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
-        let config = config_files::load(self.config.as_deref())?;
+    pub(crate) fn run(&self, style: Style) -> Result<Report> {
+        let config = config::load(self.config.as_deref())?;
         let mut findings = Vec::new();
         let image = match (&self.image, &config.boot) {
             (Some(image), _) | (None, Boot::Sealed { image }) => image.clone(),
@@ -50,17 +50,17 @@ impl Check {
             ));
         }
         let root = Root::of_this_machine();
-        let survey = Survey::take(&root, Count::Always, &image, &config.host_key_documents);
-        findings.extend(survey.findings(config.memory_mib, config.vcpus));
+        let inputs = probe::collect(&root, Count::Always, &image, &config.host_key_documents);
+        findings.extend(inputs.findings(config.memory_mib, config.vcpus));
         findings.extend(programs(&config));
-        findings.push(doors(&survey));
+        findings.push(debug_access(&inputs));
         Ok(answer(&findings, &image, style))
     }
 }
 
-fn answer(findings: &[Finding], image: &Path, style: Style) -> Answer {
-    let count = |mark| findings.iter().filter(|finding| finding.mark == mark).count();
-    let (fatal, warnings) = (count(Mark::Fatal), count(Mark::Warning));
+fn answer(findings: &[Finding], image: &Path, style: Style) -> Report {
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let (fatal, warnings) = (count(Severity::Fatal), count(Severity::Warning));
     let last = if fatal > 0 {
         style.bad(&format!("No secure pod can start here: {fatal} of {} checks failed.", findings.len()))
     } else if warnings > 0 {
@@ -69,7 +69,7 @@ fn answer(findings: &[Finding], image: &Path, style: Style) -> Answer {
         style.good("A secure pod could start here.")
     };
     let image = image.display().to_string();
-    Answer {
+    Report {
         text: format!("{}\n{last}\n", style.findings(findings)),
         json: json!({"can_start": fatal == 0, "image": image, "findings": findings_json(findings)}),
         yes: fatal == 0,
@@ -119,27 +119,27 @@ fn program(check: &'static str, key: &str, path: &Path, advice: &str) -> Finding
 }
 
 /// Ways into a guest that configuration or image leave open.
-fn doors(survey: &Survey) -> Finding {
-    if let ImageFound::Sealed { image, .. } = &survey.image {
+fn debug_access(inputs: &PreflightInputs) -> Finding {
+    if let ImageFound::Sealed { image, .. } = &inputs.image {
         if image.header.flags.has(PlainFlags::DUMP) {
             return warning(
-                "doors",
+                "debug-access",
                 "the image lets its guests be dumped",
                 "flag \"dump allowed\"",
                 "the dump is encrypted for the image's owner: rebuild the image without it if nobody needs dumps",
             );
         }
     }
-    pass("doors", "none is open: no debug console, no gdb, no QMP socket, no dump")
+    pass("debug-access", "none is open: no debug console, no gdb, no QMP socket, no dump")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::machine::{Fact, Kvm, Machine};
+    use crate::plan::host_facts::{Fact, HostFacts, Kvm};
 
-    fn survey(architecture: &str) -> Survey {
-        let machine = Machine {
+    fn inputs(architecture: &str) -> PreflightInputs {
+        let machine = HostFacts {
             architecture: architecture.into(),
             facility: Fact::Known(true),
             host: Fact::Known(false),
@@ -154,12 +154,12 @@ mod tests {
             running: Some(3),
         };
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/image/testdata/by-hand.img");
-        Survey { machine, documents: vec![], image: ImageFound::at(&path) }
+        PreflightInputs { machine, documents: vec![], image: ImageFound::at(&path) }
     }
 
     #[test]
     fn the_answer_of_a_machine_that_is_no_z_is_plain() {
-        let answer = answer(&survey("x86_64").findings(2048, 1), Path::new("/i"), Style::default());
+        let answer = answer(&inputs("x86_64").findings(2048, 1), Path::new("/i"), Style::default());
         assert!(!answer.yes);
         assert_eq!(answer.text, include_str!("testdata/check-x86_64.txt"), "{}", answer.text);
         assert_eq!(answer.json["can_start"], false);
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_answer_of_a_z_that_is_not_set_up_names_each_step() {
-        let mut findings = survey("s390x").findings(2048, 1);
+        let mut findings = inputs("s390x").findings(2048, 1);
         findings.push(program(
             "qemu",
             "qemu.path",
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn colours_are_only_there_when_wanted() {
-        let findings = survey("x86_64").findings(2048, 1);
+        let findings = inputs("x86_64").findings(2048, 1);
         let plain = answer(&findings, Path::new("/i"), Style::default()).text;
         let coloured = answer(&findings, Path::new("/i"), Style { colour: true }).text;
         assert!(!plain.contains('\x1b') && coloured.contains("\x1b[31mFAIL\x1b[0m"));

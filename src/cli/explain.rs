@@ -7,10 +7,10 @@ use std::path::Path;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::screen::{Answer, Style};
+use crate::cli::output::{Report, Style};
+use crate::diagnosis::Diagnosis;
 use crate::error::{Code, Context, Error, Result, one_line};
 use crate::host::files::read_bounded;
-use crate::lifecycle::diagnosis::Diagnosis;
 use crate::limits;
 use crate::pod::record::{FILE, Record};
 use crate::qemu::failure::explain_text;
@@ -30,7 +30,7 @@ pub(crate) struct Explain {
 }
 
 impl Explain {
-    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
+    pub(crate) fn run(&self, style: Style) -> Result<Report> {
         if self.what == "-" {
             return Ok(by_text(&read_stdin()?, style));
         }
@@ -89,20 +89,20 @@ fn find_record(run_dir: &Path, id: &str) -> Result<Option<Record>> {
     }
 }
 
-fn by_record(record: &Record, style: Style) -> Answer {
+fn by_record(record: &Record, style: Style) -> Report {
     let image = record.image.as_ref().map_or_else(String::new, |image| {
         let key = image.key.as_deref().unwrap_or("not known");
         format!("image     {}\ntag       {}\nkey       {key}\n", image.path, image.tag)
     });
     let Some(failure) = &record.failure else {
-        return Answer {
+        return Report {
             text: format!("sandbox   {}\n{image}\nIts VM has not failed.\n", record.sandbox),
             json: json!({"sandbox": record.sandbox, "image": record.image, "failure": null}),
             yes: true,
         };
     };
     // Newer rules may know what the shim of that time did not.
-    let words = format!("{}\n{}\n{}", failure.cause, failure.evidence, failure.words);
+    let words = format!("{}\n{}\n{}", failure.cause, failure.evidence, failure.output_tail);
     let diagnosis = Diagnosis {
         cause: failure.cause.clone(),
         evidence: failure.evidence.clone(),
@@ -114,17 +114,17 @@ fn by_record(record: &Record, style: Style) -> Answer {
         "sandbox   {}\n{image}{}words     {}\n",
         record.sandbox,
         shown(&diagnosis, style),
-        one_line(&failure.words)
+        one_line(&failure.output_tail)
     );
-    Answer { text, json: as_json(Some(record), Some(&diagnosis)), yes: !diagnosis.advice.is_empty() }
+    Report { text, json: as_json(Some(record), Some(&diagnosis)), yes: !diagnosis.advice.is_empty() }
 }
 
-fn by_text(text: &str, style: Style) -> Answer {
+fn by_text(text: &str, style: Style) -> Report {
     match explain_text(text) {
         Some(diagnosis) => {
-            Answer { text: shown(&diagnosis, style), json: as_json(None, Some(&diagnosis)), yes: true }
+            Report { text: shown(&diagnosis, style), json: as_json(None, Some(&diagnosis)), yes: true }
         }
-        None => Answer {
+        None => Report {
             text: format!("No known failure in this text of {} lines.\n", text.lines().count()),
             json: as_json(None, None),
             yes: false,
@@ -164,7 +164,7 @@ mod tests {
             cause: "the image was built for another machine".into(),
             evidence: "KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5 (no key slot for this machine)".into(),
             advice: "rebuild it".into(),
-            words: "stderr: KVM PV command 2\u{1b}[31m".into(),
+            output_tail: "stderr: KVM PV command 2\u{1b}[31m".into(),
         });
         record
     }
@@ -180,7 +180,7 @@ mod tests {
             cause: "QEMU ended with exit code 1: stderr: S390 PV guests require KVM".into(),
             evidence: String::new(),
             advice: String::new(),
-            words: String::new(),
+            output_tail: String::new(),
         });
         assert!(by_record(&plain, Style::default()).text.contains("cause     QEMU runs without KVM\n"));
         let running = by_record(&Record::new("s1", None), Style::default());

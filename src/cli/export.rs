@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::cli::host_key::{TrustFiles, judge, now};
 use crate::cli::inspect::{documents, open};
-use crate::cli::screen::{Answer, Style};
+use crate::cli::output::{Report, Style};
 use crate::error::{Context, Error, Result};
 use crate::hostkey::{Document, Trust, pem};
 use crate::image::{Flaw, SealedImage, header_bytes};
-use crate::plan::preflight::tag;
+use crate::plan::checks::tag;
 
 /// Writes what an attestation service (Trustee) wants to know of an image: its header, host key documents,
 /// certificates, revocation lists, and reference values. Given documents are checked first.
@@ -58,11 +58,11 @@ struct Set {
 }
 
 impl Export {
-    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
+    pub(crate) fn run(&self, style: Style) -> Result<Report> {
         self.run_at(now()?, style)
     }
 
-    fn run_at(&self, now: Duration, style: Style) -> Result<Answer> {
+    fn run_at(&self, now: Duration, style: Style) -> Result<Report> {
         let (file, image) = open(&self.image)?;
         let header = header_bytes(&file, &image).map_err(Flaw::into_error)?;
         let documents = documents(&self.documents)?;
@@ -184,7 +184,7 @@ fn write_all(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     Ok(())
 }
 
-fn answer(to: &Path, files: &[String], set: &Set, image: &SealedImage, style: Style) -> Answer {
+fn answer(to: &Path, files: &[String], set: &Set, image: &SealedImage, style: Style) -> Report {
     let mut text = format!("image tag {}\n\n{}\n", style.strong(&tag(image)), to.display());
     let mut lines = || -> std::fmt::Result {
         for file in files {
@@ -196,7 +196,7 @@ fn answer(to: &Path, files: &[String], set: &Set, image: &SealedImage, style: St
         set.missing.iter().try_for_each(|missing| writeln!(text, "  {missing}"))
     };
     debug_assert!(lines().is_ok(), "writing to a string");
-    Answer {
+    Report {
         text,
         json: json!({"folder": to.display().to_string(), "files": files, "missing": set.missing,
             "documents_checked": set.trust.is_some(), "reference_values": set.values}),

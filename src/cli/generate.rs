@@ -6,23 +6,23 @@ use clap::Command;
 use clap_complete::{Shell, generate};
 use serde_json::json;
 
-use crate::cli::screen::Answer;
+use crate::cli::output::Report;
 use crate::error::{Context, Result};
 
-pub(crate) fn completion(shell: Shell, mut command: Command) -> Answer {
+pub(crate) fn completion(shell: Shell, mut command: Command) -> Report {
     let mut script = Vec::new();
     generate(shell, &mut command, "kata-se", &mut script);
     let text = String::from_utf8_lossy(&script).into_owned();
-    Answer { json: json!({"shell": shell.to_string(), "script": text}), text, yes: true }
+    Report { json: json!({"shell": shell.to_string(), "script": text}), text, yes: true }
 }
 
 /// One page per command: kata-se.1, kata-se-check.1 …
-pub(crate) fn manual(dir: &Path, command: Command) -> Result<Answer> {
+pub(crate) fn manual(dir: &Path, command: Command) -> Result<Report> {
     let context = || format!("write manual pages into {}", dir.display());
     std::fs::create_dir_all(dir).with_context(context)?;
     clap_mangen::generate_to(command.disable_help_subcommand(true), dir).with_context(context)?;
     let text = format!("manual pages are in {}\n", dir.display());
-    Ok(Answer { json: json!({"folder": dir.display().to_string()}), text, yes: true })
+    Ok(Report { json: json!({"folder": dir.display().to_string()}), text, yes: true })
 }
 
 #[cfg(test)]

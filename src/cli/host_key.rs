@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cli::inspect::documents;
-use crate::cli::screen::{Answer, Style};
+use crate::cli::output::{Report, Style};
 use crate::error::{Error, Result};
 use crate::host::files::read_bounded;
 use crate::hostkey::{Certificate, Document, RevocationList, Trust};
@@ -46,7 +46,7 @@ pub(crate) struct TrustFiles {
 }
 
 impl Verify {
-    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
+    pub(crate) fn run(&self, style: Style) -> Result<Report> {
         let trust = self.trust.read()?;
         Ok(answer(&documents(&self.documents)?, &trust, now()?, style))
     }
@@ -108,7 +108,7 @@ pub(crate) fn judge(documents: &[Document], trust: &Trust, now: Duration) -> Vec
     }
 }
 
-fn answer(documents: &[Document], trust: &Trust, now: Duration, style: Style) -> Answer {
+fn answer(documents: &[Document], trust: &Trust, now: Duration, style: Style) -> Report {
     let verdicts = judge(documents, trust, now);
     let mut text = String::new();
     let mut found: Vec<Value> = Vec::new();
@@ -125,7 +125,7 @@ fn answer(documents: &[Document], trust: &Trust, now: Duration, style: Style) ->
         found.push(json!({"document": name, "host_key_hash": document.key.to_string(),
             "trusted": wrong.is_none(), "reason": wrong.as_ref().map(ToString::to_string)}));
     }
-    Answer { text, json: json!({"documents": found}), yes: verdicts.iter().all(Option::is_none) }
+    Report { text, json: json!({"documents": found}), yes: verdicts.iter().all(Option::is_none) }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::screen::{Answer, Progress, Style, size};
+use crate::cli::output::{Progress, Report, Style, size};
 use crate::error::{Context, Error, Result};
 use crate::hex::hex;
 use crate::host::facts::{self, Count, Root};
@@ -15,7 +15,7 @@ use crate::host::image_file::ImageFile;
 use crate::hostkey::Document;
 use crate::image::{self, Flaw, KeyHash, SealedImage, Verdict};
 use crate::limits;
-use crate::plan::preflight::tag;
+use crate::plan::checks::tag;
 
 /// Shows the header of a sealed image, its key slots and its components. No key is needed and no
 /// content is shown.
@@ -38,7 +38,7 @@ pub(crate) struct Inspect {
 type Owner = (String, KeyHash);
 
 impl Inspect {
-    pub(crate) fn run(&self, style: Style) -> Result<Answer> {
+    pub(crate) fn run(&self, style: Style) -> Result<Report> {
         let (file, image) = open(&self.image)?;
         let owners = documents(&self.documents)?.into_iter().map(|d| (d.certificate.name, d.key));
         let owners: Vec<Owner> = owners.chain(this_machine()).collect();
@@ -90,7 +90,7 @@ fn answer(
     owners: &[Owner],
     verdict: Option<Verdict>,
     style: Style,
-) -> Answer {
+) -> Report {
     let unused = |owner: &&Owner| {
         owner.0.starts_with("host key document")
             && image.header.slots.iter().all(|slot| slot.host_key != owner.1)
@@ -98,7 +98,7 @@ fn answer(
     let unused: Vec<&Owner> = owners.iter().filter(unused).collect();
     let untouched = verdict.is_none_or(|verdict| verdict.untouched());
     let text = text(path, image, owners, &unused, verdict, style);
-    Answer {
+    Report {
         text: text.unwrap_or_default(),
         json: as_json(path, image, owners, verdict),
         yes: untouched && unused.is_empty(),

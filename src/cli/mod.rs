@@ -1,6 +1,6 @@
 //! The node command `kata-se`: what a person asks about a node, an image, a document or a failed pod.
 //!
-//! One file per subcommand. Each makes an answer, text and JSON, without printing; `screen` prints it.
+//! One file per subcommand. Each makes a report, text and JSON, without printing; `output` prints it.
 
 mod check;
 mod explain;
@@ -8,8 +8,8 @@ mod export;
 mod generate;
 mod host_key;
 mod inspect;
+mod output;
 mod runtime_class;
-mod screen;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::cli::screen::{Answer, Style};
+use crate::cli::output::{Report, Style};
 use crate::error::{Code, Result};
 
 const EXIT_CODES: &str = "Exit codes:
@@ -32,7 +32,7 @@ const EXIT_CODES: &str = "Exit codes:
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Answer in JSON, for programs; the fields are kept from version to version.
+    /// Report in JSON, for programs; the fields are kept from version to version.
     #[arg(long, global = true)]
     json: bool,
 }
@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command, style: Style) -> Result<Answer> {
+fn run(command: &Command, style: Style) -> Result<Report> {
     match command {
         Command::Check(check) => check.run(style),
         Command::Image(Image::Inspect(inspect)) => inspect.run(style),

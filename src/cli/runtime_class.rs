@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::screen::Answer;
+use crate::cli::output::Report;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::host::config_files;
+use crate::host::config;
 use crate::plan::overhead::overhead;
 
 /// Prints the RuntimeClass of this configuration: `kata-se runtimeclass | kubectl apply -f -`.
@@ -31,12 +31,12 @@ pub(crate) struct RuntimeClass {
 }
 
 impl RuntimeClass {
-    pub(crate) fn run(&self) -> Result<Answer> {
-        answer(&config_files::load(self.config.as_deref())?, &self.handler, self.limits_mib)
+    pub(crate) fn run(&self) -> Result<Report> {
+        answer(&config::load(self.config.as_deref())?, &self.handler, self.limits_mib)
     }
 }
 
-fn answer(config: &Config, handler: &str, limits_mib: Option<u32>) -> Result<Answer> {
+fn answer(config: &Config, handler: &str, limits_mib: Option<u32>) -> Result<Report> {
     // Kubernetes' rule for both names (RFC 1123 label).
     let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let ends = handler.starts_with(letters) && handler.ends_with(letters);
@@ -61,7 +61,7 @@ fn answer(config: &Config, handler: &str, limits_mib: Option<u32>) -> Result<Ans
          # feature.node.kubernetes.io/cpu-security.se.enabled: \"true\"\n"
     );
     let json = json!({"handler": handler, "memory_mib": memory, "cpu_millis": cpu, "limits_mib": limits});
-    Ok(Answer { text, json, yes: true })
+    Ok(Report { text, json, yes: true })
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ const NEVER: [(&str, &str); 6] = [
 ];
 
 /// The configuration for a pod; `annotation`: looks one up in the pod's first container.
-pub fn apply<'a>(mut config: Config, annotation: impl Fn(&str) -> Option<&'a str>) -> Result<Config> {
+pub(crate) fn apply<'a>(mut config: Config, annotation: impl Fn(&str) -> Option<&'a str>) -> Result<Config> {
     let given = |name: &str| annotation(&format!("{PREFIX}{name}")).map(|value| (name.to_owned(), value));
     for (name, why) in NEVER {
         if let Some((name, value)) = given(name) {

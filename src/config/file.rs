@@ -79,7 +79,7 @@ enum Value {
 }
 
 /// Reads the files in order; a later one wins key by key.
-pub fn parse(files: &[(PathBuf, String)]) -> Result<Config> {
+pub(crate) fn parse(files: &[(PathBuf, String)]) -> Result<Config> {
     let mut given = BTreeMap::new();
     for (path, text) in files {
         read_file(path, text, &mut given)?;

@@ -1,8 +1,9 @@
 //! The configuration: what the operator wrote (`file`), what it means (`resolved`), and what a pod may change
 //! of it (`annotations`).
 
-pub mod annotations;
-pub mod file;
-pub mod resolved;
+pub(crate) mod annotations;
+pub(crate) mod file;
+pub(crate) mod resolved;
 
-pub use resolved::{Accelerator, AgentConfig, Boot, Config, LogLevel, QemuConfig, RootfsConfig, VsockConfig};
+pub use resolved::{Accelerator, AgentConfig, Boot};
+pub(crate) use resolved::{Config, LogLevel, QemuConfig, RootfsConfig, VsockConfig};

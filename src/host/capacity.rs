@@ -6,11 +6,11 @@ use crate::host::files::read_bounded;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Capacity;
 
-/// Largest file read.
+/// VmMaximum file read.
 const FILE_BYTES: u64 = 64 << 10;
 
 /// What cannot be read is not known.
-pub fn read() -> Capacity {
+pub(crate) fn read() -> Capacity {
     let file = |path: &str| {
         let bytes = read_bounded(Path::new(path), FILE_BYTES).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()

@@ -13,7 +13,7 @@ use cgroups_rs::fs::Cgroup;
 use cgroups_rs::fs::hierarchies;
 
 use crate::error::{Context, Error, Result};
-use crate::host::shim_cgroup::{self, Home};
+use crate::host::shim_cgroup::{self, OriginalCgroup};
 use crate::ids::PodKey;
 use crate::limits;
 
@@ -37,7 +37,7 @@ impl Entry {
 
 /// Where the pod's leaf goes, from `linux.cgroupsPath`: the cgroupfs form `/a/b/<id>`, the
 /// systemd form `slice:prefix:name`, or nothing. Relative to the hierarchies' roots.
-pub fn leaf_path(cgroups_path: Option<&str>, key: &PodKey) -> Result<PathBuf> {
+pub(crate) fn leaf_path(cgroups_path: Option<&str>, key: &PodKey) -> Result<PathBuf> {
     let given = cgroups_path.unwrap_or("").trim_start_matches('/');
     let parent = match given.split(':').collect::<Vec<_>>().as_slice() {
         [slice, _, _] => slice_path(slice)?,
@@ -71,12 +71,12 @@ fn slice_path(slice: &str) -> Result<PathBuf> {
 }
 
 /// The folders of a leaf's ancestors in every hierarchy, each by its whole path, innermost first.
-pub fn above(leaf: &Path) -> Vec<PathBuf> {
+pub(crate) fn above(leaf: &Path) -> Vec<PathBuf> {
     leaf.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).flat_map(dirs).collect()
 }
 
 /// Makes the leaf and opens the way into it.
-pub fn make(leaf: &Path) -> Result<Entry> {
+pub(crate) fn make(leaf: &Path) -> Result<Entry> {
     let context = || format!("make cgroup /{}", leaf.display());
     let cgroup = Cgroup::load(hierarchies::auto(), leaf);
     cgroup.create().with_context(context)?;
@@ -84,7 +84,7 @@ pub fn make(leaf: &Path) -> Result<Entry> {
 }
 
 /// Opens the way into an existing leaf.
-pub fn enter(leaf: &Path) -> Result<Entry> {
+pub(crate) fn enter(leaf: &Path) -> Result<Entry> {
     let open = |dir: &PathBuf| {
         let procs = dir.join("cgroup.procs");
         OpenOptions::new().write(true).open(&procs).with_context(|| format!("open {}", procs.display()))
@@ -101,8 +101,8 @@ pub fn enter(leaf: &Path) -> Result<Entry> {
 
 /// Kills everything in a leaf of ours and removes it; a shim's leaf is left by everybody before; an ancestor is
 /// only removed when empty. Not there is success.
-pub fn remove(path: &Path) -> Result<()> {
-    let until = Instant::now() + limits::UNDO_STEP;
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let until = Instant::now() + limits::CLEANUP_STEP;
     if path.is_absolute() {
         if !path.starts_with(TOP) || path.components().any(|c| c == Component::ParentDir) {
             return Err(Error::internal(format!("journal: {} is not a cgroup", path.display())));
@@ -112,7 +112,7 @@ pub fn remove(path: &Path) -> Result<()> {
     let is_leaf = is_leaf(path);
     let is_shims = name_of(path).is_some_and(shim_cgroup::is_name);
     if is_shims {
-        Home::of_this_process(path)?.go_back()?;
+        OriginalCgroup::of_this_process(path)?.restore()?;
     }
     for dir in dirs(path) {
         if is_leaf {
@@ -124,7 +124,7 @@ pub fn remove(path: &Path) -> Result<()> {
 }
 
 /// Whether it is a pod's own, by its name.
-pub fn is_leaf(path: &Path) -> bool {
+pub(crate) fn is_leaf(path: &Path) -> bool {
     !path.is_absolute() && name_of(path).is_some_and(|key| PodKey::parse(key).is_ok())
 }
 
@@ -152,7 +152,7 @@ fn empty(dir: &Path, until: Instant) -> Result<()> {
             return Err(Error::deadline(format!(
                 "cgroup {}: processes {pids:?} are still there {} s after SIGKILL",
                 dir.display(),
-                limits::UNDO_STEP.as_secs()
+                limits::CLEANUP_STEP.as_secs()
             )));
         }
         pause();
@@ -178,7 +178,7 @@ fn remove_dir(dir: &Path, is_ours: bool, until: Instant) -> Result<()> {
 }
 
 /// Whether this host has cgroup version 2 alone.
-pub fn is_v2() -> bool {
+pub(crate) fn is_v2() -> bool {
     hierarchies::auto().v2()
 }
 

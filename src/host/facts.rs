@@ -11,7 +11,7 @@ use crate::host::files::read_bounded;
 use crate::host::sys;
 use crate::image::KeyHash;
 use crate::limits;
-use crate::plan::machine::{Fact, Kvm, Machine, MachineKeys};
+use crate::plan::host_facts::{Fact, HostFacts, HostKeys, Kvm};
 
 /// The folder that stands for `/`.
 #[derive(Clone, Debug)]
@@ -45,10 +45,10 @@ pub enum Count {
 }
 
 /// Reads everything; milliseconds.
-pub fn read(root: &Root, count: Count) -> Machine {
+pub(crate) fn read(root: &Root, count: Count) -> HostFacts {
     let uv = |name: &str| root.at(&format!("/sys/firmware/uv/{name}"));
     let max_guests = fact(&uv("query/max_guests"), decimal);
-    Machine {
+    HostFacts {
         running: running(root, count, &max_guests),
         architecture: architecture(root),
         facility: fact(&root.at("/proc/cpuinfo"), facility),
@@ -128,11 +128,11 @@ fn facility(cpuinfo: &str) -> Result<bool, String> {
 }
 
 /// The first line is the host key's hash, the second the backup host key's; zeros: no such key.
-fn keys(text: &str) -> Result<MachineKeys, String> {
+fn keys(text: &str) -> Result<HostKeys, String> {
     let mut lines = text.lines();
     let mut next = || lines.next().map(hash).transpose().map(Option::flatten);
-    let keys = MachineKeys { host: next()?, backup: next()? };
-    if keys == MachineKeys::default() { Err("no key in it".to_owned()) } else { Ok(keys) }
+    let keys = HostKeys { host: next()?, backup: next()? };
+    if keys == HostKeys::default() { Err("no key in it".to_owned()) } else { Ok(keys) }
 }
 
 fn hash(line: &str) -> Result<Option<KeyHash>, String> {
@@ -208,7 +208,7 @@ mod fake {
 
 /// Names the fake machine's root folder in test builds.
 #[cfg(feature = "failpoints")]
-pub const FAKE_ROOT_ENVIRONMENT: &str = "KATA_SE_SYS_ROOT";
+pub(crate) const FAKE_ROOT_ENVIRONMENT: &str = "KATA_SE_SYS_ROOT";
 
 #[cfg(test)]
 mod tests {
@@ -246,8 +246,8 @@ mod tests {
             ("proc/18/cmdline", "sh\0"),
             ("proc/self/cmdline", "s390-pv-guest"),
         ]);
-        let keys = MachineKeys { host: Some(KeyHash([10; 32])), backup: Some(KeyHash([11; 32])) };
-        let wanted = Machine {
+        let keys = HostKeys { host: Some(KeyHash([10; 32])), backup: Some(KeyHash([11; 32])) };
+        let wanted = HostFacts {
             architecture: "s390x".into(),
             facility: Fact::Known(true),
             host: Fact::Known(true),

@@ -13,7 +13,7 @@ use nix::libc;
 use crate::error::{Code, Context, Error, Result};
 
 /// Reads a whole regular file of at most `max` bytes.
-pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
     let context = || format!("read {}", path.display());
     // O_NONBLOCK: a fifo in the file's place must not stop us.
     let file = OpenOptions::new()
@@ -39,7 +39,7 @@ fn with_kind(e: &std::io::Error, doing: &str) -> Error {
 }
 
 /// Makes a directory that is ours alone (0700), or checks that an existing one is.
-pub fn private_dir(path: &Path) -> Result<()> {
+pub(crate) fn private_dir(path: &Path) -> Result<()> {
     let context = || format!("make directory {}", path.display());
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return Ok(()),
@@ -63,7 +63,7 @@ pub fn private_dir(path: &Path) -> Result<()> {
 }
 
 /// Writes a file whole or not at all, mode 0600.
-pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let context = || format!("write {}/{name}", dir.display());
     let temporary = dir.join(format!(".{name}.new"));
     drop(fs::remove_file(&temporary));
@@ -81,14 +81,14 @@ pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 }
 
 /// A number nobody can guess, for names.
-pub fn random() -> Result<u64> {
+pub(crate) fn random() -> Result<u64> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("read /dev/urandom")?;
     Ok(u64::from_ne_bytes(bytes))
 }
 
 /// Makes an empty file that says something by being there, mode 0600; there already is success.
-pub fn mark(path: &Path) -> Result<()> {
+pub(crate) fn mark(path: &Path) -> Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(e) if e.kind() != ErrorKind::AlreadyExists => {
             Err(e).with_context(|| format!("write {}", path.display()))
@@ -99,14 +99,14 @@ pub fn mark(path: &Path) -> Result<()> {
 
 /// The lock of a living shim; held as long as this (or a descriptor made from it) is open.
 #[derive(Debug)]
-pub struct PodLock(Flock<File>);
+pub(crate) struct PodLock(Flock<File>);
 
 impl PodLock {
     /// Takes the lock of the file at `path`, made if needed. None: somebody else holds it.
     ///
     /// After locking, the path must still name the locked file: its last holder may have removed
     /// it in between.
-    pub fn try_take(path: &Path) -> Result<Option<Self>> {
+    pub(crate) fn try_take(path: &Path) -> Result<Option<Self>> {
         let context = || format!("lock {}", path.display());
         for _ in 0..100 {
             let file = OpenOptions::new()
@@ -137,24 +137,24 @@ impl PodLock {
     }
 
     /// Writes who holds the lock into the file.
-    pub fn write_pid(&mut self, pid: u32) -> Result<()> {
+    pub(crate) fn write_pid(&mut self, pid: u32) -> Result<()> {
         self.0.set_len(0).context("write lock file")?;
         std::os::unix::fs::FileExt::write_all_at(&*self.0, format!("{pid}\n").as_bytes(), 0)
             .context("write lock file")
     }
 
     /// A descriptor that carries the same lock, for the process that goes on with it.
-    pub fn share(&self) -> Result<OwnedFd> {
+    pub(crate) fn share(&self) -> Result<OwnedFd> {
         Ok(self.0.try_clone().context("share lock")?.into())
     }
 
     /// Leaves the lock to the process that has its shared descriptor: dropping would unlock both.
-    pub fn leave(self) {
+    pub(crate) fn leave(self) {
         std::mem::forget(self);
     }
 
     /// Is the lock of the file at `path` held by somebody? No file: no.
-    pub fn is_held(path: &Path) -> Result<bool> {
+    pub(crate) fn is_held(path: &Path) -> Result<bool> {
         let context = || format!("lock {}", path.display());
         let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
             Ok(file) => file,
@@ -172,7 +172,7 @@ impl PodLock {
 /// Locks a folder for a moment's work, and waits for others' work up to `limit`; without it (None) the work is done
 /// all the same, because whoever holds it for so long hangs. Blocks.
 #[allow(clippy::disallowed_methods)] // on a thread of its own, or in `delete`
-pub fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>> {
+pub(crate) fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>> {
     let until = Instant::now() + limit;
     let mut file = File::open(folder).ok()?;
     loop {
@@ -186,7 +186,7 @@ pub fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>> {
 }
 
 /// The process id written into a lock file; only valid while the lock is held.
-pub fn lock_holder(path: &Path) -> Option<i32> {
+pub(crate) fn lock_holder(path: &Path) -> Option<i32> {
     fs::read_to_string(path).ok()?.trim().parse().ok().filter(|pid| *pid > 1)
 }
 

@@ -20,11 +20,11 @@ use crate::ids::SandboxId;
 use crate::limits;
 
 /// The file's name below the pod's directory.
-pub const FILE: &str = "log";
+pub(crate) const FILE: &str = "log";
 
 /// Sets the level of a living log.
 #[derive(Clone, Debug)]
-pub struct LevelSwitch(Arc<AtomicUsize>);
+pub(crate) struct LevelSwitch(Arc<AtomicUsize>);
 
 impl LevelSwitch {
     fn new(level: Level) -> Self {
@@ -32,7 +32,7 @@ impl LevelSwitch {
     }
 
     /// Containerd's own `-debug` stays: a level only becomes more talkative.
-    pub fn set(&self, level: LogLevel) {
+    pub(crate) fn set(&self, level: LogLevel) {
         let level = match level {
             LogLevel::Error => Level::Error,
             LogLevel::Warning => Level::Warning,
@@ -46,7 +46,7 @@ impl LevelSwitch {
 }
 
 /// Opens the pod's log; `fifo`: containerd's, in the bundle.
-pub fn open(dir: &Path, fifo: &Path, sandbox: &SandboxId, debug: bool) -> (Logger, LevelSwitch) {
+pub(crate) fn open(dir: &Path, fifo: &Path, sandbox: &SandboxId, debug: bool) -> (Logger, LevelSwitch) {
     let level = LevelSwitch::new(if debug { Level::Debug } else { Level::Info });
     let lines = Lines {
         level: level.clone(),

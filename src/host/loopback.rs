@@ -17,7 +17,7 @@ use crate::host::sys::{self, Instruction};
 
 /// The listener, and what brings connections to it.
 #[derive(Debug)]
-pub struct Loopback {
+pub(crate) struct Loopback {
     /// Does not block.
     pub listener: TcpListener,
     pub link: OwnedFd,
@@ -25,7 +25,7 @@ pub struct Loopback {
 
 /// Takes the connections to 127.0.0.0/8 in the namespace; None: it is gone. Blocks for a moment. What
 /// listens there already loses new connections to this.
-pub fn take(netns: &Path) -> Result<Option<Loopback>> {
+pub(crate) fn intercept(netns: &Path) -> Result<Option<Loopback>> {
     netns::within(netns, || {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
         listener.set_nonblocking(true).context("listen on 127.0.0.1")?;
@@ -38,7 +38,7 @@ pub fn take(netns: &Path) -> Result<Option<Loopback>> {
 }
 
 /// Whether this machine itself has the address, in the calling thread's namespace.
-pub fn is_of_this_machine(ip: IpAddr) -> Result<bool> {
+pub(crate) fn is_of_this_machine(ip: IpAddr) -> Result<bool> {
     let all = nix::ifaddrs::getifaddrs().context("addresses of this machine")?;
     let has = |address: SockaddrStorage| match ip {
         IpAddr::V4(ip) => address.as_sockaddr_in().is_some_and(|known| known.ip() == ip),
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn connections_to_any_port_of_localhost_come_to_one_listener_and_no_others_do() {
         in_a_namespace(|netns| {
-            let loopback = match take(netns) {
+            let loopback = match intercept(netns) {
                 Ok(loopback) => loopback.expect("namespace"),
                 // qemu-user has no bpf(2).
                 Err(e) if e.to_string().contains("Function not implemented") => return,
@@ -151,6 +151,6 @@ mod tests {
 
     #[test]
     fn a_namespace_that_is_gone_has_nothing_to_take() {
-        assert!(take(Path::new("/nonexistent")).expect("no error").is_none());
+        assert!(intercept(Path::new("/nonexistent")).expect("no error").is_none());
     }
 }

@@ -1,24 +1,27 @@
-//! The host's kernel interfaces, one per file; all `unsafe` of the program is in `sys`.
+//! The host: its kernel interfaces and its files. All `unsafe` of the program is in `sys`.
 
 pub(crate) mod affinity;
-pub mod capacity;
-pub mod cgroup;
-pub mod config_files;
-pub mod facts;
-pub mod figures;
-pub mod files;
-pub mod image_file;
-pub mod log;
-pub mod loopback;
-pub mod netlink;
-pub mod netns;
-pub mod oom;
-pub mod shim_cgroup;
-pub mod spawn;
-pub mod survey;
+pub(crate) mod capacity;
+pub(crate) mod cgroup;
+pub(crate) mod cgroup_stats;
+pub(crate) mod config;
+pub(crate) mod digest_cache;
+pub(crate) mod facts;
+pub(crate) mod files;
+pub(crate) mod image_file;
+pub(crate) mod layer_cache;
+pub(crate) mod log;
+pub(crate) mod loopback;
+pub(crate) mod netlink;
+pub(crate) mod netns;
+pub(crate) mod oom;
+pub(crate) mod probe;
+pub(crate) mod shim_cgroup;
+pub(crate) mod spawn;
 #[allow(unsafe_code)]
-pub mod sys;
-pub mod tap;
-pub mod verified;
-pub mod volume;
-pub mod vsock;
+pub(crate) mod sys;
+pub(crate) mod tail;
+pub(crate) mod tap;
+pub(crate) mod tasks;
+pub(crate) mod volume;
+pub(crate) mod vsock;

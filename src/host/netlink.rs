@@ -51,7 +51,7 @@ fn within<T: Send>(path: &Path, work: impl AsyncFnOnce(Handle) -> Result<T> + Se
 }
 
 /// What the pod's namespace holds that its guest is to have.
-pub fn scan(netns: &Path) -> Result<NetworkPlan> {
+pub(crate) fn scan(netns: &Path) -> Result<NetworkPlan> {
     within(netns, async |handle| {
         let mut plan = NetworkPlan::default();
         let mut indexes = Vec::new();
@@ -242,7 +242,7 @@ async fn existing(handle: &Handle, name: &str) -> Result<u32> {
 }
 
 /// Makes a tap of ours in the namespace, up, with the MTU of the link it will mirror.
-pub fn make_tap(netns: &Path, name: &str, mtu: u32) -> Result<OwnedFd> {
+pub(crate) fn make_tap(netns: &Path, name: &str, mtu: u32) -> Result<OwnedFd> {
     within(netns, async |handle| {
         let fd = tap::make(name)?;
         let index = existing(&handle, name).await?;
@@ -254,7 +254,7 @@ pub fn make_tap(netns: &Path, name: &str, mtu: u32) -> Result<OwnedFd> {
 }
 
 /// Refuses a link that somebody else already filters: our mirroring would break theirs.
-pub fn check_free(netns: &Path, link: &str) -> Result<()> {
+pub(crate) fn check_free(netns: &Path, link: &str) -> Result<()> {
     within(netns, async |handle| {
         let index = existing(&handle, link).await?;
         if has_ingress(&handle, index).await? {
@@ -277,7 +277,7 @@ async fn has_ingress(handle: &Handle, index: u32) -> Result<bool> {
 }
 
 /// Redirects everything that comes in on one of the two links to the other.
-pub fn mirror(netns: &Path, link: &str, tap: &str) -> Result<()> {
+pub(crate) fn mirror(netns: &Path, link: &str, tap: &str) -> Result<()> {
     within(netns, async |handle| {
         let (link, tap) = (existing(&handle, link).await?, existing(&handle, tap).await?);
         redirect(&handle, link, tap).await?;
@@ -297,7 +297,7 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<()> {
 
 /// Removes our mirroring from a link: our filter, and the qdisc with it unless somebody else has
 /// put filters there. Not there is success.
-pub fn remove_mirror(netns: &Path, link: &str, _tap: &str) -> Result<()> {
+pub(crate) fn remove_mirror(netns: &Path, link: &str, _tap: &str) -> Result<()> {
     within(netns, async |handle| {
         let Some(index) = index_of(&handle, link).await? else { return Ok(()) };
         if !has_ingress(&handle, index).await? {
@@ -325,7 +325,7 @@ pub fn remove_mirror(netns: &Path, link: &str, _tap: &str) -> Result<()> {
 }
 
 /// Removes a tap of ours; not there is success. QEMU's end has normally removed it already.
-pub fn remove_tap(netns: &Path, name: &str) -> Result<()> {
+pub(crate) fn remove_tap(netns: &Path, name: &str) -> Result<()> {
     if !tap::is_ours(name) {
         return Err(Error::internal(format!("journal: {name:?} is not the name of a tap of ours")));
     }

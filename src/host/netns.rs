@@ -16,7 +16,7 @@ const NSFS: FsType = FsType(0x6e73_6673);
 
 /// Runs `work` in the namespace at `path` and waits for it. None: there is no namespace there any
 /// more (a pod's is unmounted before its cleanup is complete).
-pub fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
+pub(crate) fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
     let context = || format!("network namespace {}", path.display());
     let file = match File::open(path) {
         Ok(file) => file,

@@ -7,7 +7,7 @@ use crate::host::cgroup;
 
 /// What the kernel tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutOfMemory {
+pub(crate) struct OutOfMemory {
     /// Most memory the cgroup had, in bytes; 0: not told.
     pub peak: u64,
     /// The tightest limit above it: cgroup and bytes. None: the whole machine was out of memory.
@@ -15,7 +15,7 @@ pub struct OutOfMemory {
 }
 
 /// None: no process of the leaf was hit.
-pub fn of(leaf: &Path) -> Option<OutOfMemory> {
+pub(crate) fn of(leaf: &Path) -> Option<OutOfMemory> {
     let v2 = cgroup::is_v2();
     let [events, peak, limit] = if v2 {
         ["memory.events", "memory.peak", "memory.max"]

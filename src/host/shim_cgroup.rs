@@ -20,20 +20,20 @@ const SUFFIX: &str = "-shim";
 /// Looks at the leaf until nobody is left in it: a program may start another one meanwhile.
 const LOOKS: usize = 10;
 
-/// The way out of the shim's leaf.
+/// The entry out of the shim's leaf.
 #[derive(Debug)]
-pub struct Home(Vec<Way>);
+pub(crate) struct OriginalCgroup(Vec<Entry>);
 
 /// In one hierarchy.
 #[derive(Debug)]
-struct Way {
+struct Entry {
     leaf: PathBuf,
     /// The opened `cgroup.procs` of the place where the process was.
     back: File,
 }
 
 /// Beside the pod's leaf, which holds what is killed with the pod.
-pub fn leaf_path(pod: &Path) -> PathBuf {
+pub(crate) fn leaf_path(pod: &Path) -> PathBuf {
     let mut name = pod.file_name().unwrap_or_default().to_os_string();
     name.push(SUFFIX);
     pod.with_file_name(name)
@@ -45,36 +45,36 @@ pub(super) fn is_name(name: &str) -> bool {
 }
 
 /// Makes the leaf and moves this process into it; after an error it is where it was.
-pub fn enter(leaf: &Path) -> Result<Home> {
+pub(crate) fn enter(leaf: &Path) -> Result<OriginalCgroup> {
     let context = || format!("move the shim into cgroup /{}", leaf.display());
-    let home = Home::of_this_process(leaf).with_context(context)?;
+    let original_cgroup = OriginalCgroup::of_this_process(leaf).with_context(context)?;
     Cgroup::load(hierarchies::auto(), leaf).create().with_context(context)?;
-    let entered = home.0.iter().try_for_each(|way| write(&open(&way.leaf)?, "0"));
+    let entered = original_cgroup.0.iter().try_for_each(|entry| write(&open(&entry.leaf)?, "0"));
     if entered.is_err() {
-        home.go_back()?;
+        original_cgroup.restore()?;
     }
     entered.with_context(context)?;
-    Ok(home)
+    Ok(original_cgroup)
 }
 
-impl Home {
+impl OriginalCgroup {
     /// Where this process is now, if only at the top of a hierarchy.
     pub(super) fn of_this_process(leaf: &Path) -> Result<Self> {
-        let way = |(root, own): (PathBuf, PathBuf)| {
+        let entry = |(root, own): (PathBuf, PathBuf)| {
             let back = open(&own).or_else(|_| open(&root))?;
-            Ok(Way { leaf: root.join(leaf), back })
+            Ok(Entry { leaf: root.join(leaf), back })
         };
-        Ok(Self(own_folders()?.into_iter().map(way).collect::<Result<_>>()?))
+        Ok(Self(own_folders()?.into_iter().map(entry).collect::<Result<_>>()?))
     }
 
     /// Moves everybody in the leaf back.
-    pub fn go_back(&self) -> Result<()> {
-        self.0.iter().try_for_each(Way::go_back)
+    pub(crate) fn restore(&self) -> Result<()> {
+        self.0.iter().try_for_each(Entry::restore)
     }
 }
 
-impl Way {
-    fn go_back(&self) -> Result<()> {
+impl Entry {
+    fn restore(&self) -> Result<()> {
         for _ in 0..LOOKS {
             // Gone is empty.
             let list = fs::read_to_string(self.leaf.join("cgroup.procs")).unwrap_or_default();

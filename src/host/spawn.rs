@@ -196,7 +196,7 @@ impl Child {
 
 /// Runs blocking work on a thread of its own, which ends with it: setns and slow system calls
 /// must not touch the executor's thread or stay behind in a pool.
-pub async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -11,19 +11,19 @@ use crate::ids::PodKey;
 const PREFIX: &str = "ks";
 
 /// The name of a pod's tap, at most 15 bytes.
-pub fn name(key: &PodKey, index: usize) -> String {
+pub(crate) fn name(key: &PodKey, index: usize) -> String {
     format!("{PREFIX}{}-{index}", key.short())
 }
 
 /// Could `name` be a tap of ours?
-pub fn is_ours(name: &str) -> bool {
+pub(crate) fn is_ours(name: &str) -> bool {
     name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).is_some_and(|(key, index)| {
         key.len() == 8 && key.bytes().all(|b| b.is_ascii_hexdigit()) && index.parse::<u16>().is_ok()
     })
 }
 
 /// Makes a tap in the calling thread's network namespace.
-pub fn make(name: &str) -> Result<OwnedFd> {
+pub(crate) fn make(name: &str) -> Result<OwnedFd> {
     let path = "/dev/net/tun";
     let tun: File = OpenOptions::new()
         .read(true)

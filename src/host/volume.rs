@@ -25,7 +25,7 @@ use crate::oci::volume::Kind;
 
 /// What is left of the bounds for one container's volumes together.
 #[derive(Clone, Copy, Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     pub bytes: u64,
     pub entries: usize,
 }
@@ -38,7 +38,7 @@ impl Default for Budget {
 
 /// One thing to make in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Below the volume; empty for the volume itself.
     pub path: PathBuf,
     pub node: Node,
@@ -49,7 +49,7 @@ pub struct Entry {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Node {
+pub(crate) enum Node {
     Directory,
     File,
     /// A link with its text, which means something in the container only.
@@ -58,7 +58,7 @@ pub enum Node {
 
 /// A volume that was looked through: folders stand before what lies in them.
 #[derive(Debug)]
-pub struct Volume {
+pub(crate) struct Volume {
     root: OwnedFd,
     pub entries: Vec<Entry>,
     /// Sockets, fifos and devices in it, which have no content.
@@ -66,7 +66,7 @@ pub struct Volume {
 }
 
 /// What stands at `source`.
-pub fn kind(source: &Path) -> Result<Kind> {
+pub(crate) fn kind(source: &Path) -> Result<Kind> {
     let file = open_source(source, libc::O_PATH)?;
     let meta = file.metadata().with_context(|| format!("volume {}", source.display()))?;
     let typ = meta.file_type();
@@ -98,7 +98,7 @@ fn open_source(source: &Path, flags: i32) -> Result<File> {
 
 impl Volume {
     /// Looks through the file or folder at `source` and takes what it has from the budget.
-    pub fn list(source: &Path, budget: &mut Budget) -> Result<Self> {
+    pub(crate) fn list(source: &Path, budget: &mut Budget) -> Result<Self> {
         // By its path descriptor first: opening a device for reading may do something to it.
         let looked = open_source(source, libc::O_PATH)?;
         let meta = looked.metadata().with_context(|| format!("volume {}", source.display()))?;
@@ -218,7 +218,7 @@ impl Volume {
     }
 
     /// Opens a file that was listed, and says how long it is now. None: it is none any more.
-    pub fn open(&self, path: &Path) -> Result<Option<(File, u64)>> {
+    pub(crate) fn open(&self, path: &Path) -> Result<Option<(File, u64)>> {
         let opened = if path.as_os_str().is_empty() {
             // The volume is a file: opened anew, for an offset of its own.
             let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.root));
@@ -247,7 +247,7 @@ impl Volume {
 }
 
 /// The next piece of a file: as long as asked, or shorter at its end.
-pub fn read_piece(file: &mut File, length: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_piece(file: &mut File, length: u64) -> Result<Vec<u8>> {
     let length = length.min(limits::COPY_PIECE as u64);
     let mut piece = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     file.take(length).read_to_end(&mut piece).context("read")?;

@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::sys;
 
 /// Opens /dev/vhost-vsock and claims a free guest context id on it (above 2, below 2^32 - 1).
-pub fn claim() -> Result<(File, u32)> {
+pub(crate) fn claim() -> Result<(File, u32)> {
     let path = Path::new("/dev/vhost-vsock");
     let device = OpenOptions::new().read(true).write(true).open(path).with_context(|| {
         format!("open {} (load the module vhost_vsock, or set vsock.device = \"vhost-user\")", path.display())

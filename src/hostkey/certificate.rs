@@ -16,7 +16,7 @@ use crate::hostkey::signature::{self, Signed};
 
 /// A certificate, as it stands in the file.
 #[derive(Clone, Debug)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// What it is called in messages: its part in the chain and its file.
     pub name: String,
     pub der: Vec<u8>,
@@ -25,7 +25,7 @@ pub struct Certificate {
 
 /// A revocation list, as it stands in the file.
 #[derive(Clone, Debug)]
-pub struct RevocationList {
+pub(crate) struct RevocationList {
     pub name: String,
     pub der: Vec<u8>,
     pub(crate) list: CertificateList,
@@ -33,7 +33,7 @@ pub struct RevocationList {
 
 impl Certificate {
     /// All certificates of a file, PEM or DER.
-    pub fn parse_all(name: &str, bytes: &[u8]) -> Result<Vec<Self>> {
+    pub(crate) fn parse_all(name: &str, bytes: &[u8]) -> Result<Vec<Self>> {
         let wrong = |why: String| Error::invalid(format!("{name}: {why}"));
         let read = |der: Vec<u8>| Self::from_der(name, der);
         blocks(bytes, "CERTIFICATE").map_err(wrong)?.into_iter().map(read).collect()
@@ -117,7 +117,7 @@ impl Certificate {
 
 impl RevocationList {
     /// All lists of a file, PEM or DER.
-    pub fn parse_all(name: &str, bytes: &[u8]) -> Result<Vec<Self>> {
+    pub(crate) fn parse_all(name: &str, bytes: &[u8]) -> Result<Vec<Self>> {
         let wrong = |why: String| Error::invalid(format!("{name}: {why}"));
         let read = |der: Vec<u8>| {
             let list = CertificateList::from_der(&der)

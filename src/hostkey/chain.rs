@@ -16,7 +16,7 @@ const MOST_INTERMEDIATES: usize = 2;
 
 /// What is trusted, and what leads there.
 #[derive(Clone, Debug)]
-pub struct Trust {
+pub(crate) struct Trust {
     /// IBM's host key signing key.
     pub signing_key: Certificate,
     pub intermediates: Vec<Certificate>,
@@ -26,7 +26,7 @@ pub struct Trust {
 
 /// A chain that holds: signing key, intermediates, root, none of them revoked.
 #[derive(Debug)]
-pub struct Chain<'a> {
+pub(crate) struct Chain<'a> {
     trust: &'a Trust,
     /// Names of the certificates from the signing key to the root.
     pub path: Vec<String>,
@@ -35,7 +35,7 @@ pub struct Chain<'a> {
 
 impl Trust {
     /// Checks everything above the documents. `now`: since the epoch.
-    pub fn check(&self, now: Duration) -> Result<Chain<'_>> {
+    pub(crate) fn check(&self, now: Duration) -> Result<Chain<'_>> {
         let signing = &self.signing_key;
         name::check_signing_key(signing.subject())
             .map_err(|why| Error::invalid(format!("{}: subject: {why}", signing.name)))?;
@@ -120,7 +120,7 @@ impl Trust {
 
 impl Chain<'_> {
     /// Checks one document against the chain.
-    pub fn check(&self, document: &Document) -> Result<()> {
+    pub(crate) fn check(&self, document: &Document) -> Result<()> {
         let (certificate, signing) = (&document.certificate, &self.trust.signing_key);
         if !name::same_ibm(certificate.issuer(), signing.subject()) {
             return Err(Error::invalid(format!(

@@ -19,7 +19,7 @@ const PADDED: usize = 80;
 
 /// A certificate whose key is a host key's.
 #[derive(Clone, Debug)]
-pub struct Document {
+pub(crate) struct Document {
     pub certificate: Certificate,
     /// X and Y, padded.
     pub point: CustomerKey,
@@ -27,13 +27,13 @@ pub struct Document {
 }
 
 /// The hash of the key in a document, nothing else of which is looked at: for the shim.
-pub fn key_hash(name: &str, bytes: &[u8]) -> Result<KeyHash> {
+pub(crate) fn key_hash(name: &str, bytes: &[u8]) -> Result<KeyHash> {
     first(name, bytes).and_then(|der| Ok(hash(&point(name, &der)?)))
 }
 
 impl Document {
     /// Reads a document; of several certificates in one file the first is meant.
-    pub fn parse(name: &str, bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(name: &str, bytes: &[u8]) -> Result<Self> {
         let der = first(name, bytes)?;
         let point = point(name, &der)?;
         let certificate = Certificate::from_der(&format!("host key document {name}"), der)?;
@@ -107,7 +107,7 @@ fn point(name: &str, certificate: &[u8]) -> Result<CustomerKey> {
 }
 
 /// The DER blocks of a file: all PEM blocks with this label, or the file itself.
-pub fn blocks(bytes: &[u8], label: &str) -> std::result::Result<Vec<Vec<u8>>, String> {
+pub(crate) fn blocks(bytes: &[u8], label: &str) -> std::result::Result<Vec<Vec<u8>>, String> {
     if bytes.first() == Some(&0x30) {
         return Ok(vec![bytes.to_vec()]);
     }
@@ -129,7 +129,7 @@ pub fn blocks(bytes: &[u8], label: &str) -> std::result::Result<Vec<Vec<u8>>, St
 }
 
 /// A DER block as PEM text.
-pub fn pem(label: &str, der: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn pem(label: &str, der: &[u8]) -> Result<Vec<u8>> {
     pem::encode_string(label, pem::LineEnding::LF, der)
         .map(String::into_bytes)
         .map_err(|e| Error::internal(format!("encode {label}: {e}")))

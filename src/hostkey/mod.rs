@@ -3,12 +3,12 @@
 //! The shim only takes the key's hash out of a document the operator configured (`document`); who
 //! signed it is checked where a person decides to trust it, in the node command.
 
-pub mod certificate;
-pub mod chain;
-pub mod document;
+pub(crate) mod certificate;
+pub(crate) mod chain;
+pub(crate) mod document;
 mod name;
 mod signature;
 
-pub use certificate::{Certificate, RevocationList};
-pub use chain::{Chain, Trust};
-pub use document::{Document, key_hash, pem};
+pub(crate) use certificate::{Certificate, RevocationList};
+pub(crate) use chain::Trust;
+pub(crate) use document::{Document, key_hash, pem};

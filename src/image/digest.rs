@@ -1,7 +1,7 @@
 //! Is an image's content what was sealed? Its pages against the digests in its header; no key needed.
 //!
 //! It proves a file complete and untouched, not who made it. One digest covers all content, so that
-//! a difference can not be placed; it is only known which of the four figures differs. SHA-512 is
+//! a difference can not be placed; it is only known which of the four stats differs. SHA-512 is
 //! sequential: one thread hashes content while a second reads ahead and a third does the two small
 //! lists. More cores do not help, and memory is bounded by the few chunks under way.
 

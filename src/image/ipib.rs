@@ -35,11 +35,6 @@ impl Ipib {
     pub fn pages(&self) -> u64 {
         self.components.iter().map(Component::pages).fold(0, u64::saturating_add)
     }
-
-    /// The first address behind all components: the guest needs at least this much memory.
-    pub fn end(&self) -> u64 {
-        self.components.iter().map(Component::end).max().unwrap_or(0)
-    }
 }
 
 /// A sealed part of the guest's memory.

@@ -6,6 +6,7 @@
 mod digest;
 mod fields;
 mod flaw;
+#[cfg(any(test, feature = "test-api"))]
 mod fuzz;
 mod header;
 mod ipib;
@@ -13,15 +14,21 @@ mod read;
 mod source;
 
 pub use digest::{Verdict, verify};
-pub use flaw::{Flaw, Limit};
+pub use flaw::Flaw;
+pub(crate) use flaw::Limit;
+#[cfg(any(test, feature = "test-api"))]
 pub use fuzz::fuzz_se_image;
-pub use header::{CustomerKey, Header, KeyHash, KeySlot, PlainFlags};
-pub use ipib::{Component, Ipib, Kind};
-pub use read::{header_bytes, read};
-pub use source::ReadAt;
+#[cfg(test)]
+pub(crate) use header::KeySlot;
+pub(crate) use header::{CustomerKey, Header, KeyHash, PlainFlags};
+pub(crate) use ipib::Ipib;
+pub use ipib::{Component, Kind};
+pub(crate) use read::header_bytes;
+pub use read::read;
+pub(crate) use source::ReadAt;
 
 /// One page, in bytes: the unit of everything in an image.
-pub const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// What an image file says about itself. Its parts are consistent with each other and lie inside
 /// the file; whether the content is what was sealed is another question (the digests).

@@ -25,7 +25,7 @@ pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<SealedImage, Flaw> {
 
 /// The header's bytes as they stand in the file, exactly as many as it says: the `hdr.bin` of
 /// attestation services.
-pub fn header_bytes(source: &(impl ReadAt + ?Sized), image: &SealedImage) -> Result<Vec<u8>, Flaw> {
+pub(crate) fn header_bytes(source: &(impl ReadAt + ?Sized), image: &SealedImage) -> Result<Vec<u8>, Flaw> {
     block(source, "SE header", image.header_at, image.header.size.into())
 }
 

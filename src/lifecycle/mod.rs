@@ -1,5 +1,4 @@
-//! What may happen when, as data: the state table of a process, and the ends a VM can have.
+//! What may happen when, as data: the state tables of a process and of the VM, and how a VM can end.
 
-pub mod diagnosis;
-pub mod process;
-pub mod vm;
+pub(crate) mod process;
+pub(crate) mod vm;

@@ -8,7 +8,7 @@ use crate::ids::ProcessId;
 
 /// Where a process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Create is at work (init processes only).
     Creating,
     /// Created (init), or added (exec): known, not started.
@@ -26,14 +26,14 @@ pub enum Phase {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Init,
     Exec,
 }
 
 /// What happens to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
+pub(crate) enum Input {
     /// Create has succeeded.
     CreateDone,
     StartAsked,
@@ -58,7 +58,7 @@ pub enum Input {
 
 /// What is told to containerd; init or exec makes the difference outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Emit {
+pub(crate) enum Emit {
     Create,
     Start,
     Pause,
@@ -68,14 +68,14 @@ pub enum Emit {
 
 /// An input that has no place in a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub(crate) struct InvalidTransition {
     pub code: Code,
     pub phase: Phase,
     pub input: Input,
 }
 
 impl Kind {
-    pub fn first_phase(self) -> Phase {
+    pub(crate) fn first_phase(self) -> Phase {
         match self {
             Self::Init => Phase::Creating,
             Self::Exec => Phase::Created,
@@ -84,11 +84,15 @@ impl Kind {
 }
 
 /// One step of the table.
-pub fn next(kind: Kind, phase: Phase, input: Input) -> Result<(Phase, &'static [Emit]), Refused> {
+pub(crate) fn next(
+    kind: Kind,
+    phase: Phase,
+    input: Input,
+) -> Result<(Phase, &'static [Emit]), InvalidTransition> {
     use Input as I;
     use Phase as P;
     const NONE: &[Emit] = &[];
-    let refuse = |code| Err(Refused { code, phase, input });
+    let refuse = |code| Err(InvalidTransition { code, phase, input });
     match (phase, input) {
         (P::Creating, I::CreateDone) => Ok((P::Created, &[Emit::Create])),
         // KillAsked waits for Create outside of the table; DeleteAsked cancels it.
@@ -133,9 +137,9 @@ pub fn next(kind: Kind, phase: Phase, input: Input) -> Result<(Phase, &'static [
     }
 }
 
-impl Refused {
+impl InvalidTransition {
     /// The refusal of an operation on process `id`, in words.
-    pub fn of(self, id: &ProcessId) -> Error {
+    pub(crate) fn of(self, id: &ProcessId) -> Error {
         let is = match self.phase {
             Phase::Creating => "is still being created",
             Phase::Created => "is not started",

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use crate::lifecycle::diagnosis::Diagnosis;
+use crate::diagnosis::Diagnosis;
 
 /// Why a VM is gone; set once, final.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VmEnd {
     /// We told it to stop, or the guest powered itself off after DestroySandbox.
     AskedToStop,
-    /// QEMU ended by itself; the text is one line with its last words.
+    /// QEMU ended by itself; the text is one line with its last output_tail.
     Exited {
         code: i32,
         text: String,
@@ -22,10 +22,10 @@ pub enum VmEnd {
     Panicked {
         text: String,
     },
-    /// QEMU or the guest's loader said why; `words`: how QEMU ended and its last words, for the log.
+    /// QEMU or the guest's loader said why; `output_tail`: how QEMU ended and its last output_tail, for the log.
     Explained {
         diagnosis: Diagnosis,
-        words: String,
+        output_tail: String,
     },
 }
 

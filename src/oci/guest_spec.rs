@@ -8,8 +8,8 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
 use crate::ids::ContainerId;
-use crate::oci::bundle::Bundle;
 use crate::oci::resources;
+use crate::oci::spec::Bundle;
 use crate::oci::storage::rootfs_path;
 
 const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
@@ -38,7 +38,12 @@ pub struct GuestProcess(pub(crate) Process);
 
 /// Rewrites a container's spec; `mounts` are those the guest makes, `bundle_path` is only told to the
 /// guest as an annotation.
-pub fn guest_spec(bundle: &Bundle, id: &ContainerId, bundle_path: &Path, mounts: Vec<Mount>) -> GuestSpec {
+pub(crate) fn guest_spec(
+    bundle: &Bundle,
+    id: &ContainerId,
+    bundle_path: &Path,
+    mounts: Vec<Mount>,
+) -> GuestSpec {
     let mut spec = bundle.spec.clone();
     spec.set_hooks(None);
     set_root(&mut spec, id);

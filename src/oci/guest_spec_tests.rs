@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::error::Result;
-use crate::oci::{bundle, volume};
+use crate::oci::spec;
+use crate::oci::volume;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ const CTR: &str = include_str!("testdata/ctr-config.json");
 
 fn rewrite(value: &Value) -> Result<Value> {
     let id = ContainerId::parse("c1").expect("id");
-    let bundle = bundle::parse(value.to_string().as_bytes(), &id)?;
+    let bundle = spec::parse(value.to_string().as_bytes(), &id)?;
     let mounts = volume::place(&bundle, &id, &BTreeMap::new(), 0)?.mounts;
     let spec = guest_spec(&bundle, &id, Path::new("/run/bundle"), mounts);
     Ok(serde_json::to_value(&spec.0).expect("json"))
@@ -79,7 +80,7 @@ fn an_exec_brings_no_labels_and_no_capabilities() {
     let mut value = config()["process"].clone();
     value["selinuxLabel"] = json!("x");
     value["apparmorProfile"] = json!("y");
-    let process = bundle::parse_process(value.to_string().as_bytes()).expect("parse");
+    let process = spec::parse_process(value.to_string().as_bytes()).expect("parse");
     let sent = serde_json::to_value(guest_process(process).0).expect("json");
     for gone in ["capabilities", "selinuxLabel", "apparmorProfile"] {
         assert_eq!(sent.get(gone), None, "{gone}");

@@ -1,11 +1,11 @@
 //! What the OCI bundle asks for and what the guest is sent instead: pure rewriting, no I/O.
 
-pub mod bundle;
-pub mod guest_spec;
-pub mod limits;
-pub mod pod;
-pub mod pod_spec;
-pub mod refusal;
-pub mod resources;
-pub mod storage;
-pub mod volume;
+pub(crate) mod guest_spec;
+pub(crate) mod pod_spec;
+pub(crate) mod requests;
+pub(crate) mod resources;
+pub(crate) mod role;
+pub(crate) mod spec;
+pub(crate) mod storage;
+pub(crate) mod unsupported;
+pub(crate) mod volume;

@@ -1,18 +1,19 @@
-//! What a pod's VM is started with, whichever way the pod was asked for: by its first container's
+//! What a pod's VM is started with, whichever way the pod was requested for: by its first container's
 //! bundle, or by the Sandbox API, which has no such container.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::error::Result;
-use crate::oci::bundle::Bundle;
-use crate::oci::{limits, volume};
+use crate::oci::requests;
+use crate::oci::spec::Bundle;
+use crate::oci::volume;
 use crate::plan::cpus::CpuList;
-use crate::plan::size::Asked;
+use crate::plan::size::Requested;
 
 /// A pod as its start has to know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodSpec {
+pub(crate) struct PodSpec {
     /// At most 64 bytes. None: named by the sandbox's id.
     pub hostname: Option<String>,
     /// None: no network.
@@ -23,7 +24,7 @@ pub struct PodSpec {
     /// The host's CPUs that it may run on.
     pub cpus: CpuList,
     /// What its containers may use together.
-    pub asked: Asked,
+    pub requested: Requested,
     pub annotations: HashMap<String, String>,
     pub resolver: Resolver,
     /// Kernel settings that each container gets; empty where a sandbox container has them.
@@ -32,7 +33,7 @@ pub struct PodSpec {
 
 /// Where the guest's own resolver asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Resolver {
+pub(crate) enum Resolver {
     #[default]
     None,
     /// As this resolv.conf of the host says.
@@ -43,14 +44,14 @@ pub enum Resolver {
 
 impl PodSpec {
     /// A pod of this first container.
-    pub fn of_bundle(bundle: &Bundle) -> Result<Self> {
+    pub(crate) fn of_bundle(bundle: &Bundle) -> Result<Self> {
         Ok(Self {
             hostname: bundle.hostname(),
             network_namespace: bundle.network_namespace(),
             cgroups_path: bundle.cgroups_path(),
             oom_score_adj: bundle.spec.process().as_ref().and_then(|process| process.oom_score_adj()),
             cpus: bundle.cpus()?,
-            asked: limits::asked(bundle)?,
+            requested: requests::requested(bundle)?,
             annotations: bundle.spec.annotations().clone().unwrap_or_default(),
             resolver: volume::resolv_conf(bundle).map_or(Resolver::None, |path| Resolver::File(path.into())),
             sysctls: HashMap::new(),
@@ -58,7 +59,7 @@ impl PodSpec {
     }
 
     /// The value of an annotation.
-    pub fn annotation(&self, key: &str) -> Option<&str> {
+    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)
     }
 }

@@ -25,7 +25,7 @@ pub(crate) const CPU_PERIOD: u64 = 100_000;
 pub struct GuestResources(pub(crate) LinuxResources);
 
 /// The host's CPUs that a container may use; empty: none are named.
-pub fn cpus(resources: Option<&LinuxResources>) -> Result<CpuList> {
+pub(crate) fn cpus(resources: Option<&LinuxResources>) -> Result<CpuList> {
     let text = resources.and_then(|r| r.cpu().as_ref()).and_then(|cpu| cpu.cpus().as_ref());
     CpuList::parse(text.map_or("", String::as_str)).context("resources.cpu.cpus")
 }
@@ -45,7 +45,7 @@ pub(crate) fn trim(resources: &mut LinuxResources) {
 }
 
 /// `LinuxResources` as JSON, for a container in a VM of this size; and the CPUs that it may use.
-pub fn parse(json: &[u8], vm: Size) -> Result<(GuestResources, CpuList)> {
+pub(crate) fn parse(json: &[u8], vm: Size) -> Result<(GuestResources, CpuList)> {
     let mut resources: LinuxResources = serde_json::from_slice(json).context("resources")?;
     let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or(0);
     let mib = u64::try_from(limit).unwrap_or(0).div_ceil(1 << 20);

@@ -6,13 +6,13 @@ use crate::ccw::DevNo;
 use crate::ids::{ContainerId, SandboxId};
 
 /// Size of a pod's /dev/shm in bytes: what containerd's default mount has, and policies pin.
-pub const SHM_BYTES: u64 = 64 << 20;
+pub(crate) const SHM_BYTES: u64 = 64 << 20;
 
 /// The pod's shared memory in the guest.
-pub const SHM_PATH: &str = "/run/kata-containers/sandbox/shm";
+pub(crate) const SHM_PATH: &str = "/run/kata-containers/sandbox/shm";
 
 /// Where the agent takes files of the host by CopyFile.
-pub const SHARED_DIR: &str = "/run/kata-containers/shared/containers";
+pub(crate) const SHARED_DIR: &str = "/run/kata-containers/shared/containers";
 
 /// One storage, as the agent takes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,12 +34,12 @@ fn container_dir(id: &ContainerId) -> String {
 }
 
 /// A container's root in the guest.
-pub fn rootfs_path(id: &ContainerId) -> String {
+pub(crate) fn rootfs_path(id: &ContainerId) -> String {
     format!("{}/rootfs", container_dir(id))
 }
 
 /// The sandbox's shared memory.
-pub fn shm() -> Storage {
+pub(crate) fn shm() -> Storage {
     let options = ["noexec", "nosuid", "nodev", "mode=1777"].map(str::to_owned);
     Storage {
         driver: "ephemeral".into(),
@@ -56,7 +56,7 @@ pub fn shm() -> Storage {
 /// `layer` names the image's mount in this pod: it stands outside the container's directory,
 /// which the agent deletes while the image may still be mounted. A `shared` one stays mounted
 /// until the sandbox ends and serves every container that names it.
-pub fn packed_rootfs(id: &ContainerId, layer: &str, devno: DevNo, shared: bool) -> Vec<Storage> {
+pub(crate) fn packed_rootfs(id: &ContainerId, layer: &str, devno: DevNo, shared: bool) -> Vec<Storage> {
     let lower = format!("/run/kata-containers/sandbox/layers/{layer}");
     let (upper, work) = (format!("{}/upper", container_dir(id)), format!("{}/work", container_dir(id)));
     let create = |path: &str| format!("io.katacontainers.volume.overlayfs.create_directory={path}");
@@ -82,7 +82,7 @@ pub fn packed_rootfs(id: &ContainerId, layer: &str, devno: DevNo, shared: bool) 
 }
 
 /// A file system on a disk of the container's own.
-pub fn block_rootfs(id: &ContainerId, devno: DevNo, fstype: &str, options: &[String]) -> Vec<Storage> {
+pub(crate) fn block_rootfs(id: &ContainerId, devno: DevNo, fstype: &str, options: &[String]) -> Vec<Storage> {
     vec![Storage {
         driver: "blk-ccw".into(),
         source: devno.guest(),
@@ -94,7 +94,7 @@ pub fn block_rootfs(id: &ContainerId, devno: DevNo, fstype: &str, options: &[Str
 }
 
 /// An emptyDir with medium Memory, shared by the pod's containers by its name; `gid` owns it.
-pub fn memory_volume(name: &str, gid: u32) -> Storage {
+pub(crate) fn memory_volume(name: &str, gid: u32) -> Storage {
     Storage {
         driver: "ephemeral".into(),
         source: "tmpfs".into(),
@@ -106,7 +106,7 @@ pub fn memory_volume(name: &str, gid: u32) -> Storage {
 }
 
 /// Any other emptyDir: a folder of the guest's own file system, which is its memory.
-pub fn local_volume(sandbox: &SandboxId, name: &str, gid: u32) -> Storage {
+pub(crate) fn local_volume(sandbox: &SandboxId, name: &str, gid: u32) -> Storage {
     Storage {
         driver: "local".into(),
         source: "local".into(),

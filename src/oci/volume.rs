@@ -11,12 +11,12 @@ use oci_spec::runtime::Mount;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, SandboxId};
 use crate::limits;
-use crate::oci::bundle::Bundle;
+use crate::oci::spec::Bundle;
 use crate::oci::storage::{self, SHARED_DIR, SHM_PATH, Storage};
 
 /// What stands at a bind mount's source on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     File,
     Directory {
         /// Lies in a tmpfs: the kubelet makes one for an emptyDir with medium Memory.
@@ -29,7 +29,7 @@ pub enum Kind {
 
 /// A file or folder of the host to be copied before the container is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Copied {
+pub(crate) struct Copied {
     pub source: PathBuf,
     /// Its path in the guest.
     pub target: String,
@@ -37,27 +37,27 @@ pub struct Copied {
 
 /// A container's mounts as the guest makes them, and what has to be there before.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Volumes {
+pub(crate) struct Volumes {
     pub mounts: Vec<Mount>,
     pub storages: Vec<Storage>,
     pub copies: Vec<Copied>,
 }
 
 /// The sources that bring something of the host: their kinds have to be known.
-pub fn host_sources(bundle: &Bundle) -> impl Iterator<Item = &Path> {
+pub(crate) fn host_sources(bundle: &Bundle) -> impl Iterator<Item = &Path> {
     let mounts = bundle.spec.mounts().iter().flatten();
     mounts.filter(|mount| is_of_host(mount)).filter_map(|mount| mount.source().as_deref())
 }
 
 /// Where the pod's resolv.conf stands on the host, when it has one of its own.
-pub fn resolv_conf(bundle: &Bundle) -> Option<&Path> {
+pub(crate) fn resolv_conf(bundle: &Bundle) -> Option<&Path> {
     let mut mounts = bundle.spec.mounts().iter().flatten().filter(|mount| is_of_host(mount));
     mounts.find(|mount| mount.destination() == Path::new("/etc/resolv.conf"))?.source().as_deref()
 }
 
 /// Decides for all mounts of container `id`. `unique`: a number that no other container's copies
 /// were named by.
-pub fn place(
+pub(crate) fn place(
     bundle: &Bundle,
     id: &ContainerId,
     kinds: &BTreeMap<PathBuf, Kind>,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Code;
-use crate::oci::bundle;
+use crate::oci::spec;
 use serde_json::{Value, json};
 
 const EMPTY_DIR: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache";
@@ -17,7 +17,7 @@ fn bundle_of(mounts: &Value) -> Bundle {
         "mounts": mounts,
         "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"},
     });
-    bundle::parse(spec.to_string().as_bytes(), &ContainerId::parse("c1").expect("id")).expect("spec")
+    spec::parse(spec.to_string().as_bytes(), &ContainerId::parse("c1").expect("id")).expect("spec")
 }
 
 fn placed(mounts: &Value, kinds: &[(&str, Kind)]) -> Result<Volumes> {

@@ -9,7 +9,7 @@ use std::fmt;
 use crate::error::{Error, Result};
 
 /// CPUs that can be named: what `sched_setaffinity` takes through the C library (s390x kernels have 512).
-pub const MOST: usize = 1024;
+pub(crate) const MOST: usize = 1024;
 
 /// A set of CPUs. Empty: none is named, all may be used.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]

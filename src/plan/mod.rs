@@ -1,13 +1,13 @@
 //! Decisions about the host's side of a pod: data in, data out.
 
-pub mod cpus;
-pub mod figures;
-pub mod host_key;
-pub mod machine;
-pub mod network;
-pub mod oom_score;
-pub mod overhead;
-pub mod preflight;
-pub mod rootfs;
-pub mod size;
-pub mod vm;
+pub(crate) mod checks;
+pub(crate) mod cpus;
+pub(crate) mod host_facts;
+pub(crate) mod key_slot;
+pub(crate) mod network;
+pub(crate) mod oom_score;
+pub(crate) mod overhead;
+pub(crate) mod rootfs;
+pub(crate) mod size;
+pub(crate) mod stats;
+pub(crate) mod vm;

@@ -6,7 +6,7 @@ use crate::plan::vm::MacAddr;
 
 /// What was found in the pod's network namespace and is carried into the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetworkPlan {
+pub(crate) struct NetworkPlan {
     pub interfaces: Vec<InterfacePlan>,
     pub routes: Vec<RoutePlan>,
     pub neighbours: Vec<NeighbourPlan>,
@@ -46,7 +46,7 @@ pub struct NeighbourPlan {
 }
 
 /// A destination with the bits behind its prefix cleared.
-pub fn prefix_of(ip: IpAddr, length: u8) -> (IpAddr, u8) {
+pub(crate) fn prefix_of(ip: IpAddr, length: u8) -> (IpAddr, u8) {
     match ip {
         IpAddr::V4(ip) => {
             let mask = u32::MAX.checked_shl(32_u32.saturating_sub(length.into())).unwrap_or(0);

@@ -10,7 +10,7 @@ const BEST_EFFORT: i32 = 1000;
 
 /// The value for /proc/PID/oom_score_adj. The quality of service stands in the kubelet's cgroup names;
 /// elsewhere the container's own wish counts.
-pub fn oom_score_adj(cgroups_path: &str, own: Option<i32>, vm: Size, machine: Capacity) -> i32 {
+pub(crate) fn oom_score_adj(cgroups_path: &str, own: Option<i32>, vm: Size, machine: Capacity) -> i32 {
     let is_in = |word: &str| cgroups_path.contains(word);
     if !is_in("kubepods") {
         return own.unwrap_or(0).clamp(-1000, 1000);

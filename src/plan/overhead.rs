@@ -1,4 +1,4 @@
-//! What a pod costs its node beyond its containers' limits: the figures of a RuntimeClass.
+//! What a pod costs its node beyond its containers' limits: the stats of a RuntimeClass.
 //!
 //! The kubelet limits a pod's cgroup, in which QEMU runs, to the containers' limits and this overhead. So it has
 //! to hold all of the guest that is not the containers': a guest uses whatever memory it has, if only as a
@@ -11,7 +11,7 @@
 //! | tables | 1/128 of the VM | s390x page tables with their storage keys (1/256); the ultravisor's storage |
 //! | QEMU, vsock device, shim | [`HOST_MIB`] | 72 + 4 + 17 MiB in emulation; `e2e_overhead` measures it |
 //!
-//! The share of the limits is a sum that the kubelet cannot compute: the figures hold up to a size of pod.
+//! The share of the limits is a sum that the kubelet cannot compute: the stats hold up to a size of pod.
 
 use crate::config::Config;
 
@@ -21,7 +21,7 @@ pub const HOST_MIB: u32 = 128;
 /// CPU time of QEMU's own threads and of the guest's kernel, in thousandths of a CPU.
 const CPU_MILLIS: u32 = 250;
 
-/// Limits of one pod, in MiB, for which the figures hold when the configuration has no maximum.
+/// Limits of one pod, in MiB, for which the stats hold when the configuration has no maximum.
 const LIMITS_MIB: u32 = 8192;
 
 /// One pod's overhead.

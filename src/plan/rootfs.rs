@@ -7,14 +7,14 @@ use crate::limits;
 
 /// One mount of Task.Create's `rootfs` list, as sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RootfsMount {
+pub(crate) struct RootfsMount {
     pub fstype: String,
     pub source: String,
     pub options: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RootfsPlan {
+pub(crate) enum RootfsPlan {
     /// Directories, topmost layer first: packed into one read-only image.
     Packed {
         layers: Vec<PathBuf>,
@@ -31,7 +31,7 @@ pub enum RootfsPlan {
 const BLOCK_TYPES: [&str; 4] = ["ext4", "ext3", "xfs", "erofs"];
 
 /// Decides from the mounts; without any (CRI-O, `ctr run --rootfs`), the spec's root is already there.
-pub fn decide(mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> {
+pub(crate) fn decide(mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> {
     let mount = match mounts {
         [] => return Ok(RootfsPlan::Private { directory: absolute("root.path", &root.to_string_lossy())? }),
         [one] => one,

@@ -4,7 +4,7 @@
 //! | | |
 //! | --- | --- |
 //! | memory | `guest.memory_mib` + the containers' limits + 1/64 of these |
-//! | CPUs | `guest.vcpus` + the containers' quotas in CPUs, rounded up; no more than the largest size |
+//! | CPUs | `guest.vcpus` + the containers' quotas in CPUs, rounded up; no more than the maximum size |
 //!
 //! The base is what the guest needs for itself (kernel, agent, bounce buffers) and what containers
 //! without limits share. The 64th is how a Linux kernel counts memory: 64 bytes for each page of 4 KiB.
@@ -20,7 +20,7 @@ pub struct Size {
 
 /// The limits of all containers of the pod together; 0: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub(crate) struct Requested {
     pub memory_bytes: u64,
     /// Rounded up.
     pub cpus: u32,
@@ -28,7 +28,7 @@ pub struct Asked {
 
 /// What a VM may have at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Largest {
+pub(crate) struct VmMaximum {
     /// `guest.max_memory_mib` and `guest.max_vcpus`; 0: what the machine has.
     pub memory_mib: u32,
     pub vcpus: u32,
@@ -37,21 +37,21 @@ pub struct Largest {
 
 /// The machine's memory and CPUs; 0: not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Capacity {
+pub(crate) struct Capacity {
     pub memory_mib: u64,
     pub cpus: u32,
 }
 
 /// The VM's size, or why the pod is too large. What the operator wrote as the base always fits.
-pub fn size(base: Size, asked: Asked, largest: &Largest) -> Result<Size> {
-    Ok(Size { memory_mib: memory(base, asked, largest)?, vcpus: cpus(base, asked, largest)? })
+pub(crate) fn size(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<Size> {
+    Ok(Size { memory_mib: memory(base, requested, maximum)?, vcpus: cpus(base, requested, maximum)? })
 }
 
-fn memory(base: Size, asked: Asked, largest: &Largest) -> Result<u32> {
-    let limits = asked.memory_bytes.div_ceil(1 << 20);
+fn memory(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> {
+    let limits = requested.memory_bytes.div_ceil(1 << 20);
     let own = limits.div_ceil(64);
     let total = u64::from(base.memory_mib) + limits + own;
-    let (most, whose) = match (largest.memory_mib, largest.machine.memory_mib) {
+    let (most, whose) = match (maximum.memory_mib, maximum.machine.memory_mib) {
         (0, 0) => (u64::from(u32::MAX), "what a VM can have"),
         (0, machine) => (machine, "the memory of this machine"),
         (configured, _) => (configured.into(), "guest.max_memory_mib"),
@@ -67,19 +67,19 @@ fn memory(base: Size, asked: Asked, largest: &Largest) -> Result<u32> {
     })
 }
 
-fn cpus(base: Size, asked: Asked, largest: &Largest) -> Result<u32> {
-    let (most, whose) = match (largest.vcpus, largest.machine.cpus) {
+fn cpus(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> {
+    let (most, whose) = match (maximum.vcpus, maximum.machine.cpus) {
         (0, 0) => (u32::MAX, "what a VM can have"),
         (0, machine) => (machine, "the CPUs of this machine"),
         (configured, _) => (configured, "guest.max_vcpus"),
     };
-    if asked.cpus > most {
+    if requested.cpus > most {
         return Err(Error::precondition(format!(
             "the containers' limits are {} CPUs, {most} are allowed ({whose}): lower the limits or use a larger node",
-            asked.cpus
+            requested.cpus
         )));
     }
-    Ok(base.vcpus.saturating_add(asked.cpus).min(most.max(base.vcpus)))
+    Ok(base.vcpus.saturating_add(requested.cpus).min(most.max(base.vcpus)))
 }
 
 #[cfg(test)]
@@ -90,8 +90,9 @@ mod tests {
     const MACHINE: Capacity = Capacity { memory_mib: 16384, cpus: 4 };
 
     fn of(memory_mib: u64, cpus: u32, max_memory_mib: u32, max_vcpus: u32) -> Result<(u32, u32)> {
-        let largest = Largest { memory_mib: max_memory_mib, vcpus: max_vcpus, machine: MACHINE };
-        size(BASE, Asked { memory_bytes: memory_mib << 20, cpus }, &largest).map(|s| (s.memory_mib, s.vcpus))
+        let maximum = VmMaximum { memory_mib: max_memory_mib, vcpus: max_vcpus, machine: MACHINE };
+        size(BASE, Requested { memory_bytes: memory_mib << 20, cpus }, &maximum)
+            .map(|s| (s.memory_mib, s.vcpus))
     }
 
     #[test]
@@ -105,8 +106,8 @@ mod tests {
         ] {
             assert_eq!(of(memory, cpus, 0, 0), Ok(wanted), "{memory} MiB, {cpus} CPUs");
         }
-        let odd = Asked { memory_bytes: (1 << 20) + 1, cpus: 0 };
-        assert_eq!(size(BASE, odd, &Largest::default()).map(|s| s.memory_mib), Ok(2048 + 2 + 1));
+        let odd = Requested { memory_bytes: (1 << 20) + 1, cpus: 0 };
+        assert_eq!(size(BASE, odd, &VmMaximum::default()).map(|s| s.memory_mib), Ok(2048 + 2 + 1));
     }
 
     #[test]
@@ -133,14 +134,14 @@ mod tests {
         assert!(e.contains("4095 MiB are allowed (guest.max_memory_mib)"), "{e}");
         let e = of(16384, 0, 0, 0).expect_err("too large").to_string();
         assert!(e.contains("16384 MiB are allowed (the memory of this machine)"), "{e}");
-        let most = Asked { memory_bytes: u64::MAX, cpus: u32::MAX };
-        assert!(size(BASE, most, &Largest::default()).is_err(), "more than any VM");
+        let most = Requested { memory_bytes: u64::MAX, cpus: u32::MAX };
+        assert!(size(BASE, most, &VmMaximum::default()).is_err(), "more than any VM");
     }
 
     #[test]
     fn the_base_fits_whatever_the_machine_has() {
-        let small = Largest { machine: Capacity { memory_mib: 1024, cpus: 1 }, ..Largest::default() };
+        let small = VmMaximum { machine: Capacity { memory_mib: 1024, cpus: 1 }, ..VmMaximum::default() };
         let base = Size { memory_mib: 2048, vcpus: 4 };
-        assert_eq!(size(base, Asked::default(), &small), Ok(base));
+        assert_eq!(size(base, Requested::default(), &small), Ok(base));
     }
 }

@@ -18,7 +18,7 @@ use crate::pod::request::StdioPaths;
 
 /// One event; the topic and the message are made in `shim::events`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     Create {
         id: ContainerId,
         bundle: PathBuf,
@@ -66,7 +66,7 @@ pub enum Event {
 
 /// Filled by the pod under its lock, emptied by the one sender.
 #[derive(Debug, Default)]
-pub struct EventQueue {
+pub(crate) struct EventQueue {
     waiting: Mutex<Waiting>,
     changed: Notify,
 }
@@ -80,7 +80,7 @@ struct Waiting {
 
 impl EventQueue {
     /// Puts an event behind all others; never blocks. An OOM that is waiting is not told twice.
-    pub fn push(&self, event: Event) {
+    pub(crate) fn push(&self, event: Event) {
         let mut waiting = self.lock();
         if matches!(event, Event::Oom { .. }) && waiting.events.contains(&event) {
             return;
@@ -99,7 +99,7 @@ impl EventQueue {
 
     /// The oldest event, which stays in the queue until [`Self::done`]; None when the queue was
     /// closed and everything was sent.
-    pub async fn head(&self) -> Option<Event> {
+    pub(crate) async fn head(&self) -> Option<Event> {
         loop {
             {
                 let waiting = self.lock();
@@ -115,7 +115,7 @@ impl EventQueue {
     }
 
     /// Takes `event` off the head after it was sent (or given up).
-    pub fn done(&self, event: &Event) {
+    pub(crate) fn done(&self, event: &Event) {
         let mut waiting = self.lock();
         if waiting.events.front() == Some(event) {
             waiting.events.pop_front();
@@ -123,7 +123,7 @@ impl EventQueue {
     }
 
     /// True as soon as the queue is closed; false after `limit`. For the one that takes from it.
-    pub async fn closes_within(&self, limit: Duration) -> bool {
+    pub(crate) async fn closes_within(&self, limit: Duration) -> bool {
         let closing = async {
             while !self.lock().closed {
                 self.changed.notified().await;
@@ -133,18 +133,18 @@ impl EventQueue {
     }
 
     /// Everything was taken.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().events.is_empty()
     }
 
     /// No event comes after this.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_one();
     }
 
     /// Events dropped since the last call.
-    pub fn take_dropped(&self) -> u64 {
+    pub(crate) fn take_dropped(&self) -> u64 {
         std::mem::take(&mut self.lock().dropped)
     }
 

@@ -13,7 +13,7 @@ use crate::host::spawn::Child;
 use crate::ids::ContainerId;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Size;
-use crate::qemu::launch::Vm;
+use crate::qemu::vm::Vm;
 
 #[derive(Debug)]
 pub(crate) struct Guest {
@@ -36,7 +36,7 @@ pub(crate) struct Guest {
     /// do not plug it twice.
     pub(crate) layers: tokio::sync::Mutex<Layers>,
     /// Containers whose creation failed in the guest: the agent can not take such an id again.
-    pub(crate) spoiled: Mutex<BTreeSet<ContainerId>>,
+    pub(crate) unusable: Mutex<BTreeSet<ContainerId>>,
 }
 
 /// The layer images a guest has.
@@ -61,11 +61,11 @@ impl Guest {
         self.devnos.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(crate) fn spoil(&self, id: &ContainerId) {
-        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+    pub(crate) fn mark_unusable(&self, id: &ContainerId) {
+        self.unusable.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
     }
 
-    pub(crate) fn is_spoiled(&self, id: &ContainerId) -> bool {
-        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    pub(crate) fn is_unusable(&self, id: &ContainerId) -> bool {
+        self.unusable.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 }

@@ -1,7 +1,7 @@
 //! The pod's journal: what is owed, written before it is made.
 //!
 //! Append-only, one JSON line per resource. The same list serves a failed Create, Delete, and the
-//! `delete` command after the shim was killed (`undo::pay_back`). A torn last line names a resource
+//! `delete` command after the shim was killed (`cleanup::run`). A torn last line names a resource
 //! that was never made, because the append had not returned, and is passed over.
 
 use std::fs::{File, OpenOptions};
@@ -14,21 +14,21 @@ use nix::libc;
 
 use crate::error::{Context, Error, Result};
 use crate::limits;
-use crate::pod::undo::Undo;
+use crate::pod::cleanup::Cleanup;
 
 /// The file's name below the pod's directory.
-pub const FILE: &str = "journal";
+pub(crate) const FILE: &str = "journal";
 
 /// The journal of a living pod; one writer.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: Mutex<File>,
 }
 
 impl Journal {
     /// Opens (or makes, mode 0600) the journal of the pod in `dir`.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         let file = OpenOptions::new()
             .read(true)
@@ -44,9 +44,9 @@ impl Journal {
     /// Writes the entry down; only after this returns may the resource be made.
     ///
     /// An append that fails half-way is cut off again, so that no later line is glued to it.
-    pub fn owe(&self, undo: &Undo) -> Result<()> {
+    pub(crate) fn record(&self, entry: &Cleanup) -> Result<()> {
         let context = || format!("write journal {}", self.path.display());
-        let mut line = serde_json::to_vec(undo).with_context(context)?;
+        let mut line = serde_json::to_vec(entry).with_context(context)?;
         line.push(b'\n');
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let before = file.seek(SeekFrom::End(0)).with_context(context)?;
@@ -58,14 +58,14 @@ impl Journal {
     }
 
     /// Forgets everything owed: called after all of it was paid back.
-    pub fn clear(&self) -> Result<()> {
+    pub(crate) fn clear(&self) -> Result<()> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.set_len(0).with_context(|| format!("clear journal {}", self.path.display()))
     }
 }
 
 /// Reads what the pod in `dir` owes, oldest first. No journal: nothing is owed.
-pub fn read(dir: &Path) -> Result<Vec<Undo>> {
+pub(crate) fn read(dir: &Path) -> Result<Vec<Cleanup>> {
     let path = dir.join(FILE);
     let context = || format!("read journal {}", path.display());
     let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
@@ -78,7 +78,7 @@ pub fn read(dir: &Path) -> Result<Vec<Undo>> {
     parse(&text).with_context(context)
 }
 
-fn parse(text: &str) -> Result<Vec<Undo>> {
+fn parse(text: &str) -> Result<Vec<Cleanup>> {
     // Without its newline the last line was not completely written.
     let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
     whole
@@ -94,8 +94,8 @@ fn parse(text: &str) -> Result<Vec<Undo>> {
 mod tests {
     use super::*;
 
-    fn path(name: &str) -> Undo {
-        Undo::Path { name: name.to_owned() }
+    fn path(name: &str) -> Cleanup {
+        Cleanup::Path { name: name.to_owned() }
     }
 
     #[test]
@@ -104,11 +104,11 @@ mod tests {
         let journal = Journal::open(dir.path()).expect("open");
         let owed = [
             path("a"),
-            Undo::Tap { netns: "/run/netns/x".into(), name: "tap0".into() },
-            Undo::Cgroup { path: "/k/p".into() },
+            Cleanup::Tap { netns: "/run/netns/x".into(), name: "tap0".into() },
+            Cleanup::Cgroup { path: "/k/p".into() },
         ];
         for undo in &owed {
-            journal.owe(undo).expect("owe");
+            journal.record(undo).expect("owe");
         }
         assert_eq!(read(dir.path()), Ok(owed.to_vec()));
         journal.clear().expect("clear");
@@ -131,9 +131,9 @@ mod tests {
     #[test]
     fn the_format_of_each_entry_is_kept() {
         let all = [
-            Undo::Cgroup { path: "/a".into() },
-            Undo::Tap { netns: "/n".into(), name: "t".into() },
-            Undo::Mirror { netns: "/n".into(), link: "eth0".into(), tap: "t".into() },
+            Cleanup::Cgroup { path: "/a".into() },
+            Cleanup::Tap { netns: "/n".into(), name: "t".into() },
+            Cleanup::Mirror { netns: "/n".into(), link: "eth0".into(), tap: "t".into() },
             path("x"),
         ];
         let text: Vec<_> = all.iter().map(|u| serde_json::to_string(u).expect("json")).collect();

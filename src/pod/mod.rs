@@ -6,25 +6,23 @@
 //! from each other. Events are queued under the same lock, so their order is that of the
 //! transitions.
 
-pub mod boot;
-pub mod etc;
-pub mod event;
-pub mod forsaken;
-mod forward;
-pub mod guest;
-pub mod journal;
-pub mod network;
-pub mod place;
-pub mod preflight;
-pub mod record;
-pub mod request;
-pub mod sandbox;
-pub mod share;
-pub mod step;
-pub mod stop;
-pub mod supervise;
-pub mod tasks;
-pub mod undo;
+mod cgroup;
+pub(crate) mod cleanup;
+pub(crate) mod etc_files;
+pub(crate) mod event;
+pub(crate) mod guest;
+pub(crate) mod journal;
+pub(crate) mod launch;
+mod network;
+mod oom;
+mod port_forward;
+mod preflight;
+pub(crate) mod record;
+pub(crate) mod request;
+pub(crate) mod scheduling;
+pub(crate) mod state;
+pub(crate) mod stop;
+mod supervise;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,21 +32,22 @@ use std::time::SystemTime;
 use slog::Logger;
 use tokio::sync::Notify;
 
-use crate::container::{Container, Process};
 use crate::error::{Error, Result};
 use crate::host::log::LevelSwitch;
-use crate::host::shim_cgroup::Home;
+use crate::host::shim_cgroup::OriginalCgroup;
 use crate::ids::{ContainerId, Namespace, PodKey, ProcessId, SandboxId};
 use crate::lifecycle::process::{Emit, Input};
 use crate::pod::event::{Event, EventQueue};
 use crate::pod::guest::Guest;
 use crate::pod::journal::Journal;
 use crate::pod::request::Exit;
-use crate::pod::sandbox::Sandbox;
+use crate::pod::state::Container;
+use crate::pod::state::Process;
+use crate::task::sandbox::Sandbox;
 
 /// What makes a pod this pod; fixed for the shim's life.
 #[derive(Debug)]
-pub struct PodParts {
+pub(crate) struct PodParts {
     pub key: PodKey,
     pub namespace: Namespace,
     pub sandbox: SandboxId,
@@ -63,15 +62,15 @@ pub struct PodParts {
 
 /// One sandbox with its VM and its containers.
 #[derive(Debug)]
-pub struct Pod {
+pub(crate) struct Pod {
     pub(crate) parts: PodParts,
     pub(crate) journal: Journal,
     /// What the doors' sender takes to containerd.
     pub events: EventQueue,
     /// Told when a container is no longer known.
-    pub(crate) forgotten: Notify,
+    pub(crate) container_removed: Notify,
     /// The way out of the shim's own cgroup, while it is in it.
-    pub(crate) home: Mutex<Option<Home>>,
+    pub(crate) original_cgroup: Mutex<Option<OriginalCgroup>>,
     /// Held while it is stopped: a second Stop finds all done.
     pub(crate) stopping: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -102,14 +101,14 @@ pub(crate) enum Machine {
 
 impl Pod {
     /// Opens the pod's journal in its directory; nothing else is made yet.
-    pub fn new(parts: PodParts) -> Result<Arc<Self>> {
+    pub(crate) fn new(parts: PodParts) -> Result<Arc<Self>> {
         let journal = Journal::open(&parts.dir)?;
         Ok(Arc::new(Self {
             parts,
             journal,
             events: EventQueue::default(),
-            forgotten: Notify::new(),
-            home: Mutex::default(),
+            container_removed: Notify::new(),
+            original_cgroup: Mutex::default(),
             stopping: tokio::sync::Mutex::default(),
             state: Mutex::default(),
         }))

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use crate::agent::client::Agent;
 use crate::error::Result;
+use crate::failpoint::{Step, hit};
 use crate::host::spawn::blocking;
 use crate::host::{netlink, tap};
 use crate::plan::network::NetworkPlan;
 use crate::plan::vm::NicPlan;
 use crate::pod::Pod;
-use crate::pod::step::{Step, reached};
-use crate::pod::undo::Undo;
+use crate::pod::cleanup::Cleanup;
 
 /// What the guest will have, and the taps that carry it, in the order of the interfaces.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ pub(crate) struct PodNetwork {
 pub(crate) async fn prepare(pod: &Pod, netns: &Path) -> Result<PodNetwork> {
     let path = netns.to_path_buf();
     let plan = blocking("scan network", move || netlink::scan(&path)).await?;
-    reached(Step::NetworkScanned)?;
+    hit(Step::NetworkScanned)?;
     let mut taps = Vec::new();
     for (index, interface) in plan.interfaces.iter().enumerate() {
         let name = tap::name(&pod.parts.key, index);
@@ -36,14 +36,14 @@ pub(crate) async fn prepare(pod: &Pod, netns: &Path) -> Result<PodNetwork> {
 async fn make_tap(pod: &Pod, netns: PathBuf, name: String, link: String, mtu: u32) -> Result<OwnedFd> {
     let (path, of) = (netns.clone(), link.clone());
     blocking("check link", move || netlink::check_free(&path, &of)).await?;
-    pod.journal.owe(&Undo::Tap { netns: netns.clone(), name: name.clone() })?;
-    reached(Step::TapOwed)?;
+    pod.journal.record(&Cleanup::Tap { netns: netns.clone(), name: name.clone() })?;
+    hit(Step::TapRecorded)?;
     let (path, tap) = (netns.clone(), name.clone());
     let fd = blocking("make tap", move || netlink::make_tap(&path, &tap, mtu)).await?;
-    reached(Step::TapMade)?;
-    pod.journal.owe(&Undo::Mirror { netns: netns.clone(), link: link.clone(), tap: name.clone() })?;
+    hit(Step::TapMade)?;
+    pod.journal.record(&Cleanup::Mirror { netns: netns.clone(), link: link.clone(), tap: name.clone() })?;
     blocking("mirror link", move || netlink::mirror(&netns, &link, &name)).await?;
-    reached(Step::MirrorMade)?;
+    hit(Step::MirrorMade)?;
     Ok(fd)
 }
 

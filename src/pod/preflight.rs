@@ -7,13 +7,13 @@ use slog::{debug, info, warn};
 
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
+use crate::host::digest_cache;
 use crate::host::facts::{Count, Root};
 use crate::host::image_file::{Identity, ImageFile};
+use crate::host::probe::{self, ImageFound};
 use crate::host::spawn::blocking;
-use crate::host::survey::{ImageFound, Survey};
-use crate::host::verified;
-use crate::plan::host_key;
-use crate::plan::preflight::{Finding, Mark, digests, refusal, tag, warning};
+use crate::plan::checks::{Finding, Severity, digests, refusal, tag, warning};
+use crate::plan::key_slot;
 use crate::plan::size::Size;
 use crate::pod::Pod;
 use crate::pod::record::ImageRecord;
@@ -33,10 +33,10 @@ pub(crate) async fn check(pod: &Pod, config: &Config, image: &Path, size: Size) 
     let notes = pod.parts.dir.parent().map(Path::to_path_buf).unwrap_or_default();
     let (findings, checked) = blocking("preflight", move || Ok(look(&config, path, &notes, size))).await?;
     for finding in &findings {
-        match finding.mark {
-            Mark::Pass => debug!(pod.log(), "preflight: {}: {}", finding.check, finding.text),
-            Mark::Warning => warn!(pod.log(), "preflight: {}: {}", finding.check, finding.text),
-            Mark::Fatal => warn!(pod.log(), "preflight: {}: refused: {}", finding.check, finding.text),
+        match finding.severity {
+            Severity::Pass => debug!(pod.log(), "preflight: {}: {}", finding.check, finding.text),
+            Severity::Warning => warn!(pod.log(), "preflight: {}: {}", finding.check, finding.text),
+            Severity::Fatal => warn!(pod.log(), "preflight: {}: refused: {}", finding.check, finding.text),
         }
     }
     if let Some(refusal) = refusal(&findings) {
@@ -52,11 +52,11 @@ pub(crate) async fn check(pod: &Pod, config: &Config, image: &Path, size: Size) 
 
 fn look(config: &Config, path: PathBuf, notes: &Path, size: Size) -> (Vec<Finding>, Option<Checked>) {
     let root = Root::of_this_machine();
-    let survey = Survey::take(&root, Count::NearLimit, &path, &config.host_key_documents);
-    let mut findings = survey.findings(size.memory_mib, size.vcpus);
-    let ImageFound::Sealed { file, image } = &survey.image else { return (findings, None) };
+    let inputs = probe::collect(&root, Count::NearLimit, &path, &config.host_key_documents);
+    let mut findings = inputs.findings(size.memory_mib, size.vcpus);
+    let ImageFound::Sealed { file, image } = &inputs.image else { return (findings, None) };
     if config.verify_digest && refusal(&findings).is_none() {
-        findings.push(match verified::verdict(notes, file, image, |_, _| ()) {
+        findings.push(match digest_cache::verdict(notes, file, image, |_, _| ()) {
             Ok(Some(verdict)) => digests(&verdict),
             Ok(None) => warning(
                 "digests",
@@ -71,14 +71,17 @@ fn look(config: &Config, path: PathBuf, notes: &Path, size: Size) -> (Vec<Findin
         path: path.display().to_string(),
         size: image.size,
         tag: tag(image),
-        key: host_key::matched(image, &survey.machine, &survey.documents).map(|key| key.to_string()),
+        key: key_slot::matched(image, &inputs.machine, &inputs.documents).map(|key| key.to_string()),
     };
     (findings, Some(Checked { identity: file.identity(), path, record }))
 }
 
 fn digests_unreadable(why: &str) -> Finding {
     let text = "the image's content could not be read";
-    Finding { mark: Mark::Fatal, ..warning("digests", text, why, "check the file and its file system") }
+    Finding {
+        severity: Severity::Fatal,
+        ..warning("digests", text, why, "check the file and its file system")
+    }
 }
 
 impl Checked {

@@ -13,13 +13,13 @@ use crate::lifecycle::vm::VmEnd;
 use crate::limits;
 
 /// The file's name below the pod's directory.
-pub const FILE: &str = "state.json";
+pub(crate) const FILE: &str = "state.json";
 
 const VERSION: u32 = 1;
 
 /// One sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     pub version: u32,
     pub sandbox: String,
     /// The sealed image; none for a guest that is not confidential.
@@ -30,7 +30,7 @@ pub struct Record {
 
 /// What was booted. Tag and key in hexadecimal, as attestation names them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageRecord {
+pub(crate) struct ImageRecord {
     pub path: String,
     pub size: u64,
     /// The header's GCM tag, `se.tag`.
@@ -40,27 +40,28 @@ pub struct ImageRecord {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub(crate) struct Failure {
     pub cause: String,
     pub evidence: String,
     pub advice: String,
     /// QEMU's and the guest's last words.
-    pub words: String,
+    #[serde(rename = "words")]
+    pub output_tail: String,
 }
 
 impl Record {
-    pub fn new(sandbox: &str, image: Option<ImageRecord>) -> Self {
+    pub(crate) fn new(sandbox: &str, image: Option<ImageRecord>) -> Self {
         Self { version: VERSION, sandbox: sandbox.to_owned(), image, failure: None }
     }
 
     /// Writes the record whole or not at all, mode 0600.
-    pub fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self).context("encode the sandbox record")?;
         write_atomic(dir, FILE, &text)
     }
 
     /// Reads the record of the pod in `dir`.
-    pub fn read(dir: &Path) -> Result<Self> {
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         let bytes = read_bounded(&path, limits::RECORD_BYTES)?;
         let record: Self =
@@ -78,20 +79,20 @@ impl Record {
 
 impl Failure {
     /// None for an end that was wanted.
-    pub fn of(end: &VmEnd) -> Option<Self> {
+    pub(crate) fn of(end: &VmEnd) -> Option<Self> {
         match end {
             VmEnd::AskedToStop => None,
-            VmEnd::Explained { diagnosis, words } => Some(Self {
+            VmEnd::Explained { diagnosis, output_tail } => Some(Self {
                 cause: diagnosis.cause.clone(),
                 evidence: diagnosis.evidence.clone(),
                 advice: diagnosis.advice.clone(),
-                words: words.clone(),
+                output_tail: output_tail.clone(),
             }),
             VmEnd::Exited { .. } | VmEnd::Killed { .. } | VmEnd::Panicked { .. } => Some(Self {
                 cause: end.to_string(),
                 evidence: String::new(),
                 advice: String::new(),
-                words: String::new(),
+                output_tail: String::new(),
             }),
         }
     }

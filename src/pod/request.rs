@@ -11,7 +11,7 @@ use crate::plan::rootfs::RootfsMount;
 
 /// Task.Create.
 #[derive(Clone, Debug)]
-pub struct CreateRequest {
+pub(crate) struct CreateRequest {
     pub id: ContainerId,
     /// Folder with config.json and rootfs/, absolute.
     pub bundle: PathBuf,
@@ -23,14 +23,14 @@ pub struct CreateRequest {
 
 /// CreateSandbox of the Sandbox API.
 #[derive(Clone, Debug)]
-pub struct SandboxRequest {
+pub(crate) struct SandboxRequest {
     pub id: SandboxId,
     pub spec: PodSpec,
 }
 
 /// SandboxStatus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SandboxState {
+pub(crate) struct SandboxState {
     /// Its VM runs.
     pub ready: bool,
     /// The VM's process on the host; 0 when there is none.
@@ -42,7 +42,7 @@ pub struct SandboxState {
 
 /// The client's stream paths as given: fifos, `file://` or `binary://`; empty means none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StdioPaths {
+pub(crate) struct StdioPaths {
     pub stdin: String,
     pub stdout: String,
     pub stderr: String,
@@ -51,7 +51,7 @@ pub struct StdioPaths {
 
 /// Task.Exec.
 #[derive(Clone, Debug)]
-pub struct ExecRequest {
+pub(crate) struct ExecRequest {
     pub container: ContainerId,
     pub exec: crate::ids::ExecId,
     /// The OCI process as JSON.
@@ -60,7 +60,7 @@ pub struct ExecRequest {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub(crate) enum Status {
     Created,
     Running,
     Paused,
@@ -69,7 +69,7 @@ pub enum Status {
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
+pub(crate) struct Exit {
     /// Exit code, or 128 + signal number.
     pub status: u32,
     pub at: SystemTime,
@@ -90,7 +90,7 @@ impl Exit {
 
 /// Task.State.
 #[derive(Clone, Debug)]
-pub struct ProcessState {
+pub(crate) struct ProcessState {
     pub bundle: PathBuf,
     pub status: Status,
     /// The VM's process on the host.
@@ -101,7 +101,7 @@ pub struct ProcessState {
 
 /// Task.Delete. `exit` is what State would have said: 0 at the epoch for a process never started.
 #[derive(Clone, Copy, Debug)]
-pub struct Deleted {
+pub(crate) struct Deleted {
     pub pid: u32,
     pub exit: Option<Exit>,
 }

@@ -7,11 +7,12 @@ use slog::{info, warn};
 use tokio::time::timeout;
 
 use crate::error::Result;
+use crate::failpoint::{Step, hit};
 use crate::host::spawn::blocking;
 use crate::limits;
+use crate::pod::cleanup;
 use crate::pod::guest::Guest;
-use crate::pod::step::{Step, reached};
-use crate::pod::{Machine, Pod, undo};
+use crate::pod::{Machine, Pod};
 
 /// Stops the VM, gently first, and pays everything back. The VM is gone afterwards even when an
 /// error is returned; what could not be paid stays in the journal for `delete`.
@@ -21,12 +22,12 @@ pub(crate) async fn stop(pod: &Pod) -> Result<()> {
     if let Machine::Up(guest) = &vm {
         end_guest(pod, guest).await;
     }
-    reached(Step::VmStopped)?;
-    pay_back(pod).await?;
+    hit(Step::VmStopped)?;
+    run_cleanup(pod).await?;
     // Its cgroup was emptied: what is left is to take its exit status.
     if let Machine::Up(guest) = &vm {
         if let Some(device) = &guest.vsock_device {
-            drop(timeout(limits::UNDO_STEP, device.wait()).await);
+            drop(timeout(limits::CLEANUP_STEP, device.wait()).await);
         }
     }
     Ok(())
@@ -44,7 +45,7 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
             Err(_) => {}
         }
     }
-    if let Err(e) = reached(Step::SandboxDestroyed) {
+    if let Err(e) = hit(Step::SandboxDestroyed) {
         warn!(pod.log(), "{}", e);
     }
     if let Err(e) = guest.vm.stop(grace).await {
@@ -54,11 +55,11 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
 }
 
 /// Pays back what the journal says and forgets it.
-pub(crate) async fn pay_back(pod: &Pod) -> Result<()> {
+pub(crate) async fn run_cleanup(pod: &Pod) -> Result<()> {
     let dir = pod.parts.dir.clone();
-    let home = pod.home.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let leave = move || home.map_or(Ok(()), |home| home.go_back());
-    blocking("clean up", move || leave().and(undo::pay_back(&dir))).await?;
-    reached(Step::ScopeUndone)?;
+    let original_cgroup = pod.original_cgroup.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let leave = move || original_cgroup.map_or(Ok(()), |original_cgroup| original_cgroup.restore());
+    blocking("clean up", move || leave().and(cleanup::run(&dir))).await?;
+    hit(Step::CleanupDone)?;
     pod.journal.clear()
 }

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use slog::{Logger, debug, info, warn};
 
-use crate::container::KILLED;
 use crate::error::Code;
+use crate::host::tasks;
 use crate::ids::ProcessId;
 use crate::lifecycle::process::{Input, Phase};
 use crate::lifecycle::vm::VmEnd;
+use crate::pod::Pod;
 use crate::pod::guest::Guest;
 use crate::pod::record::{Failure, Record};
-use crate::pod::{Pod, tasks};
-use crate::qemu::launch::Vm;
+use crate::pod::state::KILLED;
+use crate::qemu::vm::Vm;
 
 /// Watches over a guest until its end.
 pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
@@ -44,8 +45,10 @@ pub(crate) async fn tell_end(log: Logger, dir: PathBuf, vm: Arc<Vm>) {
     };
     match &end {
         Some(VmEnd::AskedToStop) | None => {}
-        Some(VmEnd::Explained { diagnosis, words }) => warn!(log, "the VM has failed: {}", diagnosis.cause;
-            "evidence" => &diagnosis.evidence, "advice" => &diagnosis.advice, "words" => words),
+        Some(VmEnd::Explained { diagnosis, output_tail }) => {
+            warn!(log, "the VM has failed: {}", diagnosis.cause;
+            "evidence" => &diagnosis.evidence, "advice" => &diagnosis.advice, "words" => output_tail)
+        }
         Some(end) => warn!(log, "{}", end),
     }
     let Some(failure) = end.as_ref().and_then(Failure::of) else { return };

@@ -8,7 +8,7 @@ use crate::error::one_line;
 
 /// What QEMU told without being asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum QmpEvent {
+pub(crate) enum QmpEvent {
     /// The device with this id is unplugged completely.
     DeviceDeleted {
         device: String,
@@ -24,7 +24,7 @@ pub enum QmpEvent {
 
 /// What QEMU knows about a crashed guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GuestPanic {
+pub(crate) enum GuestPanic {
     /// A CPU stopped for good (QEMU: qapi/run-state.json, GuestPanicInformationS390). The loader in
     /// front of a sealed image says by the address why it gave up.
     Cpu { core: u64, psw_mask: u64, psw_address: u64, reason: String },
@@ -44,7 +44,7 @@ impl fmt::Display for GuestPanic {
 }
 
 /// Reads one event object.
-pub fn event(object: &Value) -> QmpEvent {
+pub(crate) fn event(object: &Value) -> QmpEvent {
     let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
     match object.get("event").and_then(Value::as_str) {
         // The first of two events for one unplug names no device: it is its back end.

@@ -5,16 +5,16 @@
 
 use nix::libc;
 
+use crate::diagnosis::Diagnosis;
 use crate::host::oom::OutOfMemory;
 use crate::host::spawn::Ended;
-use crate::lifecycle::diagnosis::Diagnosis;
 use crate::lifecycle::vm::VmEnd;
 use crate::qemu::event::{GuestPanic, QmpEvent, event};
 use crate::qemu::ultravisor;
 
 /// What is known when QEMU has ended.
 #[derive(Debug)]
-pub struct Evidence {
+pub(crate) struct Evidence {
     pub ended: Ended,
     /// The host's OOM killer hit the pod's cgroup.
     pub out_of_memory: Option<OutOfMemory>,
@@ -36,14 +36,14 @@ const NO_UNPACK_FACILITY: u64 = 0x4607;
 const PROTECTED_BOOT_REFUSED: u64 = 0x4608;
 
 /// The end, with its last words in one line, or explained where it is a known one.
-pub fn diagnose(evidence: &Evidence) -> VmEnd {
+pub(crate) fn diagnose(evidence: &Evidence) -> VmEnd {
     if evidence.asked {
         return VmEnd::AskedToStop;
     }
-    let text = last_words(evidence);
+    let text = output_tail(evidence);
     if let Some(mut diagnosis) = out_of_memory(evidence).or_else(|| explained(evidence)) {
         add(&mut diagnosis.evidence, &format!("QEMU ended with {}", evidence.ended));
-        return VmEnd::Explained { diagnosis, words: text };
+        return VmEnd::Explained { diagnosis, output_tail: text };
     }
     if let Some(panic) = &evidence.panic {
         return VmEnd::Panicked { text: format!("{panic}; {text}") };
@@ -75,7 +75,7 @@ fn out_of_memory(evidence: &Evidence) -> Option<Diagnosis> {
 }
 
 /// Looks for known failures in any text: stderr, console, QMP lines, our own log.
-pub fn explain_text(text: &str) -> Option<Diagnosis> {
+pub(crate) fn explain_text(text: &str) -> Option<Diagnosis> {
     let lines: Vec<String> = text.lines().map(str::to_owned).collect();
     let panic = lines.iter().find_map(|line| {
         let object = serde_json::from_str(line.trim()).ok()?;
@@ -205,7 +205,7 @@ fn by_sign(lines: &[String]) -> Option<Diagnosis> {
     })
 }
 
-fn last_words(evidence: &Evidence) -> String {
+fn output_tail(evidence: &Evidence) -> String {
     let end = |lines: &[String]| lines.get(lines.len().saturating_sub(QUOTED_LINES)..).map(|l| l.join(" | "));
     let mut words = String::new();
     if let Some(stderr) = end(&evidence.stderr).filter(|s| !s.is_empty()) {
@@ -322,7 +322,7 @@ mod tests {
              machine's host key document (`kata-se check` shows the machine's keys, `kata-se image inspect` \
              the image's)"
         );
-        let VmEnd::Explained { words, .. } = end else { panic!("not explained") };
+        let VmEnd::Explained { output_tail: words, .. } = end else { panic!("not explained") };
         assert!(
             words.contains("KVM_PV_DISABLE") && words.contains("console: Protected boot failed"),
             "{words}"
@@ -474,7 +474,7 @@ mod tests {
             if let Some(diagnosis) = explain_text(&text) {
                 proptest::prop_assert!(diagnosis.to_string().len() < 2000);
             }
-            let tail = crate::qemu::tail::Tail::default();
+            let tail = crate::host::tail::Tail::default();
             tail.add(text.as_bytes());
             let lines = tail.last_lines(crate::limits::SEARCHED_LINES);
             let e = Evidence {

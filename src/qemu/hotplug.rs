@@ -13,7 +13,7 @@ use crate::qemu::qmp::{BlockdevAdd, Qmp, add_fd, blockdev_del, device_add, remov
 
 /// A disk to be plugged.
 #[derive(Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     pub file: OwnedFd,
     pub read_only: bool,
     pub devno: DevNo,
@@ -32,7 +32,7 @@ fn device(devno: DevNo) -> String {
 }
 
 /// Plugs a disk; what was done is undone when a step fails.
-pub async fn plug(qmp: &Qmp, disk: &Disk) -> Result<()> {
+pub(crate) async fn plug(qmp: &Qmp, disk: &Disk) -> Result<()> {
     let added = qmp
         .execute_with(add_fd { fdset_id: None, opaque: None }, Some(&disk.file))
         .await
@@ -53,7 +53,7 @@ pub async fn plug(qmp: &Qmp, disk: &Disk) -> Result<()> {
 }
 
 /// Unplugs a disk completely. The guest must have unmounted it: the CCW bus has no veto.
-pub async fn unplug(qmp: &Qmp, devno: DevNo) -> Result<()> {
+pub(crate) async fn unplug(qmp: &Qmp, devno: DevNo) -> Result<()> {
     let context = || format!("unplug disk {devno}");
     qmp.delete_device(&device(devno)).await.with_context(context)?;
     qmp.execute(blockdev_del { node_name: node(devno) }).await.with_context(context)?;

@@ -1,12 +1,11 @@
 //! QEMU: its command line, its life, and QMP.
 
-pub mod args;
-pub mod event;
-pub mod failure;
-pub mod hotplug;
-pub mod launch;
+pub(crate) mod args;
+pub(crate) mod event;
+pub(crate) mod failure;
+pub(crate) mod hotplug;
 mod opt;
-pub mod qmp;
-pub mod tail;
-pub mod ultravisor;
-pub mod vsock_device;
+pub(crate) mod qmp;
+pub(crate) mod ultravisor;
+pub(crate) mod vm;
+pub(crate) mod vsock_device;

@@ -29,7 +29,7 @@ pub(crate) use qapi_qmp::{
 
 /// One QMP connection. Commands may be sent from many tasks; one task runs [`Qmp::read`].
 #[derive(Debug)]
-pub struct Qmp {
+pub(crate) struct Qmp {
     stream: UnixStream,
     next: AtomicU64,
     state: Mutex<State>,
@@ -56,7 +56,7 @@ impl Command for BlockdevAdd {
 }
 
 impl Qmp {
-    pub fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         Self {
             stream,
             next: AtomicU64::new(1),
@@ -67,7 +67,7 @@ impl Qmp {
     }
 
     /// Waits for QEMU's greeting and leaves the negotiation mode.
-    pub async fn negotiate(&self) -> Result<()> {
+    pub(crate) async fn negotiate(&self) -> Result<()> {
         let mut greeted = self.greeted.subscribe();
         let hello = timeout(limits::QMP_ANSWER, greeted.wait_for(|yes| *yes)).await.map(|seen| seen.is_ok());
         match hello {
@@ -80,12 +80,12 @@ impl Qmp {
     }
 
     /// Sends a command and waits for its answer.
-    pub async fn execute<C: Command>(&self, command: C) -> Result<C::Ok> {
+    pub(crate) async fn execute<C: Command>(&self, command: C) -> Result<C::Ok> {
         self.execute_with(command, None).await
     }
 
     /// As [`Self::execute`], with a descriptor beside the command.
-    pub async fn execute_with<C: Command>(&self, command: C, fd: Option<&OwnedFd>) -> Result<C::Ok> {
+    pub(crate) async fn execute_with<C: Command>(&self, command: C, fd: Option<&OwnedFd>) -> Result<C::Ok> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.lock().pending.as_mut().ok_or_else(ended)?.insert(id, answer);
@@ -104,7 +104,7 @@ impl Qmp {
     }
 
     /// Unplugs a device and waits for its DEVICE_DELETED event.
-    pub async fn delete_device(&self, id: &str) -> Result<()> {
+    pub(crate) async fn delete_device(&self, id: &str) -> Result<()> {
         let (gone, deleted) = oneshot::channel();
         self.lock().deleted.insert(id.to_owned(), gone);
         let result = async {
@@ -145,7 +145,7 @@ impl Qmp {
 
     /// Reads until the connection ends; events other than ours go to `on_event`. What the end was
     /// is returned; every waiting command fails with it.
-    pub async fn read(&self, on_event: impl FnMut(QmpEvent)) -> Error {
+    pub(crate) async fn read(&self, on_event: impl FnMut(QmpEvent)) -> Error {
         let end = self.read_lines(on_event).await;
         let mut state = self.lock();
         state.pending = None;

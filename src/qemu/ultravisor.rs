@@ -4,11 +4,11 @@
 //! rust/pvimg/boot/stage3a.c, which calls its own list not exhaustive: an unknown code is printed
 //! as it is, and both codes are always printed beside the explanation.
 
-use crate::lifecycle::diagnosis::Diagnosis;
+use crate::diagnosis::Diagnosis;
 
 /// One refused command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// By its name, `KVM_PV_…`; a word of the text (letters, digits, `_`) when it is not known.
     pub command: String,
     pub rc: u32,
@@ -32,14 +32,14 @@ const COMMANDS: [&str; 11] = [
 ];
 
 /// The name of a KVM_S390_PV_COMMAND.
-pub fn command_name(number: u32) -> Option<&'static str> {
+pub(crate) fn command_name(number: u32) -> Option<&'static str> {
     usize::try_from(number).ok().and_then(|number| COMMANDS.get(number)).copied()
 }
 
 /// Reads a line of either form, or of our own log:
 /// `KVM PV command 2 (KVM_PV_SET_SEC_PARMS) failed: header rc 108 rrc 5 IOCTL rc: -22`,
 /// `Protected boot failed: 0xa02, KVM_PV_VERIFY - RC: 0x102, RRC:0x1b`.
-pub fn refusal(line: &str) -> Option<Refusal> {
+pub(crate) fn refusal(line: &str) -> Option<Refusal> {
     let line = line.to_ascii_lowercase();
     let words: Vec<&str> =
         line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
@@ -71,13 +71,13 @@ fn name(word: &str) -> String {
 
 impl Refusal {
     /// Does it end a boot? The way down of a guest that never came up prints lines, too.
-    pub fn is_of_boot(&self) -> bool {
+    pub(crate) fn is_of_boot(&self) -> bool {
         let down = ["KVM_PV_DISABLE", "KVM_PV_ASYNC_CLEANUP_PREPARE", "KVM_PV_ASYNC_CLEANUP_PERFORM"];
         !down.contains(&self.command.as_str())
     }
 
     /// What it means.
-    pub fn explain(&self) -> Diagnosis {
+    pub(crate) fn explain(&self) -> Diagnosis {
         let meaning = self.meaning();
         // Beside a code of the ultravisor the errno says nothing.
         let errno = match (self.rc, self.errno) {

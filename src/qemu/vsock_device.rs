@@ -18,8 +18,8 @@ use crate::plan::cpus::CpuList;
 use crate::qemu::opt::Opt;
 
 /// Socket names below the pod's directory.
-pub const DEVICE_SOCKET: &str = "vsock-device";
-pub const AGENT_SOCKET: &str = "vsock";
+pub(crate) const DEVICE_SOCKET: &str = "vsock-device";
+pub(crate) const AGENT_SOCKET: &str = "vsock";
 
 /// The guest's context id: private to this one device, so any will do.
 const CID: &str = "3";
@@ -28,7 +28,7 @@ const CID: &str = "3";
 const TX_BUFFER: &str = "32768";
 
 /// Starts the program and waits until QEMU can connect to it.
-pub async fn start(program: PathBuf, dir: &Path, (cgroup, cpus): (Entry, CpuList)) -> Result<Child> {
+pub(crate) async fn start(program: PathBuf, dir: &Path, (cgroup, cpus): (Entry, CpuList)) -> Result<Child> {
     let device = dir.join(DEVICE_SOCKET);
     let vm = Opt::new("")
         .set("guest-cid", CID)

@@ -18,10 +18,10 @@ use crate::host::files::{PodLock, lock_holder};
 use crate::host::sys;
 use crate::ids::PodKey;
 use crate::limits;
-use crate::oci::pod::Role;
-use crate::pod::undo;
+use crate::oci::role::Role;
+use crate::pod::cleanup;
+use crate::shim::command::Flags;
 use crate::shim::events::timestamp;
-use crate::shim::main::Flags;
 use crate::shim::{LOCK, pause, role_of, run_dir};
 
 /// Frees what is left of a container, or with a sandbox's id of the whole pod.
@@ -36,7 +36,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     }
     unmount_rootfs(&bundle)?;
     let response = DeleteResponse {
-        exit_status: crate::container::KILLED,
+        exit_status: crate::pod::state::KILLED,
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..Default::default()
     };
@@ -50,7 +50,7 @@ fn clean_pod(dir: &Path) -> Result<()> {
         Err(e) => return Err(e).with_context(|| format!("read {}", dir.display())),
     }
     let Some(_lock) = take_lock(&dir.join(LOCK))? else { return Ok(()) };
-    undo::pay_back(dir)?;
+    cleanup::run(dir)?;
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != ErrorKind::NotFound => {
             Err(e).with_context(|| format!("remove {}", dir.display()))
@@ -75,7 +75,7 @@ fn take_lock(path: &Path) -> Result<Option<PodLock>> {
                 kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
             }
         }
-        if began.elapsed() > limits::DELETE_GRACE + limits::UNDO_STEP {
+        if began.elapsed() > limits::DELETE_GRACE + limits::CLEANUP_STEP {
             return Err(Error::deadline(format!(
                 "lock {}: its shim does not end on SIGKILL",
                 path.display()

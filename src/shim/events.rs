@@ -21,7 +21,7 @@ use crate::limits;
 use crate::pod::Pod;
 use crate::pod::event::Event;
 use crate::pod::request::StdioPaths;
-use crate::shim::task::mount;
+use crate::shim::task_service::mount;
 
 /// Runs until the queue is closed and empty. Without an address (CRI-O) events go nowhere.
 pub(crate) async fn send(pod: Arc<Pod>, address: Option<String>, namespace: Namespace) {

@@ -1,16 +1,16 @@
-//! The doors containerd knocks at: `start`, `delete`, the Task and the Sandbox service, events.
+//! Entry points for containerd: `start`, `delete`, the Task and the Sandbox service, events.
 
-pub mod connections;
-pub mod delete;
-pub mod events;
-pub mod main;
-pub mod metrics;
-pub mod sandbox;
-pub mod sandbox_config;
-pub mod serve;
-pub mod start;
-pub mod task;
-pub mod wire;
+pub(crate) mod command;
+mod connections;
+mod delete;
+mod events;
+mod pod_config;
+mod sandbox_service;
+mod serve;
+mod start;
+mod stats;
+mod task_service;
+mod wire;
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +18,8 @@ use crate::error::{Code, Result};
 use crate::host::files::read_bounded;
 use crate::ids::ContainerId;
 use crate::limits;
-use crate::oci::bundle;
-use crate::oci::pod::Role;
+use crate::oci::role::Role;
+use crate::oci::spec;
 
 /// The folder of all pods of this host.
 const RUN_DIR: &str = "/run/kata-se";
@@ -35,7 +35,7 @@ const SOCKET: &str = "s";
 /// bundle has no config.json, only the folder for a root file system that each one has.
 fn role_of(bundle: &Path, id: &ContainerId) -> Result<Role> {
     match read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES) {
-        Ok(config) => bundle::parse(&config, id).map(|bundle| bundle.role),
+        Ok(config) => spec::parse(&config, id).map(|bundle| bundle.role),
         Err(e) if e.code() == Code::NotFound && bundle.join("rootfs").is_dir() => Ok(Role::Sandbox),
         Err(e) => Err(e),
     }

@@ -16,13 +16,14 @@ use tokio::time::timeout;
 use ttrpc::r#async::{Server, Service};
 
 use crate::error::{Context, Error, Result};
+use crate::host::tasks;
 use crate::host::{log, sys};
 use crate::ids::PodKey;
 use crate::limits;
-use crate::pod::{Pod, PodParts, tasks};
-use crate::shim::main::Flags;
-use crate::shim::sandbox::SandboxService;
-use crate::shim::task::TaskService;
+use crate::pod::{Pod, PodParts};
+use crate::shim::command::Flags;
+use crate::shim::sandbox_service::SandboxService;
+use crate::shim::task_service::TaskService;
 use crate::shim::{connections, events, role_of, run_dir};
 
 /// The action `start` calls this program with.
@@ -68,7 +69,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     drop(lock);
     // Nothing but the last events is left; whoever takes them may wait for our end first.
     if let Some(sender) = result? {
-        runtime.block_on(async { drop(timeout(limits::LAST_EVENTS, sender).await) });
+        runtime.block_on(async { drop(timeout(limits::EVENT_FLUSH_LATE, sender).await) });
     }
     Ok(())
 }
@@ -96,18 +97,18 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHand
     info!(log, "serving"; "version" => env!("CARGO_PKG_VERSION"));
     tokio::select! {
         _ = ended.wait_for(|ended| *ended) => {}
-        () = pod.forsaken() => {}
+        () = pod.orphaned() => {}
     }
     pod.events.close();
     // Normally they are taken at once. A containerd that cleans up after its own start takes none before this
     // shim's connection is closed.
-    let sent = timeout(limits::SOON, &mut sender).await.is_ok();
+    let sent = timeout(limits::EVENT_FLUSH, &mut sender).await.is_ok();
     if pod.has_sandbox() {
         // containerd's client may take an answer for lost when the connection ends right behind it; its
         // Task service bears that, its sandbox controller does not.
-        drop(timeout(limits::LAST_ANSWER, connections.wait_for(|open| *open == 0)).await);
+        drop(timeout(limits::CLIENT_HANGUP, connections.wait_for(|open| *open == 0)).await);
     }
-    drop(timeout(limits::FAREWELL, server.shutdown()).await);
+    drop(timeout(limits::SERVER_SHUTDOWN, server.shutdown()).await);
     Ok((!sent).then_some(sender))
 }
 

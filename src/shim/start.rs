@@ -15,15 +15,16 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use crate::error::{Context, Error, Result};
-use crate::host::config_files;
+use crate::host::config;
 use crate::host::files::{PodLock, private_dir};
 use crate::host::spawn::{FdTable, Launch};
 use crate::ids::{ContainerId, Namespace, PodKey};
 use crate::limits;
-use crate::oci::pod::Role;
-use crate::pod::{journal, record, undo};
-use crate::shim::main::{Flags, read_stdin};
-use crate::shim::task::config_path;
+use crate::oci::role::Role;
+use crate::pod::cleanup;
+use crate::pod::{journal, record};
+use crate::shim::command::{Flags, read_stdin};
+use crate::shim::task_service::config_path;
 use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, pause, role_of, run_dir, serve};
 
 /// The longest path a Unix socket can have.
@@ -125,7 +126,7 @@ fn take_lock(dir: &Path) -> Result<PodLock> {
 
 /// A shim of the same sandbox that was killed may have left things: its journal is paid first.
 fn clean_old(dir: &Path) -> Result<()> {
-    undo::pay_back(dir)?;
+    cleanup::run(dir)?;
     for name in [journal::FILE, SOCKET, record::FILE] {
         drop(fs::remove_file(dir.join(name)));
     }
@@ -164,18 +165,18 @@ fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u3
 /// What the server needs of the environment, and nothing else.
 fn environment(caller: &Caller<'_>) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let names = [
-        config_files::ENVIRONMENT,
+        config::ENVIRONMENT,
         RUN_DIR_ENVIRONMENT,
         serve::SCHED_CORE_ENVIRONMENT,
         #[cfg(feature = "failpoints")]
-        crate::pod::step::ENVIRONMENT,
+        crate::failpoint::ENVIRONMENT,
         #[cfg(feature = "failpoints")]
         crate::host::facts::FAKE_ROOT_ENVIRONMENT,
     ];
     let mut kept: Vec<_> =
         names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect();
     // Later values stand for earlier ones.
-    kept.extend(caller.config.map(|path| (config_files::ENVIRONMENT.into(), path.into())));
+    kept.extend(caller.config.map(|path| (config::ENVIRONMENT.into(), path.into())));
     let events = match caller.dialect {
         Dialect::Bootstrap { events } => Some(events.into()),
         Dialect::Address => std::env::var_os(serve::EVENTS_ENVIRONMENT),

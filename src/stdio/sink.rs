@@ -21,7 +21,7 @@ use crate::host::sys;
 /// One stream's destination.
 #[derive(Debug)]
 pub(crate) enum Sink {
-    Nowhere,
+    Null,
     Pipe(AsyncFd<File>),
     File(File),
 }
@@ -37,7 +37,7 @@ impl Sink {
 
     fn open(path: &str) -> Result<Self> {
         if path.is_empty() {
-            return Ok(Self::Nowhere);
+            return Ok(Self::Null);
         }
         if let Some(path) = path.strip_prefix("file://") {
             let mut options = OpenOptions::new();
@@ -56,7 +56,7 @@ impl Sink {
     /// Writes everything, however long the reader takes.
     pub(crate) async fn write_all(&mut self, mut data: &[u8]) -> Result<()> {
         match self {
-            Self::Nowhere => Ok(()),
+            Self::Null => Ok(()),
             Self::File(file) => file.write_all(data).context("write output file"),
             Self::Pipe(fd) => {
                 while !data.is_empty() {
@@ -114,7 +114,7 @@ fn logging_program(uri: &str, id: &str, namespace: &str) -> Result<(Sink, Sink)>
         ..Launch::default()
     }
     .spawn()?;
-    drop(crate::pod::tasks::spawn(async move { drop(child.wait().await) }));
+    drop(crate::host::tasks::spawn(async move { drop(child.wait().await) }));
     let sink = |fd| {
         let file = File::from(fd);
         set_nonblocking(&file)?;

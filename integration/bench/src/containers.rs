@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{Bundle, Containerd, Shim, cached, program};
-use kata_se::agent::calls::OutputStream;
+use kata_se::test_api::OutputStream;
 
 use crate::doubles;
 use crate::process::{cpu, idle, only};
@@ -156,7 +156,7 @@ async fn by_shim(shim: &Shim, exec: &str, args: &[&str]) -> Duration {
     reader.join().expect("reader")
 }
 
-async fn by_calls(agent: &kata_se::agent::client::Agent, exec: &str, args: &[&str]) -> Duration {
+async fn by_calls(agent: &kata_se::test_api::Agent, exec: &str, args: &[&str]) -> Duration {
     let id = doubles::process("ours", exec);
     doubles::exec(agent, &id, args).await;
     let (mut left, mut began) = (BYTES, None);

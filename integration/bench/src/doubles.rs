@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use harness::{Bundle, Shim, Stage};
-use kata_se::agent::calls::OutputStream;
-use kata_se::agent::client::Agent;
-use kata_se::agent::dial::Transport;
-use kata_se::config::AgentConfig;
-use kata_se::ids::{ContainerId, ExecId, ProcessId};
-use kata_se::oci::bundle::parse_process;
-use kata_se::oci::guest_spec::guest_process;
+use kata_se::test_api::Agent;
+use kata_se::test_api::AgentConfig;
+use kata_se::test_api::OutputStream;
+use kata_se::test_api::Transport;
+use kata_se::test_api::guest_process;
+use kata_se::test_api::parse_process;
+use kata_se::test_api::{ContainerId, ExecId, ProcessId};
 use tokio::sync::watch;
 
 use crate::process::cpu;
@@ -108,7 +108,7 @@ pub(crate) async fn exec(agent: &Agent, id: &ProcessId, args: &[&str]) {
 }
 
 pub(crate) async fn read(agent: &Agent, id: &ProcessId, stream: OutputStream) -> Vec<u8> {
-    agent.read_output(id, stream, kata_se::limits::READ_BYTES).await.expect("read")
+    agent.read_output(id, stream, kata_se::test_api::READ_BYTES).await.expect("read")
 }
 
 /// A second connection to a pod's agent.

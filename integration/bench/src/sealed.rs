@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kata_se::host::facts::{Count, Root};
-use kata_se::host::image_file::ImageFile;
-use kata_se::host::survey::Survey;
+use kata_se::test_api::ImageFile;
+use kata_se::test_api::collect;
+use kata_se::test_api::{Count, Root};
 use softuv::seal::{Options, Parts, seal};
 use softuv::secrets::Secrets;
 
@@ -65,7 +65,7 @@ fn image(path: &Path) -> f64 {
 /// What the shim looks at before it starts QEMU, on this machine.
 fn header(path: &Path) -> Duration {
     let began = Instant::now();
-    let survey = Survey::take(&Root::of_this_machine(), Count::NearLimit, path, &[] as &[PathBuf]);
+    let survey = collect(&Root::of_this_machine(), Count::NearLimit, path, &[] as &[PathBuf]);
     assert!(!survey.findings(2048, 1).is_empty(), "findings");
     began.elapsed()
 }
@@ -73,10 +73,10 @@ fn header(path: &Path) -> Duration {
 /// Time that passed, and time on CPUs.
 fn content(path: &Path) -> (Duration, Duration) {
     let file = ImageFile::open(path).expect("open");
-    let image = kata_se::image::read(&file).expect("image");
+    let image = kata_se::test_api::image::read(&file).expect("image");
     let ipib = image.ipib.expect("list");
     let (began, before) = (Instant::now(), spent());
-    let verdict = kata_se::image::verify(&file, &image.header, &ipib, |_, _| ()).expect("read");
+    let verdict = kata_se::test_api::image::verify(&file, &image.header, &ipib, |_, _| ()).expect("read");
     assert!(verdict.untouched(), "{verdict}");
     (began.elapsed(), spent().saturating_sub(before))
 }

@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kata_se::image::fuzz_se_image(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kata_se::test_api::image::fuzz_se_image(bytes));

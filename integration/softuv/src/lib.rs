@@ -1,7 +1,7 @@
 //! Secure Execution without a Z machine, for development only: seals images, and plays the part of
 //! the ultravisor that unpacks them. See README.md.
 //!
-//! Nothing here is shared with the product's reader (`kata_se::image`): both follow the format's
+//! Nothing here is shared with the product's reader (`kata_se::test_api::image`): both follow the format's
 //! description, and the tests set them against each other.
 
 // A small world of its own: the product's rules for children and ends are not its.

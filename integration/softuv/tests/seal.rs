@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use kata_se::image::{Flaw, Kind, Verdict, read, verify};
+use kata_se::test_api::image::{Flaw, Kind, Verdict, read, verify};
 use sha2::{Digest, Sha256, Sha512};
 use softuv::damage::Damage;
 use softuv::header::{BACKUP_TARGET_KEYS, DUMP_ALLOWED, NO_COMPONENT_ENCRYPTION, flag};
@@ -97,7 +97,7 @@ fn an_image_without_ramdisk_or_encryption_comes_back_too() {
     assert_eq!(image[0x11000..0x11000 + 5000], parts.kernel);
     assert!(verdict(&image).untouched());
     let kinds: Vec<_> = read(&*image).expect("image").ipib.expect("list").components;
-    let kinds: Vec<_> = kinds.iter().map(kata_se::image::Component::kind).collect();
+    let kinds: Vec<_> = kinds.iter().map(kata_se::test_api::image::Component::kind).collect();
     assert_eq!(kinds, [Kind::Kernel, Kind::CommandLine, Kind::Stage3b]);
 }
 

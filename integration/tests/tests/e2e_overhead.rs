@@ -9,8 +9,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use harness::{Containerd, cgroup_top, limit_memory};
-use kata_se::host::config_files;
-use kata_se::plan::overhead::{HOST_MIB, overhead};
+use kata_se::test_api::config;
+use kata_se::test_api::{HOST_MIB, overhead};
 
 /// Of the guest on this node.
 const MEMORY_MIB: u64 = 512;
@@ -83,7 +83,7 @@ impl Drop for PodCgroup {
 #[test]
 fn a_guest_that_uses_all_its_memory_stays_within_the_overhead_of_its_runtime_class() {
     let node = Containerd::new();
-    let config = config_files::load(Some(&node.path("config.toml"))).expect("configuration");
+    let config = config::load(Some(&node.path("config.toml"))).expect("configuration");
     let overhead = overhead(&config, Some(0));
     let pod = PodCgroup::new(u64::from(overhead.memory_mib) + CODE_MIB);
     let place = format!("/{}/c1", PodCgroup::NAME);

@@ -10,12 +10,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use harness::cached;
-use kata_se::ccw::DevNo;
-use kata_se::config::{Accelerator, Boot};
-use kata_se::host::spawn::{FdTable, Launch};
-use kata_se::ids::SandboxId;
-use kata_se::plan::vm::{DiskPlan, VmPlan, VsockPlan};
-use kata_se::qemu::args::args;
+use kata_se::test_api::DevNo;
+use kata_se::test_api::SandboxId;
+use kata_se::test_api::args;
+use kata_se::test_api::{Accelerator, Boot};
+use kata_se::test_api::{DiskPlan, VmPlan, VsockPlan};
+use kata_se::test_api::{FdTable, Launch};
 use serde_json::{Value, json};
 
 /// Known bad, then whatever a generator makes.

@@ -9,8 +9,8 @@ use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{SealedNode, until};
-use kata_se::image::SealedImage;
-use kata_se::plan::preflight::tag;
+use kata_se::test_api::image::SealedImage;
+use kata_se::test_api::tag;
 use serde_json::Value;
 
 const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
@@ -20,7 +20,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn image(path: &Path) -> SealedImage {
-    kata_se::image::read(&*fs::read(path).expect("image")).expect("sealed")
+    kata_se::test_api::image::read(&*fs::read(path).expect("image")).expect("sealed")
 }
 
 /// Writes a configuration beside the usual one; its folder is its own, as are its drop-ins.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use harness::{Bundle, Code, PodNetns, Shim, Stage, cgroup_top, code, within};
-use kata_se::pod::step::Step;
+use kata_se::test_api::Step;
 
 const NONE: [&str; 3] = ["", "", ""];
 
@@ -19,8 +19,8 @@ const LATER: [Step; 8] = [
     Step::ContainerRemoved,
     Step::SandboxDestroyed,
     Step::VmStopped,
-    Step::UndoPaid,
-    Step::ScopeUndone,
+    Step::CleanupStepDone,
+    Step::CleanupDone,
 ];
 
 /// What every shim and every `delete` of the stage does at a step; empty: nothing.
@@ -144,7 +144,7 @@ async fn delete_killed_at_any_undo_is_finished_by_the_next_one() {
         let (pid, _) = shim.pid("s1").await;
         let pid = nix::unistd::Pid::from_raw(pid as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
-        failpoint(&stage, &format!("{}=kill#{nth}", Step::UndoPaid.name()));
+        failpoint(&stage, &format!("{}=kill#{nth}", Step::CleanupStepDone.name()));
         let killed = !stage.delete_output("s1").status.success();
         failpoint(&stage, "");
         stage.delete("s1");

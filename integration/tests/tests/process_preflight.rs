@@ -16,7 +16,7 @@ const IMAGE: &[u8] = include_bytes!("../../../src/image/testdata/by-hand.img");
 /// A stage whose machine is a Z host the image was built for.
 async fn z_host() -> Stage {
     let stage = Stage::new().await;
-    let image = kata_se::image::read(IMAGE).expect("image");
+    let image = kata_se::test_api::image::read(IMAGE).expect("image");
     let key = image.header.slots.first().expect("slot").host_key.to_string();
     let zeros = "0".repeat(64);
     for (name, text) in [
@@ -98,8 +98,8 @@ async fn running(stage: &Stage) -> Shim {
 async fn an_image_for_this_machine_runs_and_is_recorded() {
     let stage = z_host().await;
     let shim = running(&stage).await;
-    let image = kata_se::image::read(IMAGE).expect("image");
-    let tag = kata_se::plan::preflight::tag(&image);
+    let image = kata_se::test_api::image::read(IMAGE).expect("image");
+    let tag = kata_se::test_api::tag(&image);
     let recorded = record(&stage);
     assert_eq!(recorded["image"]["path"], stage.path("image").display().to_string());
     assert_eq!(recorded["image"]["size"], IMAGE.len());
@@ -226,7 +226,7 @@ async fn without_the_machines_keys_its_documents_decide() {
 async fn a_changed_page_is_found_where_the_operator_asked_for_it() {
     let stage = z_host().await;
     configure(&stage, "verify_digest = true\n");
-    let image = kata_se::image::read(IMAGE).expect("image");
+    let image = kata_se::test_api::image::read(IMAGE).expect("image");
     let at = image.ipib.expect("list").components.first().expect("component").address;
     let mut bytes = IMAGE.to_vec();
     bytes[usize::try_from(at).expect("small")] ^= 1;

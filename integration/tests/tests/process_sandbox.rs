@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use harness::{Bundle, Code, PodConfig, PodNetns, Sandbox, Shim, Stage, code, eventually, within};
-use kata_se::pod::step::Step;
+use kata_se::test_api::Step;
 use serde_json::{Value, json};
 
 const NONE: [&str; 3] = ["", "", ""];

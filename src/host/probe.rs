@@ -1,0 +1,102 @@
+//! Collects what preflight checks: the machine, the image's header, the configured documents.
+
+use std::path::{Path, PathBuf};
+
+use crate::host::facts::{self, Count, Root};
+use crate::host::files::read_bounded;
+use crate::host::image_file::ImageFile;
+use crate::hostkey::key_hash;
+use crate::image::{self, Flaw, SealedImage};
+use crate::limits;
+use crate::plan::checks::{Facts, Finding, ImageFacts, preflight};
+use crate::plan::host_facts::HostFacts;
+use crate::plan::key_slot::KnownDocument;
+
+/// What was found; findings are made of it.
+#[derive(Debug)]
+pub struct PreflightInputs {
+    pub machine: HostFacts,
+    pub documents: Vec<KnownDocument>,
+    pub image: ImageFound,
+}
+
+/// The image file as far as it could be read.
+#[derive(Debug)]
+pub enum ImageFound {
+    Sealed {
+        file: ImageFile,
+        image: Box<SealedImage>,
+    },
+    Flawed(Flaw),
+    /// It could not be opened, and why.
+    Unreadable(String),
+}
+
+/// Reads all of it; blocks for a few milliseconds and never fails.
+pub fn collect(root: &Root, count: Count, image: &Path, documents: &[PathBuf]) -> PreflightInputs {
+    PreflightInputs {
+        machine: facts::read(root, count),
+        documents: documents.iter().map(|path| document(path)).collect(),
+        image: ImageFound::at(image),
+    }
+}
+
+impl PreflightInputs {
+    /// What it means for a VM of this size.
+    pub fn findings(&self, memory_mib: u32, vcpus: u32) -> Vec<Finding> {
+        let image = match &self.image {
+            ImageFound::Sealed { image, .. } => ImageFacts::Sealed(image),
+            ImageFound::Flawed(flaw) => ImageFacts::Flawed(flaw),
+            ImageFound::Unreadable(why) => ImageFacts::Unreadable(why),
+        };
+        preflight(&Facts { machine: &self.machine, image, documents: &self.documents, memory_mib, vcpus })
+    }
+}
+
+impl ImageFound {
+    /// Opens and reads the file.
+    pub(crate) fn at(path: &Path) -> Self {
+        let file = match ImageFile::open(path) {
+            Ok(file) => file,
+            Err(e) => return Self::Unreadable(e.to_string()),
+        };
+        match image::read(&file) {
+            Ok(image) => Self::Sealed { file, image: Box::new(image) },
+            Err(flaw) => Self::Flawed(flaw),
+        }
+    }
+}
+
+fn document(path: &Path) -> KnownDocument {
+    let name = path.display().to_string();
+    let key = read_bounded(path, limits::CERTIFICATE_BYTES).and_then(|bytes| key_hash(&name, &bytes));
+    KnownDocument { path: name, key: key.map_err(|e| e.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::checks::refusal;
+
+    #[test]
+    fn files_that_are_not_what_they_should_be_are_findings() {
+        let dir = tempfile::tempdir().expect("dir");
+        let kernel = dir.path().join("kernel");
+        std::fs::write(&kernel, vec![0; 4096]).expect("write");
+        let root = Root::of_this_machine();
+        let take = |image: &Path, documents: &[PathBuf]| collect(&root, Count::NearLimit, image, documents);
+        let plain = take(&kernel, &[kernel.clone(), "/nonexistent/HKD.crt".into()]);
+        let refused = refusal(&plain.findings(2048, 1)).expect("fatal");
+        assert!(
+            refused.contains("not a Secure Execution image: QEMU would boot it unprotected"),
+            "{refused}"
+        );
+        let errors: Vec<_> =
+            plain.documents.iter().map(|d| d.key.clone().expect_err("no document")).collect();
+        assert!(errors[0].contains("there is no \"-----BEGIN CERTIFICATE-----\" in it"), "{}", errors[0]);
+        assert!(errors[1].starts_with("read /nonexistent/HKD.crt: No such file"), "{}", errors[1]);
+        let missing = take(&dir.path().join("none"), &[]);
+        let refused = refusal(&missing.findings(2048, 1)).expect("fatal");
+        assert!(refused.contains("the image cannot be read"), "{refused}");
+    }
+}

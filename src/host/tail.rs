@@ -1,0 +1,51 @@
+//! The kept end of a text stream (stderr, guest console): bounded, and escaped when quoted.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::one_line;
+use crate::limits;
+
+/// The last bytes of a stream; clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tail(Arc<Mutex<Vec<u8>>>);
+
+impl Tail {
+    /// Adds what was read; the oldest bytes go when the bound is reached.
+    pub(crate) fn add(&self, bytes: &[u8]) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend_from_slice(bytes);
+        let over = kept.len().saturating_sub(limits::TAIL_BYTES);
+        kept.drain(..over);
+    }
+
+    /// The last `count` lines that are not empty, oldest first, printable and bounded.
+    pub(crate) fn last_lines(&self, count: usize) -> Vec<String> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&kept);
+        let mut lines: Vec<String> = text
+            .split(['\n', '\r'])
+            .rev()
+            .map(|line| one_line(&line.chars().take(limits::FOREIGN_TEXT_BYTES / 8).collect::<String>()))
+            .filter(|line| !line.is_empty())
+            .take(count)
+            .collect();
+        lines.reverse();
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_is_kept_and_quoted_without_control_characters() {
+        let tail = Tail::default();
+        for n in 0..20_000 {
+            tail.add(format!("line {n}\r\n").as_bytes());
+        }
+        tail.add(b"\x1b[31mred\xff\n\n");
+        assert!(tail.0.lock().expect("lock").len() <= limits::TAIL_BYTES);
+        assert_eq!(tail.last_lines(2), vec!["line 19999", "\\u{1b}[31mred\u{fffd}"]);
+    }
+}

@@ -1,0 +1,41 @@
+//! The pod's own tasks: the only place that spawns on the runtime.
+//!
+//! An operation that changes anything runs here and the caller's handler only awaits its result,
+//! because a ttrpc handler is dropped at the client's deadline wherever it stands. A panic in a
+//! task becomes an error of that operation instead of a lost pod.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::host::spawn::Child;
+
+/// Runs `work` to its end whether or not the caller still waits.
+pub(crate) async fn run<T: Send + 'static>(
+    what: &'static str,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match spawn(work).await {
+        Ok(result) => result,
+        Err(e) if e.is_panic() => {
+            Err(Error::internal(format!("{what}: a bug in the shim (panic); the log has the place")))
+        }
+        Err(e) => Err(Error::internal(format!("{what}: task ended early: {e}"))),
+    }
+}
+
+/// Starts a task that lives on its own (a pump, a watcher, the supervisor).
+#[allow(clippy::disallowed_methods)] // the one place meant by the lint's reason
+pub(crate) fn spawn<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
+    tokio::spawn(work)
+}
+
+/// Takes the child's exit status whoever ends it, also when the operation that started it was given up.
+pub(crate) fn reaped(child: Child) -> Arc<Child> {
+    let child = Arc::new(child);
+    let ending = Arc::clone(&child);
+    drop(spawn(async move { drop(ending.wait().await) }));
+    child
+}

@@ -1,0 +1,246 @@
+//! `config.json` bytes to a checked OCI spec. Its length was bounded by whoever read it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
+
+use crate::error::{Context, Error, Result};
+use crate::ids::ContainerId;
+use crate::limits;
+use crate::oci::resources;
+use crate::oci::role::{Role, role};
+use crate::plan::cpus::CpuList;
+
+/// A container's spec as the host's client wrote it, checked.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    pub spec: Spec,
+    pub role: Role,
+}
+
+/// Parses and checks a container's `config.json`.
+pub(crate) fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
+    let spec: Spec = serde_json::from_slice(bytes).context("config.json")?;
+    let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
+    check_process(process).context("config.json")?;
+    if spec.root().is_none() {
+        return Err(missing("root"));
+    }
+    if spec.linux().is_none() {
+        return Err(missing("linux"));
+    }
+    let mounts = spec.mounts().as_ref().map_or(0, Vec::len);
+    if mounts > limits::SPEC_MOUNTS {
+        return Err(Error::invalid(format!(
+            "config.json: {mounts} mounts, allowed are {}",
+            limits::SPEC_MOUNTS
+        )));
+    }
+    let none = std::collections::HashMap::new();
+    let role = role(spec.annotations().as_ref().unwrap_or(&none), id)?;
+    Ok(Bundle { spec, role })
+}
+
+/// At most 64 bytes: longer ones are cut, as the kernel would refuse them. None: empty.
+pub(crate) fn hostname(name: &str) -> Option<String> {
+    let mut end = name.len().min(64);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.get(..end).filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// Parses and checks an exec's process.
+pub fn parse_process(bytes: &[u8]) -> Result<Process> {
+    let process: Process = serde_json::from_slice(bytes).context("exec process")?;
+    check_process(&process).context("exec process")?;
+    Ok(process)
+}
+
+fn check_process(process: &Process) -> Result<()> {
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(Error::invalid("process.args is empty: there is nothing to run"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(Error::invalid(format!("process.cwd {:?} is not an absolute path", process.cwd())));
+    }
+    let strings = process.args().iter().flatten().chain(process.env().iter().flatten());
+    let bytes: usize = strings.map(|s| s.len() + 1).sum();
+    if bytes > limits::PROCESS_BYTES {
+        return Err(Error::invalid(format!(
+            "process: arguments and environment have {bytes} bytes, allowed are {}",
+            limits::PROCESS_BYTES
+        )));
+    }
+    Ok(())
+}
+
+fn missing(what: &str) -> Error {
+    Error::invalid(format!("config.json: no {what:?} section"))
+}
+
+impl Bundle {
+    /// The pod's network namespace, when it has one of its own.
+    pub fn network_namespace(&self) -> Option<PathBuf> {
+        self.namespace(LinuxNamespaceType::Network)?.map(Path::to_path_buf)
+    }
+
+    /// CRI names the pid namespace by path when the pod's containers share one.
+    pub fn shares_pid_namespace(&self) -> bool {
+        self.namespace(LinuxNamespaceType::Pid).flatten().is_some()
+    }
+
+    /// A namespace that is not listed is the host's.
+    pub(crate) fn has_namespace(&self, wanted: LinuxNamespaceType) -> bool {
+        self.namespace(wanted).is_some()
+    }
+
+    /// Some(None): the namespace is listed without a path.
+    fn namespace(&self, wanted: LinuxNamespaceType) -> Option<Option<&Path>> {
+        let linux = self.spec.linux().as_ref()?;
+        let found = linux.namespaces().iter().flatten().find(|n| n.typ() == wanted)?;
+        Some(found.path().as_deref().filter(|p| !p.as_os_str().is_empty()))
+    }
+
+    /// The root file system's folder on the host: `root.path`, below the bundle unless it is absolute.
+    pub fn root(&self, bundle: &Path) -> PathBuf {
+        self.spec.root().as_ref().map_or_else(|| bundle.join("rootfs"), |root| bundle.join(root.path()))
+    }
+
+    /// The host's CPUs that the container may use; empty: none are named.
+    pub fn cpus(&self) -> Result<CpuList> {
+        resources::cpus(self.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()))
+    }
+
+    /// Adds kernel settings; the container's own stay.
+    pub(crate) fn add_sysctls(&mut self, more: &HashMap<String, String>) {
+        let Some(linux) = self.spec.linux_mut() else { return };
+        let mut all = more.clone();
+        all.extend(linux.sysctl().clone().unwrap_or_default());
+        if !all.is_empty() {
+            linux.set_sysctl(Some(all));
+        }
+    }
+
+    /// Mounts something of the host, unless something is mounted there already.
+    pub(crate) fn add_bind(&mut self, destination: &Path, source: &Path) {
+        let mut mounts = self.spec.mounts().clone().unwrap_or_default();
+        if mounts.iter().any(|mount| mount.destination() == destination) {
+            return;
+        }
+        let read_only = self.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+        let mut mount = Mount::default();
+        mount
+            .set_destination(destination.into())
+            .set_typ(Some("bind".into()))
+            .set_source(Some(source.into()));
+        let access = if read_only { "ro" } else { "rw" };
+        mount.set_options(Some(["rbind", "rprivate", access].map(str::to_owned).to_vec()));
+        mounts.push(mount);
+        self.spec.set_mounts(Some(mounts));
+    }
+
+    pub fn cgroups_path(&self) -> Option<String> {
+        self.spec.linux().as_ref()?.cgroups_path().as_ref().map(|p| p.display().to_string())
+    }
+
+    /// None: not given.
+    pub fn hostname(&self) -> Option<String> {
+        self.spec.hostname().as_deref().and_then(hostname)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn whole() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/", "env": ["A=b"]},
+            "root": {"path": "rootfs"},
+            "hostname": "h",
+            "mounts": [],
+            "linux": {"cgroupsPath": "/default/c1", "namespaces": [
+                {"type": "pid"}, {"type": "network", "path": "/run/netns/x"}, {"type": "mount"}
+            ]},
+        })
+    }
+
+    fn read(value: &Value) -> Result<Bundle> {
+        parse(value.to_string().as_bytes(), &ContainerId::parse("c1").expect("id"))
+    }
+
+    #[test]
+    fn the_root_stands_below_the_bundle_or_where_the_spec_says() {
+        let id = ContainerId::parse("c1").expect("id");
+        for (path, wanted) in [("rootfs", "/b/rootfs"), ("/var/lib/merged", "/var/lib/merged")] {
+            let mut config = whole();
+            config["root"]["path"] = path.into();
+            let bundle = parse(config.to_string().as_bytes(), &id).expect("parse");
+            assert_eq!(bundle.root(Path::new("/b")), Path::new(wanted));
+        }
+    }
+
+    #[test]
+    fn what_the_pod_needs_is_found() {
+        let bundle = read(&whole()).expect("parse");
+        assert_eq!(bundle.network_namespace(), Some("/run/netns/x".into()));
+        assert!(!bundle.shares_pid_namespace());
+        assert_eq!(bundle.cgroups_path().as_deref(), Some("/default/c1"));
+        assert_eq!((bundle.hostname().as_deref(), bundle.role), (Some("h"), Role::Single));
+    }
+
+    #[test]
+    fn what_a_sandbox_brings_does_not_hide_what_a_container_has() {
+        let mut value = whole();
+        value["mounts"] = json!([{"destination": "/etc/hosts", "type": "bind", "source": "/own"}]);
+        value["linux"]["sysctl"] = json!({"a": "own"});
+        value["root"]["readonly"] = true.into();
+        let mut bundle = read(&value).expect("parse");
+        for name in ["/etc/hosts", "/etc/hostname"] {
+            bundle.add_bind(Path::new(name), Path::new("/pod"));
+        }
+        bundle.add_sysctls(&[("a".into(), "pod".into()), ("b".into(), "pod".into())].into());
+        let spec = serde_json::to_value(&bundle.spec).expect("json");
+        let options = json!(["rbind", "rprivate", "ro"]);
+        let added =
+            json!({"destination": "/etc/hostname", "type": "bind", "source": "/pod", "options": options});
+        assert_eq!(spec["mounts"], json!([value["mounts"][0], added]));
+        assert_eq!(spec["linux"]["sysctl"], json!({"a": "own", "b": "pod"}));
+    }
+
+    #[test]
+    fn each_missing_part_is_an_error_that_names_it() {
+        for (part, wanted) in [
+            ("process", "config.json: no \"process\" section"),
+            ("root", "config.json: no \"root\" section"),
+            ("linux", "config.json: no \"linux\" section"),
+        ] {
+            let mut value = whole();
+            value.as_object_mut().expect("object").remove(part);
+            assert_eq!(read(&value).expect_err(part).to_string(), wanted);
+        }
+        for (pointer, bad, wanted) in [
+            ("/process/args", json!([]), "config.json: process.args is empty: there is nothing to run"),
+            ("/process/cwd", json!("x"), "config.json: process.cwd \"x\" is not an absolute path"),
+        ] {
+            let mut value = whole();
+            *value.pointer_mut(pointer).expect(pointer) = bad;
+            assert_eq!(read(&value).expect_err(pointer).to_string(), wanted);
+        }
+    }
+
+    #[test]
+    fn bombs_are_refused() {
+        let mut value = whole();
+        value["mounts"] = Value::Array(vec![json!({"destination": "/x"}); 5000]);
+        assert!(read(&value).expect_err("mounts").to_string().contains("5000 mounts"));
+        let mut value = whole();
+        value["process"]["env"] = json!(["A".repeat(10 << 20)]);
+        assert!(read(&value).expect_err("env").to_string().contains("10485"));
+        assert!(parse(b"[[[[", &ContainerId::parse("c1").expect("id")).is_err());
+    }
+}

@@ -1,0 +1,117 @@
+//! What a pod may ask of containers that share the host's kernel and no VM can give: refused at the
+//! door, each by one clear error. Mounts are decided in `volume`.
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
+
+use crate::error::{Error, Result};
+use crate::oci::role::Role;
+use crate::oci::spec::Bundle;
+
+/// Devices that every Linux has by these numbers, the guest too: major, minor.
+const SAME_EVERYWHERE: [(i64, i64); 12] = [
+    (1, 3),    // null
+    (1, 5),    // zero
+    (1, 7),    // full
+    (1, 8),    // random
+    (1, 9),    // urandom
+    (5, 0),    // tty
+    (5, 1),    // console
+    (5, 2),    // ptmx
+    (10, 200), // net/tun
+    (10, 229), // fuse
+    (10, 236), // mapper/control
+    (10, 237), // loop-control
+];
+
+/// Namespaces that a VM cannot share with its host: what is shared, and a pod's setting for it.
+const HOSTS: [(LinuxNamespaceType, &str, &str); 3] = [
+    (LinuxNamespaceType::Network, "network", "hostNetwork"),
+    (LinuxNamespaceType::Pid, "process ids", "hostPID"),
+    (LinuxNamespaceType::Ipc, "inter-process communication", "hostIPC"),
+];
+
+/// Refuses the host's network, process ids and inter-process communication, in this order.
+pub(crate) fn host_namespaces(asked: [bool; 3]) -> Result<()> {
+    let Some((_, (_, what, setting))) = asked.iter().zip(HOSTS).find(|(asked, _)| **asked) else {
+        return Ok(());
+    };
+    Err(Error::invalid(format!(
+        "{setting}: a guest has a kernel of its own and cannot share the host's {what}: leave {setting} out"
+    )))
+}
+
+/// Refuses a spec that asks for the host itself.
+pub(crate) fn host_access(bundle: &Bundle) -> Result<()> {
+    // The network is the pod's: what its other containers say of it means nothing.
+    let is_members_network =
+        |typ| typ == LinuxNamespaceType::Network && matches!(bundle.role, Role::Member { .. });
+    host_namespaces(HOSTS.map(|(typ, ..)| !is_members_network(typ) && !bundle.has_namespace(typ)))?;
+    let devices = bundle.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
+    let of_host: Vec<&LinuxDevice> =
+        devices.into_iter().flatten().filter(|d| !is_same_everywhere(d)).collect();
+    let Some(first) = of_host.first() else { return Ok(()) };
+    Err(Error::invalid(format!(
+        "device {}{}: a device of the host cannot be given to a confidential guest: remove it; for privileged \
+         containers set privileged_without_host_devices = true for this runtime",
+        first.path().display(),
+        if of_host.len() > 1 { format!(" and {} more", of_host.len() - 1) } else { String::new() },
+    )))
+}
+
+fn is_same_everywhere(device: &LinuxDevice) -> bool {
+    matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U)
+        && SAME_EVERYWHERE.contains(&(device.major(), device.minor()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ContainerId;
+    use crate::oci::spec;
+    use serde_json::{Value, json};
+
+    fn spec() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/"},
+            "root": {"path": "rootfs"},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "network"}]},
+        })
+    }
+
+    fn check(spec: &Value) -> Result<()> {
+        let id = ContainerId::parse("c1").expect("id");
+        host_access(&spec::parse(spec.to_string().as_bytes(), &id).expect("spec"))
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_listed_is_the_hosts() {
+        assert_eq!(check(&spec()), Ok(()));
+        for (at, setting) in ["hostPID", "hostIPC", "hostNetwork"].into_iter().enumerate() {
+            let mut asked = spec();
+            asked["linux"]["namespaces"].as_array_mut().expect("list").remove(at);
+            let e = check(&asked).expect_err(setting);
+            assert!(e.to_string().starts_with(&format!("{setting}: a guest has a kernel of its own")), "{e}");
+            asked["annotations"] = json!({
+                "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"
+            });
+            assert_eq!(check(&asked).is_ok(), setting == "hostNetwork", "{setting} of a member");
+        }
+    }
+
+    #[test]
+    fn devices_of_the_host_are_refused_by_name_and_number() {
+        let device = |typ: &str, major: i64, minor: i64| json!({"path": "/dev/x", "type": typ, "major": major, "minor": minor});
+        let with = |devices: Value| {
+            let mut asked = spec();
+            asked["linux"]["devices"] = devices;
+            check(&asked)
+        };
+        assert_eq!(with(json!([device("c", 10, 229), device("c", 1, 3)])), Ok(()));
+        let e = with(json!([device("b", 8, 0)])).expect_err("disk");
+        assert!(e.to_string().starts_with("device /dev/x: a device of the host"), "{e}");
+        let e =
+            with(json!([device("c", 10, 229), device("c", 1, 1), device("b", 1, 3)])).expect_err("memory");
+        assert!(e.to_string().starts_with("device /dev/x and 1 more: "), "{e}");
+    }
+}

@@ -1,0 +1,373 @@
+//! Can this image run on this machine in a VM of this size? Everything that would make a secure guest
+//! fail, found before time is spent on a boot: facts in, findings out.
+//!
+//! An image without a Secure Execution header is always fatal, for every caller and configuration:
+//! QEMU would boot it, unprotected.
+
+use crate::diagnosis::Diagnosis;
+use crate::hex::hex;
+use crate::image::{Flaw, Kind, PAGE, PlainFlags, SealedImage, Verdict};
+use crate::plan::host_facts::{Fact, HostFacts, Kvm};
+use crate::plan::key_slot::{self, KnownDocument};
+
+/// What a finding means for a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Pass,
+    /// It may go wrong, or could not be checked.
+    Warning,
+    /// It cannot work.
+    Fatal,
+}
+
+/// The result of one check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub severity: Severity,
+    /// The check's name, one word.
+    pub check: &'static str,
+    pub text: Diagnosis,
+}
+
+/// Everything that is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts<'a> {
+    pub machine: &'a HostFacts,
+    pub image: ImageFacts<'a>,
+    /// Host key documents the configuration names, for kernels that do not tell the machine's keys.
+    pub documents: &'a [KnownDocument],
+    pub memory_mib: u32,
+    pub vcpus: u32,
+}
+
+/// What the reader made of the image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ImageFacts<'a> {
+    Sealed(&'a SealedImage),
+    Flawed(&'a Flaw),
+    /// The file cannot even be opened: why, with its path.
+    Unreadable(&'a str),
+}
+
+/// The architecture of IBM Z and LinuxONE.
+const S390X: &str = "s390x";
+
+/// More virtual CPUs than this no protected guest has (KVM: 248 CPUs, one id is the ultravisor's).
+const VCPUS: u64 = 247;
+
+/// Runs every check.
+pub(crate) fn preflight(facts: &Facts<'_>) -> Vec<Finding> {
+    let mut findings = machine(facts.machine);
+    let is_z = facts.machine.architecture == S390X;
+    match facts.image {
+        ImageFacts::Sealed(image) => {
+            findings.push(sealed(image));
+            // Another machine's masks and keys say nothing.
+            if is_z {
+                findings.push(version(image, facts.machine));
+                findings.push(flags(image, facts.machine));
+                findings.push(key_slot::check(image, facts.machine, facts.documents));
+            }
+            findings.push(memory(image, facts));
+        }
+        ImageFacts::Flawed(flaw) => findings.push(flawed(flaw)),
+        ImageFacts::Unreadable(why) => findings.push(fatal(
+            "image",
+            "the image cannot be read",
+            why,
+            "check guest.image in the configuration",
+        )),
+    }
+    findings.push(cpus(facts));
+    if is_z {
+        findings.push(guests(facts.machine));
+    }
+    findings
+}
+
+/// Why a pod cannot start, in one line; None when nothing is fatal.
+pub(crate) fn refusal(findings: &[Finding]) -> Option<String> {
+    let mut fatal = findings.iter().filter(|finding| finding.severity == Severity::Fatal);
+    let mut text = fatal.next()?.text.to_string();
+    for also in fatal {
+        text.push_str("; also: ");
+        text.push_str(&also.text.cause);
+    }
+    Some(text)
+}
+
+/// What the digests of the whole content say.
+pub(crate) fn digests(verdict: &Verdict) -> Finding {
+    if verdict.untouched() {
+        return pass("digests", verdict.to_string());
+    }
+    fatal(
+        "digests",
+        "the image was modified or truncated since it was sealed",
+        &verdict.to_string(),
+        "copy it again from where it was built, or rebuild it",
+    )
+}
+
+fn machine(machine: &HostFacts) -> Vec<Finding> {
+    if machine.architecture != S390X {
+        return vec![fatal(
+            "machine",
+            "this machine is not an IBM Z or LinuxONE, and no other runs Secure Execution guests",
+            &format!("its architecture is {:?}", machine.architecture),
+            "run the pod on a Z node: give its RuntimeClass a nodeSelector kubernetes.io/arch: s390x",
+        )];
+    }
+    vec![pass("machine", "IBM Z or LinuxONE (s390x)"), cpu(machine), ultravisor(machine), kvm(machine)]
+}
+
+fn cpu(machine: &HostFacts) -> Finding {
+    match &machine.facility {
+        Fact::Known(true) => pass("cpu", "the CPU has the ultravisor facility (158)"),
+        Fact::Known(false) => fatal(
+            "cpu",
+            "the CPU does not offer the ultravisor facility",
+            "facility 158 is not in /proc/cpuinfo",
+            "Secure Execution needs a z15, LinuxONE III or newer with feature code 115, and an LPAR, not z/VM",
+        ),
+        Fact::Absent => unknown("cpu", "/proc/cpuinfo: not there"),
+        Fact::Unclear(text) => unknown("cpu", text),
+    }
+}
+
+fn ultravisor(machine: &HostFacts) -> Finding {
+    const HOST: &str = "/sys/firmware/uv/prot_virt_host";
+    if machine.guest == Fact::Known(true) {
+        return fatal(
+            "ultravisor",
+            "this kernel is a secure guest itself and cannot run others",
+            "/sys/firmware/uv/prot_virt_guest is 1",
+            "run the pod on the LPAR",
+        );
+    }
+    match &machine.host {
+        Fact::Known(true) => pass("ultravisor", "this kernel runs secure guests (prot_virt_host is 1)"),
+        Fact::Known(false) => fatal(
+            "ultravisor",
+            "this kernel was not started as a Secure Execution host",
+            &format!("{HOST} is 0"),
+            "add prot_virt=1 to the kernel's parameters, run zipl, reboot",
+        ),
+        Fact::Absent => fatal(
+            "ultravisor",
+            "there is no ultravisor",
+            &format!("{HOST} does not exist"),
+            "enable Secure Execution for the machine and the LPAR at the HMC, boot with prot_virt=1",
+        ),
+        Fact::Unclear(text) => unknown("ultravisor", text),
+    }
+}
+
+fn kvm(machine: &HostFacts) -> Finding {
+    match &machine.kvm {
+        Kvm::Protected => pass("kvm", "KVM runs protected guests (KVM_CAP_S390_PROTECTED)"),
+        Kvm::Missing => {
+            fatal("kvm", "KVM is not there", "/dev/kvm does not exist", "load the module: modprobe kvm")
+        }
+        Kvm::Unusable(why) => fatal(
+            "kvm",
+            "KVM cannot be used",
+            why,
+            "give the user of the shim read and write access to /dev/kvm",
+        ),
+        Kvm::Unprotected => fatal(
+            "kvm",
+            "KVM cannot run protected guests",
+            "/dev/kvm says no to KVM_CAP_S390_PROTECTED (180)",
+            "boot the host with prot_virt=1; the kernel must be 5.7 or newer",
+        ),
+    }
+}
+
+fn flawed(flaw: &Flaw) -> Finding {
+    let (cause, evidence, advice) = match flaw {
+        Flaw::NotSealed { size } => (
+            "not a Secure Execution image: QEMU would boot it unprotected".to_owned(),
+            format!("there is no header in its {size} bytes"),
+            "seal kernel, initrd and parameters with pvimg, and name the result in guest.image",
+        ),
+        Flaw::Field { .. } => (
+            "the image is damaged".to_owned(),
+            flaw.to_string(),
+            "copy it again from where it was built, or rebuild it with pvimg",
+        ),
+        Flaw::Shrank { .. } => (
+            "the image changes while it is read".to_owned(),
+            flaw.to_string(),
+            "replace images by renaming, not in place",
+        ),
+        Flaw::Unreadable { .. } => {
+            ("the image cannot be read".to_owned(), flaw.to_string(), "check the file and its file system")
+        }
+    };
+    fatal("image", &cause, &evidence, advice)
+}
+
+fn sealed(image: &SealedImage) -> Finding {
+    let header = &image.header;
+    let text = format!(
+        "sealed, header version {:#x}, key slots: {}, pages: {}, tag {}",
+        header.version,
+        header.slots.len(),
+        header.pages,
+        tag(image)
+    );
+    if header.flags.has(PlainFlags::NO_ENCRYPTION) {
+        return warning(
+            "image",
+            "the image's content is not encrypted",
+            "flag \"no component encryption\"",
+            "whoever can read the file knows its content: rebuild it encrypted if it holds secrets",
+        );
+    }
+    pass("image", text)
+}
+
+/// The header's GCM tag in hexadecimal: attestation names an image by it.
+pub fn tag(image: &SealedImage) -> String {
+    hex(&image.header.tag)
+}
+
+fn version(image: &SealedImage, machine: &HostFacts) -> Finding {
+    let version = image.header.version;
+    match &machine.header_versions {
+        Fact::Known(mask) if PlainFlags(*mask).has(version >> 8) => {
+            pass("version", format!("this machine knows header version {version:#x}"))
+        }
+        Fact::Known(mask) => fatal(
+            "version",
+            "this machine does not know the version of the image's header",
+            &format!("version {version:#x}, supported mask {mask:#018x}"),
+            "rebuild the image with an older header version, or update the machine's firmware",
+        ),
+        Fact::Absent => {
+            pass("version", format!("{version:#x}; this kernel does not tell which are supported"))
+        }
+        Fact::Unclear(text) => unknown("version", text),
+    }
+}
+
+fn flags(image: &SealedImage, machine: &HostFacts) -> Finding {
+    let flags = image.header.flags;
+    match &machine.header_flags {
+        Fact::Known(mask) if flags.0 & !mask == 0 => pass("flags", names(flags)),
+        Fact::Known(mask) => fatal(
+            "flags",
+            "the image asks for something this machine does not support",
+            &format!(
+                "flags not supported: {}; image {:#018x}, machine {mask:#018x}; the ultravisor would refuse it \
+                 with rc 0x106 rrc 0x30",
+                names(PlainFlags(flags.0 & !mask)),
+                flags.0
+            ),
+            "rebuild the image without them, or update the machine's firmware",
+        ),
+        Fact::Absent => {
+            pass("flags", format!("{}; this kernel does not tell which are supported", names(flags)))
+        }
+        Fact::Unclear(text) => unknown("flags", text),
+    }
+}
+
+fn names(flags: PlainFlags) -> String {
+    let names = flags.names();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn memory(image: &SealedImage, facts: &Facts<'_>) -> Finding {
+    let memory = u64::from(facts.memory_mib) << 20;
+    let loader = image.ipib.iter().flat_map(|ipib| &ipib.components).find(|c| c.kind() == Kind::Stage3b);
+    let needed = image.size.div_ceil(PAGE).saturating_mul(PAGE).saturating_add(loader.map_or(0, |c| c.size));
+    if needed > memory {
+        return fatal(
+            "memory",
+            "the VM's memory is too small for the image",
+            &format!(
+                "{} MiB (guest.memory_mib and the pod's limits), the image needs {} MiB",
+                facts.memory_mib,
+                needed.div_ceil(1 << 20)
+            ),
+            "make guest.memory_mib larger: the workload needs memory, too",
+        );
+    }
+    match &facts.machine.max_address {
+        Fact::Known(highest) if memory.saturating_sub(1) > *highest => fatal(
+            "memory",
+            "the VM's memory is larger than a secure guest can have here",
+            &format!(
+                "{} MiB (guest.memory_mib and the pod's limits), the highest guest address is {highest:#x}",
+                facts.memory_mib
+            ),
+            "make guest.memory_mib or the pod's memory limits smaller",
+        ),
+        Fact::Unclear(text) => unknown("memory", text),
+        Fact::Known(_) | Fact::Absent => pass(
+            "memory",
+            format!("{} MiB, of which the image takes {} MiB", facts.memory_mib, needed.div_ceil(1 << 20)),
+        ),
+    }
+}
+
+fn cpus(facts: &Facts<'_>) -> Finding {
+    let vcpus = u64::from(facts.vcpus);
+    let (limit, whose) = match &facts.machine.max_cpus {
+        Fact::Unclear(text) => return unknown("cpus", text),
+        Fact::Known(limit) if *limit < VCPUS => (*limit, "this machine's (query/max_cpus)"),
+        Fact::Known(_) | Fact::Absent => (VCPUS, "KVM's"),
+    };
+    if vcpus > limit {
+        return fatal(
+            "cpus",
+            "the VM has more CPUs than a secure guest can have",
+            &format!("{vcpus} (guest.vcpus and the pod's limits), the limit is {limit}, {whose}"),
+            "make guest.vcpus or the pod's CPU limits smaller",
+        );
+    }
+    pass("cpus", format!("{vcpus} virtual CPUs of at most {limit}"))
+}
+
+fn guests(machine: &HostFacts) -> Finding {
+    let limit = match &machine.max_guests {
+        Fact::Known(limit) => *limit,
+        Fact::Absent => return pass("guests", "this kernel does not tell how many secure guests can run"),
+        Fact::Unclear(text) => return unknown("guests", text),
+    };
+    match machine.running {
+        Some(running) if running >= limit => fatal(
+            "guests",
+            "this machine has no room for another secure guest",
+            &format!("{running} run, the limit is {limit} (query/max_guests)"),
+            "end another pod or run this one on another node",
+        ),
+        Some(running) => pass("guests", format!("{running} secure guests of at most {limit} run")),
+        None => pass("guests", format!("at most {limit} secure guests")),
+    }
+}
+
+pub(crate) fn pass(check: &'static str, text: impl Into<String>) -> Finding {
+    let text = Diagnosis { cause: text.into(), evidence: String::new(), advice: String::new() };
+    Finding { severity: Severity::Pass, check, text }
+}
+
+pub(crate) fn warning(check: &'static str, cause: &str, evidence: &str, advice: &str) -> Finding {
+    Finding { severity: Severity::Warning, ..fatal(check, cause, evidence, advice) }
+}
+
+pub(crate) fn fatal(check: &'static str, cause: &str, evidence: &str, advice: &str) -> Finding {
+    let text =
+        Diagnosis { cause: cause.to_owned(), evidence: evidence.to_owned(), advice: advice.to_owned() };
+    Finding { severity: Severity::Fatal, check, text }
+}
+
+fn unknown(check: &'static str, evidence: &str) -> Finding {
+    warning(check, "this could not be checked", evidence, "the start is tried all the same")
+}
+
+#[cfg(test)]
+#[path = "checks_tests.rs"]
+mod tests;

@@ -1,0 +1,220 @@
+//! What a container or a VM has used, whoever counted it; and how much of a guest's count is believed.
+//!
+//! A guest may say anything, and its stats reach the kubelet's eviction and autoscalers: none is
+//! above what its VM has, and none can make the arithmetic of a caller overflow.
+
+use std::time::Duration;
+
+use crate::limits;
+use crate::plan::size::Size;
+
+/// One moment's stats.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub cpu: CpuTime,
+    pub memory: Memory,
+    pub pids: Pids,
+    pub disks: Vec<Disk>,
+}
+
+/// Nanoseconds since the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuTime {
+    pub total: u64,
+    pub user: u64,
+    pub kernel: u64,
+    /// Periods of the quota, those in which it was used up, and the nanoseconds waited then.
+    pub periods: u64,
+    pub throttled_periods: u64,
+    pub throttled: u64,
+}
+
+/// Bytes; faults are counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub usage: u64,
+    pub peak: u64,
+    /// `u64::MAX`: none.
+    pub limit: u64,
+    /// How often the limit was met.
+    pub failures: u64,
+    pub swap: u64,
+    pub anon: u64,
+    pub file: u64,
+    pub mapped: u64,
+    pub dirty: u64,
+    pub writeback: u64,
+    pub inactive_anon: u64,
+    pub active_anon: u64,
+    /// What can be had back at once: usage less this is the working set.
+    pub inactive_file: u64,
+    pub active_file: u64,
+    pub unevictable: u64,
+    pub faults: u64,
+    pub major_faults: u64,
+}
+
+/// Tasks; `limit` 0: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pids {
+    pub current: u64,
+    pub limit: u64,
+}
+
+/// Bytes and operations of one block device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    pub major: u64,
+    pub minor: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub reads: u64,
+    pub writes: u64,
+}
+
+impl Memory {
+    /// Takes what `memory.stat` says, under its names in cgroup v1 (`total_`: with children) or v2.
+    pub fn take_details(&mut self, find: impl Fn(&str) -> Option<u64>) {
+        let first = |names: &[&str]| names.iter().find_map(|name| find(name)).unwrap_or(0);
+        self.anon = first(&["total_rss", "rss", "anon"]);
+        self.file = first(&["total_cache", "cache", "file"]);
+        self.mapped = first(&["total_mapped_file", "mapped_file", "file_mapped"]);
+        self.dirty = first(&["total_dirty", "dirty", "file_dirty"]);
+        self.writeback = first(&["total_writeback", "writeback", "file_writeback"]);
+        self.inactive_anon = first(&["total_inactive_anon", "inactive_anon"]);
+        self.active_anon = first(&["total_active_anon", "active_anon"]);
+        self.inactive_file = first(&["total_inactive_file", "inactive_file"]);
+        self.active_file = first(&["total_active_file", "active_file"]);
+        self.unevictable = first(&["total_unevictable", "unevictable"]);
+        self.faults = first(&["total_pgfault", "pgfault"]);
+        self.major_faults = first(&["total_pgmajfault", "pgmajfault"]);
+    }
+}
+
+impl Stats {
+    /// The disk `major:minor`, noted if there is room for one more.
+    pub fn disk(&mut self, major: u64, minor: u64) -> Option<&mut Disk> {
+        let known = self.disks.iter().position(|d| (d.major, d.minor) == (major, minor));
+        if known.is_none() && self.disks.len() >= limits::STATS_DISKS {
+            return None;
+        }
+        let at = known.unwrap_or_else(|| {
+            self.disks.push(Disk { major, minor, ..Disk::default() });
+            self.disks.len() - 1
+        });
+        self.disks.get_mut(at)
+    }
+
+    /// What can be true of a container in a VM of this size and age.
+    #[must_use]
+    pub fn clamp_to_vm(mut self, vm: Size, age: Duration) -> Self {
+        let time = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX).saturating_mul(vm.vcpus.into());
+        let cpu = &mut self.cpu;
+        cpu.total = cpu.total.min(time);
+        for part in [&mut cpu.user, &mut cpu.kernel] {
+            *part = (*part).min(cpu.total);
+        }
+        for count in [&mut cpu.periods, &mut cpu.throttled_periods, &mut cpu.throttled] {
+            *count = counter(*count);
+        }
+        let bytes = u64::from(vm.memory_mib) << 20;
+        let memory = &mut self.memory;
+        memory.usage = memory.usage.min(bytes);
+        memory.inactive_file = memory.inactive_file.min(memory.usage);
+        for part in [
+            &mut memory.peak,
+            &mut memory.anon,
+            &mut memory.file,
+            &mut memory.mapped,
+            &mut memory.dirty,
+            &mut memory.writeback,
+            &mut memory.inactive_anon,
+            &mut memory.active_anon,
+            &mut memory.active_file,
+            &mut memory.unevictable,
+        ] {
+            *part = (*part).min(bytes);
+        }
+        // Swap is on disks, of which a guest may have any.
+        for count in [&mut memory.swap, &mut memory.failures, &mut memory.faults, &mut memory.major_faults] {
+            *count = counter(*count);
+        }
+        // Callers subtract the usage from it; agents say 0 where they know none.
+        memory.limit = if memory.limit == 0 { u64::MAX } else { memory.limit.max(memory.usage) };
+        self.pids.current = self.pids.current.min(limits::GUEST_TASKS);
+        self.pids.limit = if self.pids.limit > limits::GUEST_TASKS { 0 } else { self.pids.limit };
+        self.disks.truncate(limits::STATS_DISKS);
+        for disk in &mut self.disks {
+            let Disk { major, minor, read_bytes, written_bytes, reads, writes } = disk;
+            for count in [major, minor, read_bytes, written_bytes, reads, writes] {
+                *count = counter(*count);
+            }
+        }
+        self
+    }
+}
+
+/// Callers keep counters in signed numbers.
+fn counter(count: u64) -> u64 {
+    count.min(i64::MAX.unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VM: Size = Size { memory_mib: 512, vcpus: 2 };
+
+    #[test]
+    fn a_guests_figures_end_at_what_its_vm_has() {
+        let all = |n: u64| {
+            let mut stats = Stats {
+                cpu: CpuTime { total: n, user: n, kernel: n, periods: n, throttled_periods: n, throttled: n },
+                memory: Memory { usage: n, limit: n, peak: n, failures: n, swap: n, ..Memory::default() },
+                pids: Pids { current: n, limit: n },
+                disks: vec![Disk { major: n, ..Disk::default() }; 1000],
+            };
+            stats.memory.take_details(|_| Some(n));
+            stats.clamp_to_vm(VM, Duration::from_secs(10))
+        };
+        let lies = all(u64::MAX);
+        assert_eq!((lies.cpu.total, lies.cpu.user), (20_000_000_000, 20_000_000_000));
+        assert_eq!(lies.cpu.periods, i64::MAX.unsigned_abs());
+        assert_eq!((lies.memory.usage, lies.memory.inactive_file), (512 << 20, 512 << 20));
+        assert_eq!((lies.memory.limit, lies.memory.faults), (u64::MAX, i64::MAX.unsigned_abs()));
+        assert_eq!((lies.pids.current, lies.pids.limit), (limits::GUEST_TASKS, 0));
+        assert_eq!(lies.disks.len(), limits::STATS_DISKS);
+        let truth = all(7);
+        assert_eq!((truth.cpu.total, truth.memory.usage, truth.pids.current), (7, 7, 7));
+        assert_eq!(all(0).memory.limit, u64::MAX, "no limit is known");
+    }
+
+    #[test]
+    fn the_working_set_is_never_negative() {
+        let memory = Memory { usage: 5, inactive_file: 9, limit: 3, ..Memory::default() };
+        let stats = Stats { memory, ..Stats::default() };
+        let memory = stats.clamp_to_vm(VM, Duration::from_secs(1)).memory;
+        assert_eq!((memory.usage, memory.inactive_file, memory.limit), (5, 5, 5));
+    }
+
+    #[test]
+    fn details_have_the_names_of_both_cgroup_versions() {
+        let v1 = |name: &str| match name {
+            "rss" | "inactive_file" => Some(1),
+            "total_rss" | "total_inactive_file" => Some(2),
+            _ => None,
+        };
+        let v2 = |name: &str| match name {
+            "anon" => Some(3),
+            "file" => Some(4),
+            "file_mapped" => Some(5),
+            "pgmajfault" => Some(6),
+            _ => None,
+        };
+        let mut memory = Memory::default();
+        memory.take_details(v1);
+        assert_eq!((memory.anon, memory.inactive_file), (2, 2), "children are counted");
+        memory.take_details(v2);
+        assert_eq!((memory.anon, memory.file, memory.mapped, memory.major_faults), (3, 4, 5, 6));
+    }
+}

@@ -1,0 +1,301 @@
+//! Launching QEMU and watching over it: spawn, QMP, cont, and the one end it has.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::libc;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::ccw::DevNo;
+use crate::error::{Context, Error, Result};
+use crate::host::spawn::{Child, Ended, FdTable, Launch};
+use crate::host::tail::Tail;
+use crate::host::{cgroup, oom};
+use crate::lifecycle::vm::VmEnd;
+use crate::limits;
+use crate::plan::cpus::CpuList;
+use crate::plan::vm::{ChildFd, VmPlan};
+use crate::qemu::args::args;
+use crate::qemu::event::{GuestPanic, QmpEvent};
+use crate::qemu::failure::{Evidence, diagnose};
+use crate::qemu::hotplug::{self, Disk};
+use crate::qemu::qmp::{Qmp, cont, quit};
+
+/// Our ends of the connections to a QEMU that is not yet started.
+#[derive(Debug)]
+pub(crate) struct ControlSockets {
+    qmp: UnixStream,
+    console: UnixStream,
+    /// The numbers of QEMU's ends, for the plan.
+    pub qmp_fd: ChildFd,
+    pub console_fd: ChildFd,
+}
+
+impl ControlSockets {
+    /// Makes both connections; QEMU's ends go into its descriptor table.
+    pub(crate) fn new(fds: &mut FdTable) -> Result<Self> {
+        let pair = || UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, blocking(theirs)?)));
+        let (qmp, theirs) = pair().context("make the QMP socketpair")?;
+        let qmp_fd = fds.give(theirs);
+        let (console, theirs) = pair().context("make the console socketpair")?;
+        let console_fd = fds.give(theirs);
+        Ok(Self { qmp, console, qmp_fd, console_fd })
+    }
+}
+
+fn blocking(stream: UnixStream) -> std::io::Result<OwnedFd> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream.into())
+}
+
+/// A started QEMU.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    child: Child,
+    /// The cgroup it runs in, relative to the hierarchies' roots.
+    leaf: PathBuf,
+    qmp: Qmp,
+    confidential: bool,
+    asked: AtomicBool,
+    gone: watch::Sender<Option<VmEnd>>,
+    stderr: Tail,
+    console: Tail,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    guest_shutdown: Option<String>,
+    panic: Option<GuestPanic>,
+}
+
+/// What [`Vm::watch`] reads; handed out once.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    stderr: pipe::Receiver,
+    console: UnixStream,
+}
+
+impl Vm {
+    /// Starts QEMU stopped (`-S`). `watch` must be running for anything else to work.
+    pub(crate) fn spawn(
+        program: PathBuf,
+        plan: &VmPlan,
+        fds: FdTable,
+        (leaf, cpus): (&Path, CpuList),
+        sockets: ControlSockets,
+    ) -> Result<(Arc<Self>, Streams)> {
+        let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+        let stderr = pipe::Receiver::from_owned_fd(stderr).context("watch QEMU's stderr")?;
+        let child = Launch {
+            program,
+            args: args(plan)?,
+            fds,
+            stderr: Some(theirs),
+            cgroup: Some(cgroup::enter(leaf)?),
+            cpus,
+            ..Launch::default()
+        }
+        .spawn()?;
+        let vm = Self {
+            child,
+            leaf: leaf.to_path_buf(),
+            qmp: Qmp::new(sockets.qmp),
+            confidential: matches!(plan.boot, crate::config::Boot::Sealed { .. }),
+            asked: AtomicBool::new(false),
+            gone: watch::Sender::new(None),
+            stderr: Tail::default(),
+            console: Tail::default(),
+            seen: Mutex::default(),
+        };
+        Ok((Arc::new(vm), Streams { stderr, console: sockets.console }))
+    }
+
+    /// Watches over QEMU until its end, which is then known to everyone. A task of its own.
+    pub(crate) async fn watch(self: Arc<Self>, streams: Streams) {
+        let reading = async {
+            tokio::join!(
+                keep(streams.stderr, &self.stderr),
+                keep(streams.console, &self.console),
+                self.watch_qmp(),
+            )
+        };
+        tokio::pin!(reading);
+        let ended = tokio::select! {
+            ended = self.child.wait() => {
+                // Its descriptors are closed: what is left to read is there already.
+                drop(timeout(Duration::from_secs(1), &mut reading).await);
+                ended
+            }
+            _ = &mut reading => self.child.wait().await,
+        };
+        self.gone.send_replace(Some(self.diagnose(ended.unwrap_or(Ended::Code(-1)))));
+    }
+
+    async fn watch_qmp(&self) {
+        let end = self.qmp.read(|event| self.note(event)).await;
+        // A QEMU that cannot be managed must not go on; normally it is ending anyway.
+        if timeout(Duration::from_secs(2), self.child.wait()).await.is_err() {
+            self.stderr.add(format!("\n{end}\n").as_bytes());
+            drop(self.child.kill(libc::SIGKILL));
+        }
+    }
+
+    fn note(&self, event: QmpEvent) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            QmpEvent::Shutdown { guest: true, reason } => seen.guest_shutdown = Some(reason),
+            // The first: what follows it follows from it.
+            QmpEvent::GuestPanicked(panic) => drop(seen.panic.get_or_insert(panic)),
+            QmpEvent::Shutdown { guest: false, .. } | QmpEvent::DeviceDeleted { .. } | QmpEvent::Other => {}
+        }
+    }
+
+    fn diagnose(&self, ended: Ended) -> VmEnd {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        diagnose(&Evidence {
+            ended,
+            out_of_memory: oom::of(&self.leaf),
+            asked: self.asked.load(Ordering::Relaxed),
+            guest_shutdown: seen.guest_shutdown.clone(),
+            panic: seen.panic.clone(),
+            stderr: self.stderr.last_lines(limits::SEARCHED_LINES),
+            console: self.console.last_lines(limits::SEARCHED_LINES),
+        })
+    }
+
+    /// Waits until QMP works. When QEMU ends instead, its last words are the error.
+    pub(crate) async fn ready(&self) -> Result<()> {
+        self.or_its_end(self.qmp.negotiate()).await.context("start QEMU")
+    }
+
+    /// Lets the guest run.
+    pub(crate) async fn run(&self) -> Result<()> {
+        self.or_its_end(async { self.qmp.execute(cont {}).await.map(|_| ()) })
+            .await
+            .context("start the guest")
+    }
+
+    /// A QMP failure is often QEMU's end seen from the wrong side: then the end is the error.
+    async fn or_its_end<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let failed = match work.await {
+            Ok(done) => return Ok(done),
+            Err(failed) => failed,
+        };
+        let mut gone = self.gone();
+        match timeout(Duration::from_secs(3), gone.wait_for(Option::is_some)).await {
+            Ok(Ok(end)) => match &*end {
+                Some(end) => Err(Error::unavailable(end.to_string())),
+                None => Err(failed),
+            },
+            _ => Err(failed),
+        }
+    }
+
+    /// See `host::spawn`.
+    pub(crate) fn set_oom_score(&self, score: i32) -> Result<()> {
+        self.child.set_oom_score(score)
+    }
+
+    /// See `host::spawn`.
+    pub(crate) fn set_cpus(&self, cpus: &CpuList) -> Result<CpuList> {
+        self.child.set_cpus(cpus)
+    }
+
+    /// See `host::spawn`.
+    pub(crate) fn cpus(&self) -> Result<CpuList> {
+        self.child.cpus()
+    }
+
+    /// See `host::spawn`.
+    pub(crate) fn set_core_scheduling(&self) -> Result<()> {
+        self.child.set_core_scheduling()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Some when the VM has ended; set once.
+    pub(crate) fn gone(&self) -> watch::Receiver<Option<VmEnd>> {
+        self.gone.subscribe()
+    }
+
+    /// The console's last lines, for errors while the guest boots.
+    pub(crate) fn console_tail(&self) -> Vec<String> {
+        self.console.last_lines(3)
+    }
+
+    /// Plugs a disk into the running guest.
+    pub(crate) async fn plug(
+        &self,
+        file: OwnedFd,
+        read_only: bool,
+        devno: DevNo,
+        serial: &str,
+    ) -> Result<()> {
+        let disk =
+            Disk { file, read_only, devno, serial: serial.to_owned(), confidential: self.confidential };
+        self.or_its_end(hotplug::plug(&self.qmp, &disk)).await
+    }
+
+    /// Unplugs a disk that the guest no longer uses.
+    pub(crate) async fn unplug(&self, devno: DevNo) -> Result<()> {
+        hotplug::unplug(&self.qmp, devno).await
+    }
+
+    /// From now on the VM's end is what we wanted.
+    pub(crate) fn expect_end(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the VM: waits `grace` for an end already under way, then `quit`, then SIGKILL; returns
+    /// when QEMU is reaped.
+    pub(crate) async fn stop(&self, grace: Duration) -> Result<()> {
+        self.expect_end();
+        let mut gone = self.gone();
+        if timeout(grace, gone.wait_for(Option::is_some)).await.is_ok() {
+            return Ok(());
+        }
+        drop(self.qmp.execute(quit {}).await);
+        if timeout(Duration::from_secs(2), gone.wait_for(Option::is_some)).await.is_ok() {
+            return Ok(());
+        }
+        self.child.kill(libc::SIGKILL)?;
+        match timeout(limits::QEMU_EXIT, gone.wait_for(Option::is_some)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::deadline(format!(
+                "QEMU (process {}) did not end within {} s of SIGKILL",
+                self.child.pid(),
+                limits::QEMU_EXIT.as_secs()
+            ))),
+        }
+    }
+
+    /// SIGKILL, without waiting; `why` is among QEMU's last words.
+    pub(crate) fn kill_because(&self, why: &str) {
+        self.stderr.add(format!("\n{why}\n").as_bytes());
+        self.kill();
+    }
+
+    /// SIGKILL, without waiting.
+    pub(crate) fn kill(&self) {
+        drop(self.child.kill(libc::SIGKILL));
+    }
+}
+
+/// Reads a stream to its end, keeping the tail; never stops reading, so the writer never stalls.
+async fn keep(mut stream: impl AsyncRead + Unpin, tail: &Tail) {
+    let mut chunk = [0_u8; 4096];
+    while let Ok(count @ 1..) = stream.read(&mut chunk).await {
+        tail.add(chunk.get(..count).unwrap_or_default());
+    }
+}

@@ -1,0 +1,186 @@
+//! The Sandbox service of containerd 2: one method = translate, call, translate. It stands beside the
+//! Task service on the same socket; a pod uses it, or begins with a sandbox container.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::sandbox_api as api;
+use containerd_shim_protos::sandbox_async::Sandbox;
+use tokio::sync::watch;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::error::{Context, Error, Result};
+use crate::host::tasks;
+use crate::ids::SandboxId;
+use crate::oci::pod_spec::PodSpec;
+use crate::pod::Pod;
+use crate::pod::request::SandboxRequest;
+use crate::shim::events::timestamp;
+use crate::shim::pod_config;
+use crate::shim::stats;
+use crate::shim::task_service::{exited, status};
+
+/// What every guest is; containerd makes the containers' specs for it.
+const PLATFORM: (&str, &str) = ("linux", "s390x");
+
+/// CRI's words for a sandbox's state.
+const READY: &str = "SANDBOX_READY";
+const NOT_READY: &str = "SANDBOX_NOTREADY";
+
+/// Serves one pod; `ended` becomes true when its Shutdown was answered for.
+pub(crate) struct SandboxService {
+    pod: Arc<Pod>,
+    ended: watch::Sender<bool>,
+}
+
+impl SandboxService {
+    pub(crate) fn new(pod: Arc<Pod>, ended: watch::Sender<bool>) -> Self {
+        Self { pod, ended }
+    }
+}
+
+fn sandbox_request(req: api::CreateSandboxRequest) -> Result<SandboxRequest> {
+    let id = SandboxId::parse(&req.sandbox_id)?;
+    if !req.rootfs.is_empty() {
+        return Err(Error::invalid(format!("sandbox {id}: has a root file system: a guest brings its own")));
+    }
+    let options = req.options.unwrap_or_default();
+    let mut spec = match options.type_url.rsplit('/').next() {
+        Some(pod_config::TYPE) => pod_config::parse(&options.value, &id)
+            .with_context(|| format!("sandbox {id}: {}", pod_config::TYPE))?,
+        Some("") | None => PodSpec::default(),
+        Some(other) => {
+            return Err(Error::invalid(format!(
+                "sandbox {id}: options of type {other:?}, known is {}",
+                pod_config::TYPE
+            )));
+        }
+    };
+    spec.annotations.extend(req.annotations);
+    spec.network_namespace = Some(req.netns_path).filter(|path| !path.is_empty()).map(PathBuf::from);
+    Ok(SandboxRequest { id, spec })
+}
+
+#[async_trait]
+impl Sandbox for SandboxService {
+    async fn create_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: api::CreateSandboxRequest,
+    ) -> ttrpc::Result<api::CreateSandboxResponse> {
+        sandbox_request(req).and_then(|request| self.pod.create_sandbox(request)).map_err(status)?;
+        Ok(api::CreateSandboxResponse::new())
+    }
+
+    async fn start_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: api::StartSandboxRequest,
+    ) -> ttrpc::Result<api::StartSandboxResponse> {
+        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        let started = tasks::run("start sandbox", async move { pod.start_sandbox(&id).await });
+        let started = started.await.map_err(status)?;
+        let created_at = MessageField::some(timestamp(started.created_at));
+        Ok(api::StartSandboxResponse { pid: started.pid, created_at, ..Default::default() })
+    }
+
+    async fn platform(
+        &self,
+        _: &TtrpcContext,
+        req: api::PlatformRequest,
+    ) -> ttrpc::Result<api::PlatformResponse> {
+        let known = SandboxId::parse(&req.sandbox_id).and_then(|id| self.pod.sandbox_state(&id));
+        known.map_err(status)?;
+        let mut response = api::PlatformResponse::new();
+        let platform = response.platform.mut_or_insert_default();
+        (platform.os, platform.architecture) = (PLATFORM.0.to_owned(), PLATFORM.1.to_owned());
+        Ok(response)
+    }
+
+    async fn stop_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: api::StopSandboxRequest,
+    ) -> ttrpc::Result<api::StopSandboxResponse> {
+        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("stop sandbox", async move { pod.stop_sandbox(&id).await }).await.map_err(status)?;
+        Ok(api::StopSandboxResponse::new())
+    }
+
+    async fn wait_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: api::WaitSandboxRequest,
+    ) -> ttrpc::Result<api::WaitSandboxResponse> {
+        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
+        let exit = self.pod.wait_sandbox(&id).await.map_err(status)?;
+        let (exit_status, exited_at) = exited(Some(exit));
+        Ok(api::WaitSandboxResponse { exit_status, exited_at, ..Default::default() })
+    }
+
+    async fn sandbox_status(
+        &self,
+        _: &TtrpcContext,
+        req: api::SandboxStatusRequest,
+    ) -> ttrpc::Result<api::SandboxStatusResponse> {
+        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
+        let known = self.pod.sandbox_state(&id).map_err(status)?;
+        let mut response = api::SandboxStatusResponse {
+            sandbox_id: req.sandbox_id,
+            pid: known.pid,
+            state: if known.ready { READY } else { NOT_READY }.to_owned(),
+            created_at: MessageField::some(timestamp(known.created_at)),
+            exited_at: exited(known.exit).1,
+            ..Default::default()
+        };
+        if req.verbose {
+            let details = self.pod.sandbox_details(&id).map_err(status)?;
+            response.info.insert("info".to_owned(), details);
+        }
+        Ok(response)
+    }
+
+    async fn ping_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: api::PingRequest,
+    ) -> ttrpc::Result<api::PingResponse> {
+        let id = SandboxId::parse(&req.sandbox_id);
+        id.and_then(|id| self.pod.ping_sandbox(&id)).map_err(status)?;
+        Ok(api::PingResponse::new())
+    }
+
+    async fn shutdown_sandbox(
+        &self,
+        _: &TtrpcContext,
+        req: api::ShutdownSandboxRequest,
+    ) -> ttrpc::Result<api::ShutdownSandboxResponse> {
+        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("shut sandbox down", async move { pod.shutdown_sandbox(&id).await })
+            .await
+            .map_err(status)?;
+        self.ended.send_replace(true);
+        Ok(api::ShutdownSandboxResponse::new())
+    }
+
+    async fn sandbox_metrics(
+        &self,
+        _: &TtrpcContext,
+        req: api::SandboxMetricsRequest,
+    ) -> ttrpc::Result<api::SandboxMetricsResponse> {
+        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
+        let stats = self.pod.sandbox_stats(&id).await.map_err(status)?;
+        let mut response = api::SandboxMetricsResponse::new();
+        let metric = response.metrics.mut_or_insert_default();
+        metric.id = req.sandbox_id;
+        metric.timestamp = MessageField::some(timestamp(SystemTime::now()));
+        metric.data = MessageField::some(stats::message(&stats).map_err(status)?);
+        Ok(response)
+    }
+}

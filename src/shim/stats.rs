@@ -1,0 +1,227 @@
+//! Our stats as the message containerd expects on this host: cgroup version 1's or 2's.
+//!
+//! Nothing of the network: version 2 has no field for it, and that of version 1 is left empty by the runc shim,
+//! too. containerd's CRI reads the counters of `eth0` in the pod's network namespace itself
+//! (`sandbox_stats_linux.go`), through which all of a guest's packets pass.
+
+use containerd_shim_protos::cgroups::metrics as v1;
+use containerd_shim_protos::cgroups_v2::metrics as v2;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+
+use crate::error::{Context, Result};
+use crate::host::cgroup;
+use crate::plan::stats::{Disk, Stats};
+
+/// For Task.Stats.
+pub(crate) fn message(stats: &Stats) -> Result<Any> {
+    if cgroup::is_v2() {
+        any("io.containerd.cgroups.v2.Metrics", &version2(stats))
+    } else {
+        any("io.containerd.cgroups.v1.Metrics", &version1(stats))
+    }
+}
+
+fn any(type_url: &str, message: &impl Message) -> Result<Any> {
+    let value = message.write_to_bytes().context("encode statistics")?;
+    Ok(Any { type_url: type_url.to_owned(), value, ..Default::default() })
+}
+
+fn version1(stats: &Stats) -> v1::Metrics {
+    let cpu = stats.cpu;
+    let usage = v1::CPUUsage { total: cpu.total, kernel: cpu.kernel, user: cpu.user, ..Default::default() };
+    let throttling = v1::Throttle {
+        periods: cpu.periods,
+        throttled_periods: cpu.throttled_periods,
+        throttled_time: cpu.throttled,
+        ..Default::default()
+    };
+    let pids = stats.pids;
+    v1::Metrics {
+        pids: MessageField::some(v1::PidsStat {
+            current: pids.current,
+            limit: pids.limit,
+            ..Default::default()
+        }),
+        cpu: MessageField::some(v1::CPUStat {
+            usage: MessageField::some(usage),
+            throttling: MessageField::some(throttling),
+            ..Default::default()
+        }),
+        memory: MessageField::some(memory1(stats)),
+        blkio: MessageField::some(v1::BlkIOStat {
+            io_service_bytes_recursive: entries1(stats, |d| (d.read_bytes, d.written_bytes)),
+            io_serviced_recursive: entries1(stats, |d| (d.reads, d.writes)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn memory1(stats: &Stats) -> v1::MemoryStat {
+    let m = stats.memory;
+    let usage = v1::MemoryEntry {
+        limit: m.limit,
+        usage: m.usage,
+        max: m.peak,
+        failcnt: m.failures,
+        ..Default::default()
+    };
+    v1::MemoryStat {
+        cache: m.file,
+        rss: m.anon,
+        mapped_file: m.mapped,
+        dirty: m.dirty,
+        writeback: m.writeback,
+        pg_fault: m.faults,
+        pg_maj_fault: m.major_faults,
+        inactive_anon: m.inactive_anon,
+        active_anon: m.active_anon,
+        inactive_file: m.inactive_file,
+        active_file: m.active_file,
+        unevictable: m.unevictable,
+        hierarchical_memory_limit: m.limit,
+        total_cache: m.file,
+        total_rss: m.anon,
+        total_mapped_file: m.mapped,
+        total_dirty: m.dirty,
+        total_writeback: m.writeback,
+        total_pg_fault: m.faults,
+        total_pg_maj_fault: m.major_faults,
+        total_inactive_anon: m.inactive_anon,
+        total_active_anon: m.active_anon,
+        total_inactive_file: m.inactive_file,
+        total_active_file: m.active_file,
+        total_unevictable: m.unevictable,
+        usage: MessageField::some(usage),
+        swap: MessageField::some(v1::MemoryEntry {
+            // Version 1 counts memory and swap together.
+            usage: m.usage.saturating_add(m.swap),
+            limit: u64::MAX,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn entries1(stats: &Stats, of: impl Fn(&Disk) -> (u64, u64)) -> Vec<v1::BlkIOEntry> {
+    let entry = |disk: &Disk, op: &str, value| v1::BlkIOEntry {
+        op: op.to_owned(),
+        major: disk.major,
+        minor: disk.minor,
+        value,
+        ..Default::default()
+    };
+    let both = |disk: &Disk| {
+        let (read, written) = of(disk);
+        [entry(disk, "Read", read), entry(disk, "Write", written)]
+    };
+    stats.disks.iter().flat_map(both).collect()
+}
+
+fn version2(stats: &Stats) -> v2::Metrics {
+    let (cpu, pids) = (stats.cpu, stats.pids);
+    let disk = |d: &Disk| v2::IOEntry {
+        major: d.major,
+        minor: d.minor,
+        rbytes: d.read_bytes,
+        wbytes: d.written_bytes,
+        rios: d.reads,
+        wios: d.writes,
+        ..Default::default()
+    };
+    v2::Metrics {
+        pids: MessageField::some(v2::PidsStat {
+            current: pids.current,
+            limit: pids.limit,
+            ..Default::default()
+        }),
+        cpu: MessageField::some(v2::CPUStat {
+            usage_usec: cpu.total / 1000,
+            user_usec: cpu.user / 1000,
+            system_usec: cpu.kernel / 1000,
+            nr_periods: cpu.periods,
+            nr_throttled: cpu.throttled_periods,
+            throttled_usec: cpu.throttled / 1000,
+            ..Default::default()
+        }),
+        memory: MessageField::some(memory2(stats)),
+        io: MessageField::some(v2::IOStat {
+            usage: stats.disks.iter().map(disk).collect(),
+            ..Default::default()
+        }),
+        memory_events: MessageField::some(v2::MemoryEvents {
+            max: stats.memory.failures,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn memory2(stats: &Stats) -> v2::MemoryStat {
+    let m = stats.memory;
+    v2::MemoryStat {
+        anon: m.anon,
+        file: m.file,
+        file_mapped: m.mapped,
+        file_dirty: m.dirty,
+        file_writeback: m.writeback,
+        inactive_anon: m.inactive_anon,
+        active_anon: m.active_anon,
+        inactive_file: m.inactive_file,
+        active_file: m.active_file,
+        unevictable: m.unevictable,
+        pgfault: m.faults,
+        pgmajfault: m.major_faults,
+        usage: m.usage,
+        usage_limit: m.limit,
+        max_usage: m.peak,
+        swap_usage: m.swap,
+        swap_limit: u64::MAX,
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::stats::{CpuTime, Memory, Pids};
+
+    fn stats() -> Stats {
+        Stats {
+            cpu: CpuTime { total: 9_000, user: 5_000, kernel: 4_000, ..CpuTime::default() },
+            memory: Memory {
+                usage: 100,
+                limit: 200,
+                inactive_file: 30,
+                anon: 40,
+                faults: 5,
+                major_faults: 6,
+                ..Memory::default()
+            },
+            pids: Pids { current: 2, limit: 0 },
+            disks: vec![Disk { major: 8, read_bytes: 10, written_bytes: 20, ..Disk::default() }],
+        }
+    }
+
+    #[test]
+    fn version_1_has_what_cri_reads() {
+        let m = version1(&stats());
+        assert_eq!((m.cpu.usage.total, m.cpu.usage.user), (9_000, 5_000));
+        assert_eq!((m.memory.usage.usage, m.memory.usage.limit), (100, 200));
+        assert_eq!((m.memory.total_inactive_file, m.memory.rss, m.memory.total_rss), (30, 40, 40));
+        assert_eq!((m.memory.pg_fault, m.memory.pg_maj_fault), (5, 6));
+        let io: Vec<_> =
+            m.blkio.io_service_bytes_recursive.iter().map(|e| (e.op.as_str(), e.value)).collect();
+        assert_eq!(io, [("Read", 10), ("Write", 20)]);
+    }
+
+    #[test]
+    fn version_2_has_what_cri_reads() {
+        let m = version2(&stats());
+        assert_eq!((m.cpu.usage_usec, m.cpu.system_usec), (9, 4));
+        assert_eq!((m.memory.usage, m.memory.usage_limit, m.memory.inactive_file), (100, 200, 30));
+        assert_eq!((m.memory.pgfault, m.memory.pgmajfault, m.pids.current), (5, 6, 2));
+        assert_eq!((m.io.usage[0].rbytes, m.io.usage[0].wbytes), (10, 20));
+    }
+}

@@ -1,0 +1,320 @@
+//! The Task service: one method = translate, call, translate.
+//!
+//! Whatever changes something runs as a task of the pod: a handler is dropped at its caller's
+//! deadline, the operation goes on to its end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim_async::Task;
+use tokio::sync::watch;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::error::{Code, Context, Error, Result};
+use crate::host::tasks;
+use crate::ids::{ContainerId, ExecId, ProcessId};
+use crate::plan::rootfs::RootfsMount;
+use crate::pod::Pod;
+use crate::pod::request::{CreateRequest, ExecRequest, Exit, Status, StdioPaths};
+use crate::shim::events::timestamp;
+use crate::shim::stats;
+use crate::shim::wire;
+
+/// Serves one pod; `ended` becomes true when its Shutdown was answered for.
+pub(crate) struct TaskService {
+    pod: Arc<Pod>,
+    ended: watch::Sender<bool>,
+}
+
+impl TaskService {
+    pub(crate) fn new(pod: Arc<Pod>, ended: watch::Sender<bool>) -> Self {
+        Self { pod, ended }
+    }
+}
+
+pub(crate) fn status(e: Error) -> ttrpc::Error {
+    let code = match e.code() {
+        Code::NotFound => ttrpc::Code::NOT_FOUND,
+        Code::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
+        Code::FailedPrecondition => ttrpc::Code::FAILED_PRECONDITION,
+        Code::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
+        Code::PermissionDenied => ttrpc::Code::PERMISSION_DENIED,
+        Code::ResourceExhausted => ttrpc::Code::RESOURCE_EXHAUSTED,
+        Code::DeadlineExceeded => ttrpc::Code::DEADLINE_EXCEEDED,
+        Code::Unavailable => ttrpc::Code::UNAVAILABLE,
+        Code::Unimplemented => ttrpc::Code::UNIMPLEMENTED,
+        Code::Cancelled => ttrpc::Code::CANCELLED,
+        Code::Internal => ttrpc::Code::INTERNAL,
+    };
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, e.to_string()))
+}
+
+fn process(id: &str, exec: &str) -> Result<ProcessId> {
+    let container = ContainerId::parse(id)?;
+    let exec = if exec.is_empty() { None } else { Some(ExecId::parse(exec)?) };
+    Ok(ProcessId { container, exec })
+}
+
+pub(crate) fn mount(mount: &RootfsMount) -> api::Mount {
+    api::Mount {
+        type_: mount.fstype.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+        ..Default::default()
+    }
+}
+
+fn create_request(req: api::CreateTaskRequest) -> Result<CreateRequest> {
+    let bundle = PathBuf::from(&req.bundle);
+    if !bundle.is_absolute() {
+        return Err(Error::invalid(format!("bundle {:?} is not an absolute path", req.bundle)));
+    }
+    if !req.checkpoint.is_empty() {
+        return Err(Error::unimplemented("checkpoint: a confidential guest cannot be restored"));
+    }
+    let rootfs = req.rootfs.into_iter();
+    Ok(CreateRequest {
+        id: ContainerId::parse(&req.id)?,
+        bundle,
+        rootfs: rootfs
+            .map(|m| RootfsMount { fstype: m.type_, source: m.source, options: m.options })
+            .collect(),
+        stdio: StdioPaths {
+            stdin: req.stdin,
+            stdout: req.stdout,
+            stderr: req.stderr,
+            terminal: req.terminal,
+        },
+        config_path: req.options.as_ref().map(config_path).transpose()?.flatten(),
+    })
+}
+
+/// Of `runtimeoptions.v1.Options`; options of other runtimes say nothing to us.
+pub(crate) fn config_path(options: &Any) -> Result<Option<PathBuf>> {
+    const CONFIG_PATH: u32 = 2;
+    if options.type_url.rsplit('/').next() != Some("runtimeoptions.v1.Options") {
+        return Ok(None);
+    }
+    let mut path = String::new();
+    wire::each(&options.value, |number, field| {
+        if number == CONFIG_PATH {
+            path = field.text()?;
+        }
+        Ok(())
+    })
+    .context("runtime options")?;
+    Ok(Some(path).filter(|p| !p.is_empty()).map(PathBuf::from))
+}
+
+pub(crate) fn exited(
+    exit: Option<Exit>,
+) -> (u32, MessageField<containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp>) {
+    match exit {
+        Some(exit) => (exit.status, MessageField::some(timestamp(exit.at))),
+        None => (0, MessageField::none()),
+    }
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        req: api::CreateTaskRequest,
+    ) -> ttrpc::Result<api::CreateTaskResponse> {
+        let request = create_request(req).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        let pid = tasks::run("create", async move { pod.create(request).await }).await.map_err(status)?;
+        Ok(api::CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
+        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        let pid = tasks::run("start", async move { pod.start(&id).await }).await.map_err(status)?;
+        Ok(api::StartResponse { pid, ..Default::default() })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, req: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
+        let request = || {
+            Ok(ExecRequest {
+                container: ContainerId::parse(&req.id)?,
+                exec: ExecId::parse(&req.exec_id)?,
+                process: req.spec.value.clone(),
+                stdio: StdioPaths {
+                    stdin: req.stdin.clone(),
+                    stdout: req.stdout.clone(),
+                    stderr: req.stderr.clone(),
+                    terminal: req.terminal,
+                },
+            })
+        };
+        request().and_then(|request| self.pod.exec(request)).map_err(status)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn state(&self, _: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
+        let known = process(&req.id, &req.exec_id).and_then(|id| self.pod.state(&id)).map_err(status)?;
+        let (exit_status, exited_at) = exited(known.exit);
+        let running = match known.status {
+            Status::Created => api::Status::CREATED,
+            Status::Running => api::Status::RUNNING,
+            Status::Paused => api::Status::PAUSED,
+            Status::Stopped => api::Status::STOPPED,
+        };
+        Ok(api::StateResponse {
+            id: req.id,
+            bundle: known.bundle.display().to_string(),
+            pid: known.pid,
+            status: running.into(),
+            stdin: known.stdio.stdin,
+            stdout: known.stdio.stdout,
+            stderr: known.stdio.stderr,
+            terminal: known.stdio.terminal,
+            exit_status,
+            exited_at,
+            exec_id: req.exec_id,
+            ..Default::default()
+        })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<api::Empty> {
+        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("kill", async move { pod.kill(&id, req.signal, req.all).await }).await.map_err(status)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
+        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let exit = self.pod.wait(&id).await.map_err(status)?;
+        let (exit_status, exited_at) = exited(Some(exit));
+        Ok(api::WaitResponse { exit_status, exited_at, ..Default::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
+        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        let deleted = tasks::run("delete", async move { pod.delete(&id).await }).await.map_err(status)?;
+        let (exit_status, exited_at) = exited(deleted.exit);
+        Ok(api::DeleteResponse { pid: deleted.pid, exit_status, exited_at, ..Default::default() })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
+        let pids = ContainerId::parse(&req.id).and_then(|id| self.pod.pids(&id)).map_err(status)?;
+        let info = |pid| api::ProcessInfo { pid, ..Default::default() };
+        Ok(api::PidsResponse { processes: pids.into_iter().map(info).collect(), ..Default::default() })
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
+        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        if req.stdin {
+            self.pod.close_io(&id).map_err(status)?;
+        }
+        Ok(api::Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
+        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        self.pod.resize(&id, req.width, req.height).await.map_err(status)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        req: api::ConnectRequest,
+    ) -> ttrpc::Result<api::ConnectResponse> {
+        let task_pid = ContainerId::parse(&req.id).and_then(|id| self.pod.connect(&id)).map_err(status)?;
+        Ok(api::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid,
+            version: "v2".to_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
+        let pod = Arc::clone(&self.pod);
+        if tasks::run("shutdown", async move { pod.shutdown(req.now).await }).await.map_err(status)? {
+            self.ended.send_replace(true);
+        }
+        Ok(api::Empty::new())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(&req.id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("pause", async move { pod.pause(&id).await }).await.map_err(status)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(&req.id).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("resume", async move { pod.resume(&id).await }).await.map_err(status)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(&req.id).map_err(status)?;
+        let json = resources(req.resources.into_option()).map_err(status)?;
+        let pod = Arc::clone(&self.pod);
+        tasks::run("update", async move { pod.update(&id, &json).await }).await.map_err(status)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        let id = ContainerId::parse(&req.id).map_err(status)?;
+        let stats = self.pod.stats(&id).await.map_err(status)?;
+        let stats = MessageField::some(stats::message(&stats).map_err(status)?);
+        Ok(api::StatsResponse { stats, ..Default::default() })
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
+        Err(status(Error::unimplemented(
+            "Checkpoint: the state of a confidential guest cannot be taken out of it",
+        )))
+    }
+}
+
+/// The OCI resources inside of Update's `Any`.
+fn resources(any: Option<Any>) -> Result<Vec<u8>> {
+    const NAME: &str = "LinuxResources";
+    let any = any.ok_or_else(|| Error::invalid("update: no resources"))?;
+    if any.type_url.rsplit('/').next() != Some(NAME) {
+        return Err(Error::invalid(format!("update: resources of type {:?}, known is {NAME}", any.type_url)));
+    }
+    Ok(any.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(type_url: &str, value: &[u8]) -> Any {
+        Any { type_url: type_url.into(), value: value.to_vec(), ..Default::default() }
+    }
+
+    #[test]
+    fn the_configuration_is_named_by_runtime_options() {
+        let value = b"\x0a\x03abc\x12\x06/a/b.c\x1a\x02hi";
+        for url in ["runtimeoptions.v1.Options", "type.googleapis.com/runtimeoptions.v1.Options"] {
+            assert_eq!(config_path(&options(url, value)), Ok(Some("/a/b.c".into())));
+        }
+        assert_eq!(config_path(&options("containerd.runc.v1.Options", value)), Ok(None));
+        assert_eq!(config_path(&options("runtimeoptions.v1.Options", b"")), Ok(None));
+        assert!(config_path(&options("runtimeoptions.v1.Options", b"\x12\xff\xff\xff\xff\xff")).is_err());
+    }
+
+    #[test]
+    fn hostile_ids_stop_at_the_door() {
+        for (id, exec) in [("../x", ""), ("c1", "a/b"), ("", ""), ("c1\n", "")] {
+            assert_eq!(process(id, exec).expect_err(id).code(), Code::InvalidArgument);
+        }
+    }
+}

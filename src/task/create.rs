@@ -1,0 +1,231 @@
+//! Task.Create: the pod's first container brings its VM up; every container is then made in the
+//! guest, stopped before its first instruction.
+//!
+//! Create can be cancelled (Delete, Shutdown) at any await; whatever it made is undone before it
+//! answers, so that the same id can be created again at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use slog::{debug, info, warn};
+
+use crate::error::{Code, Context, Error, Result};
+use crate::failpoint::{Step, hit};
+use crate::host::files;
+use crate::ids::{ContainerId, ProcessId};
+use crate::lifecycle::process::Input;
+use crate::limits;
+use crate::oci::guest_spec::guest_spec;
+use crate::oci::pod_spec::PodSpec;
+use crate::oci::role::Role;
+use crate::oci::spec::{self, Bundle};
+use crate::oci::storage;
+use crate::oci::unsupported;
+use crate::plan::rootfs::RootfsPlan;
+use crate::pod::guest::{Guest, Layer};
+use crate::pod::launch;
+use crate::pod::request::CreateRequest;
+use crate::pod::scheduling;
+use crate::pod::state::Container;
+use crate::pod::{Machine, Pod, State, stop};
+use crate::task::rootfs::{self, RootfsDisk};
+use crate::task::volumes;
+
+impl Pod {
+    /// Makes a container and answers the VM's process id.
+    pub(crate) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
+        let began = tokio::time::Instant::now();
+        let config = request.bundle.join("config.json");
+        let mut bundle = spec::parse(&files::read_bounded(&config, limits::SPEC_BYTES)?, &request.id)?;
+        self.join_sandbox(&mut bundle);
+        self.admit(&request, &bundle)?;
+        let id = ProcessId::init(request.id.clone());
+        let mut cancel = match self.lock().container(&request.id) {
+            Ok(container) => container.cancel.subscribe(),
+            Err(e) => return Err(e),
+        };
+        let made = tokio::select! {
+            made = self.make(&request, &bundle) => made,
+            _ = cancel.wait_for(|asked| *asked) => {
+                Err(Error::new(Code::Cancelled, "cancelled: the container was deleted while it was being created"))
+            }
+        };
+        if let Err(e) = made {
+            let e = e.context(format!("create {id}"));
+            warn!(self.log(), "{}", e);
+            self.undo_create(&request.id, &bundle.role).await;
+            return Err(e);
+        }
+        let pid = self.lock().vm.pid();
+        self.advance_with(&id, Input::CreateDone, |_| ())?;
+        self.finish_create(&request.id);
+        scheduling::update_affinity(self);
+        info!(self.log(), "created {}", id; "ms" => ms(began.elapsed()));
+        Ok(pid)
+    }
+
+    /// Checks that the container may be made now, and takes its place.
+    fn admit(&self, request: &CreateRequest, bundle: &Bundle) -> Result<()> {
+        let id = &request.id;
+        let mut state = self.lock();
+        if state.closing {
+            return Err(Error::precondition(format!("container {id}: the pod's shim is shutting down")));
+        }
+        if state.containers.contains_key(id) {
+            return Err(Error::already_exists(format!("container {id}: exists already in this pod")));
+        }
+        let sandbox = bundle.role.sandbox(id);
+        if sandbox != self.parts.sandbox {
+            return Err(Error::invalid(format!(
+                "container {id}: belongs to sandbox {sandbox}, this shim serves sandbox {}",
+                self.parts.sandbox
+            )));
+        }
+        let cpus = bundle.cpus().with_context(|| format!("container {id}"))?;
+        let first = !matches!(bundle.role, Role::Member { .. });
+        if first && state.sandbox.is_some() {
+            return Err(Error::precondition(format!(
+                "container {id}: sandbox {sandbox} was made by the Sandbox API and has no container of its own"
+            )));
+        }
+        match (&state.vm, first) {
+            (Machine::Absent | Machine::Gone, true) => state.vm = Machine::Booting,
+            (Machine::Up(guest), false) if guest.is_unusable(id) => {
+                return Err(Error::precondition(format!(
+                    "container {id}: its creation failed before in this guest, which cannot take the id again: \
+                     use another id or restart the pod"
+                )));
+            }
+            (Machine::Up(_), false) => {}
+            (_, true) => {
+                return Err(Error::precondition(format!("container {id}: the sandbox is already running")));
+            }
+            (_, false) => {
+                return Err(Error::precondition(format!("container {id}: sandbox {sandbox} is not running")));
+            }
+        }
+        state.used = true;
+        state.containers.insert(id.clone(), Container::creating(request, bundle.role == Role::Sandbox, cpus));
+        Ok(())
+    }
+
+    async fn make(self: &Arc<Self>, request: &CreateRequest, bundle: &Bundle) -> Result<()> {
+        unsupported::host_access(bundle)?;
+        let volumes = volumes::place(bundle, &request.id).await?;
+        let spec = guest_spec(bundle, &request.id, &request.bundle, volumes.mounts);
+        let plan = rootfs::plan(request, bundle)?;
+        let (guest, disk) = match bundle.role {
+            Role::Member { .. } => {
+                let guest = self.guest()?;
+                let disk = rootfs::open(self.log(), &plan, &guest.config, &self.parts.dir, None).await?;
+                (guest, disk)
+            }
+            Role::Single | Role::Sandbox => self.boot(request, bundle, &plan).await?,
+        };
+        hit(Step::LayersPacked)?;
+        let spec = if guest.seccomp { spec.with_seccomp(bundle) } else { spec };
+        volumes::copy(self.log(), &guest, &volumes.copies).await?;
+        hit(Step::VolumesCopied)?;
+        let made = self.make_in_guest(&guest, &request.id, disk, |mut storages| {
+            let (guest, id, spec) = (Arc::clone(&guest), request.id.clone(), &spec);
+            storages.extend(volumes.storages);
+            let shared_pid = self.shares_pids(&request.id, bundle);
+            async move { guest.agent.create_container(&id, &storages, spec, shared_pid).await }
+        });
+        made.await?;
+        hit(Step::ContainerMade)
+    }
+
+    /// The VM boots while the first container's layers are packed.
+    async fn boot(
+        self: &Arc<Self>,
+        request: &CreateRequest,
+        bundle: &Bundle,
+        plan: &RootfsPlan,
+    ) -> Result<(Arc<Guest>, RootfsDisk)> {
+        let spec = PodSpec::of_bundle(bundle)?;
+        let context = launch::prepare(self, request.config_path.as_deref(), &spec).await?;
+        let opening = rootfs::open(self.log(), plan, &context.config, &self.parts.dir, Some(&context.leaf));
+        let (guest, disk) = tokio::try_join!(launch::launch(self, &context, &spec), opening)?;
+        Ok((launch::publish_guest(self, guest), disk))
+    }
+
+    /// Plugs the root file system's disk and lets `ask` make the container on it.
+    async fn make_in_guest<F: Future<Output = Result<()>>>(
+        &self,
+        guest: &Guest,
+        id: &ContainerId,
+        disk: RootfsDisk,
+        ask: impl FnOnce(Vec<storage::Storage>) -> F,
+    ) -> Result<()> {
+        let mut known = guest.layers.lock().await;
+        let shared_name = disk.shared_name().map(str::to_owned);
+        let plugged = match shared_name.as_ref().and_then(|name| known.shared.get(name)) {
+            Some(layer) => layer.clone(),
+            None => {
+                let devno = guest.next_devno()?;
+                known.mounts += 1;
+                let layer = Layer { mount: format!("l{}", known.mounts), devno };
+                let serial = layer.mount.clone();
+                guest
+                    .vm
+                    .plug(disk.file()?, disk.read_only(), devno, &serial)
+                    .await
+                    .context("root file system")?;
+                hit(Step::DiskPlugged)?;
+                debug!(self.log(), "disk plugged"; "step" => "disk_plugged", "devno" => devno.guest());
+                layer
+            }
+        };
+        let storages = disk.storages(id, &plugged);
+        // Held until the agent has mounted it: the next container of this image must find it.
+        let made = ask(storages).await;
+        match (&made, shared_name) {
+            (Ok(()), Some(name)) => {
+                known.shared.insert(name, plugged);
+            }
+            (Ok(()), None) => self.note_disk(id, &plugged),
+            (Err(_), shared) => {
+                // The agent counts a failed mount as mounted: the next container gets a new one.
+                if let Some(name) = shared {
+                    known.shared.remove(&name);
+                }
+                guest.mark_unusable(id);
+            }
+        }
+        made
+    }
+
+    fn note_disk(&self, id: &ContainerId, layer: &Layer) {
+        if let Some(container) = self.lock().containers.get_mut(id) {
+            container.own_disk = Some(layer.devno);
+        }
+    }
+
+    async fn undo_create(&self, id: &ContainerId, role: &Role) {
+        if !matches!(role, Role::Member { .. }) {
+            if let Err(e) = stop::stop(self).await {
+                warn!(self.log(), "after a failed create: {}", e);
+            }
+            self.lock().vm = Machine::Absent;
+        } else if let Ok(guest) = self.guest() {
+            // It may have been made although its answer was lost.
+            drop(guest.agent.remove_container(id, limits::REMOVE_CONTAINER).await);
+        }
+        self.finish_create(id);
+        self.lock().containers.remove(id);
+        self.container_removed.notify_one();
+    }
+
+    /// Tells those who wait for Create's end.
+    fn finish_create(&self, id: &ContainerId) {
+        let state: &State = &self.lock();
+        if let Ok(container) = state.container(id) {
+            container.created.send_replace(true);
+        }
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,16 @@
+//! What containerd asks of a pod, one verb per file; the state it works on is in `pod`.
+
+mod create;
+mod delete;
+mod exec;
+mod kill;
+mod monitor;
+mod orphan;
+mod pause;
+mod query;
+mod rootfs;
+pub(crate) mod sandbox;
+mod start;
+mod stats;
+mod update;
+mod volumes;

@@ -1,0 +1,210 @@
+//! One watcher per process: its streams to their end, then its exit, in this order.
+//!
+//! The agent throws unread output away when WaitProcess answers, and no call tells that a process
+//! ended without taking its output. So both streams are read to their first empty answer, then
+//! WaitProcess is called, and the pumps go on reading, ever slower, until it answers: a policy
+//! that hides output makes every answer empty, and the process must not block on a full pipe. Output
+//! that nobody takes cannot be read to its end: then the end is asked for all the same.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use slog::{info, warn};
+use tokio::sync::watch as channel;
+use tokio::time::timeout;
+
+use crate::agent::calls::OutputStream;
+use crate::error::{Code, Result};
+use crate::host::tasks;
+use crate::ids::{ContainerId, ProcessId};
+use crate::lifecycle::process::{Input, Phase};
+use crate::limits;
+use crate::pod::Pod;
+use crate::pod::guest::Guest;
+use crate::pod::request::StdioPaths;
+use crate::pod::state::KILLED;
+use crate::pod::state::SIGKILL;
+use crate::stdio::pump::{self, Signals};
+use crate::stdio::sink::Sink;
+use crate::stdio::stdin::{self, Stdin};
+
+/// A process' opened streams, on the client's side.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    stdin: Option<Stdin>,
+    stdout: Sink,
+    stderr: Option<Sink>,
+    /// The client named no stdin, and no terminal gives it one.
+    no_input: bool,
+    close_stdin: channel::Receiver<bool>,
+    killed: channel::Receiver<bool>,
+}
+
+impl Streams {
+    /// Opens what the client named; never waits for its other end.
+    pub(crate) fn open(pod: &Pod, id: &ProcessId, paths: &StdioPaths) -> Result<Self> {
+        let (close_stdin, killed) = {
+            let state = pod.lock();
+            let process = state.process(id)?;
+            (process.close_stdin.subscribe(), process.killed.subscribe())
+        };
+        let (stdout, stderr) = Sink::open_pair(
+            &paths.stdout,
+            &paths.stderr,
+            id.container.as_str(),
+            pod.parts.namespace.as_str(),
+        )?;
+        Ok(Self {
+            stdin: Stdin::open(&paths.stdin)?,
+            stdout,
+            stderr: (!paths.terminal).then_some(stderr),
+            no_input: paths.stdin.is_empty() && !paths.terminal,
+            close_stdin,
+            killed,
+        })
+    }
+}
+
+/// Lives as long as the process; tells its end once.
+pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, streams: Streams) {
+    let exited = channel::Sender::new(false);
+    let mut pumps = vec![copy(&guest, &id, OutputStream::Stdout, streams.stdout, &exited)];
+    if let Some(sink) = streams.stderr {
+        pumps.push(copy(&guest, &id, OutputStream::Stderr, sink, &exited));
+    }
+    if let Some(input) = streams.stdin {
+        let (guest, id) = (Arc::clone(&guest), id.clone());
+        let mut gone = exited.subscribe();
+        drop(tasks::spawn(async move {
+            let write = |data| guest.agent.write_stdin(&id, data);
+            let copy = stdin::copy(input, streams.close_stdin, write, guest.agent.close_stdin(&id));
+            tokio::select! {
+                () = copy => {}
+                _ = gone.wait_for(|yes| *yes) => {}
+            }
+        }));
+    }
+    if streams.no_input {
+        let (guest, id) = (Arc::clone(&guest), id.clone());
+        // Its input is at its end, as if it were /dev/null. A policy may refuse that: then it stays open.
+        drop(tasks::spawn(async move { drop(guest.agent.close_stdin(&id).await) }));
+    }
+    let (status, input) = match wait_for_end(&guest, &id, &mut pumps, streams.killed).await {
+        Ok(status) => (status, Input::Exited),
+        Err(e) => {
+            if guest.vm.gone().borrow().is_none() {
+                lost(&pod, &guest, &id, &e);
+            }
+            (KILLED, Input::VmEnded)
+        }
+    };
+    let at = SystemTime::now();
+    exited.send_replace(true);
+    let draining = async {
+        for pump in &mut pumps {
+            pump.signals.finished().await;
+        }
+    };
+    let oom = async {
+        if id.exec.is_none() && input == Input::Exited && status == KILLED {
+            pod.await_oom(&id.container).await;
+        }
+    };
+    let execs = async {
+        if id.exec.is_none() {
+            end_execs(&pod, &id.container).await;
+        }
+    };
+    drop(tokio::join!(timeout(limits::OUTPUT_DRAIN, draining), timeout(limits::OUTPUT_DRAIN, execs), oom));
+    if pumps.iter().any(|pump| !pump.task.is_finished()) {
+        warn!(pod.log(), "{}: nobody reads its output; the rest is dropped", id);
+    }
+    info!(pod.log(), "{} exited", id; "status" => status);
+    pod.end_process(&id, input, status, at);
+}
+
+/// With its first process a container ends; callers delete it then and want to have heard of its other
+/// processes before. In a pid namespace of its own they are dead already.
+async fn end_execs(pod: &Arc<Pod>, container: &ContainerId) {
+    let running: Vec<_> = {
+        let state = pod.lock();
+        let Ok(known) = state.container(container) else { return };
+        let live =
+            known.execs.iter().filter(|(_, exec)| matches!(exec.phase(), Phase::Starting | Phase::Running));
+        live.map(|(id, exec)| (id.clone(), exec.exit_watch())).collect()
+    };
+    for (exec, _) in &running {
+        let (pod, id) =
+            (Arc::clone(pod), ProcessId { container: container.clone(), exec: Some(exec.clone()) });
+        drop(tasks::spawn(async move { pod.kill(&id, SIGKILL, false).await }));
+    }
+    for (_, mut exit) in running {
+        drop(exit.wait_for(Option::is_some).await);
+    }
+}
+
+/// One stream being copied; ended with this.
+struct Copying {
+    signals: Signals,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The process' status, once both streams had their end; earlier, and in short waits, while one of
+/// them is stuck.
+async fn wait_for_end(
+    guest: &Guest,
+    id: &ProcessId,
+    pumps: &mut [Copying],
+    mut killed: channel::Receiver<bool>,
+) -> Result<u32> {
+    loop {
+        let mut stuck = Vec::new();
+        for pump in pumps.iter_mut() {
+            if !pump.signals.first_end(&mut killed).await {
+                stuck.push(&pump.signals);
+            }
+        }
+        if stuck.is_empty() {
+            return guest.agent.wait_process(id).await;
+        }
+        // What such a stream still holds keeps the process from ending while this is under way.
+        let held: Option<Vec<_>> = stuck.iter().map(|signals| signals.hold_back()).collect();
+        if held.is_none() {
+            continue;
+        }
+        if let Some(status) = guest.agent.wait_process_shortly(id).await? {
+            return Ok(status);
+        }
+        // The guest counts the same time from a little later.
+        tokio::time::sleep(limits::STUCK_WAIT).await;
+        drop(held);
+        tokio::time::sleep(limits::STUCK_PAUSE).await;
+    }
+}
+
+/// The end of a process cannot be known without the agent: a guest that lost it is dead.
+fn lost(pod: &Pod, guest: &Guest, id: &ProcessId, e: &crate::error::Error) {
+    warn!(pod.log(), "{}: {}", id, e);
+    if e.code() != Code::NotFound {
+        guest.vm.kill();
+    }
+}
+
+fn copy(
+    guest: &Arc<Guest>,
+    id: &ProcessId,
+    stream: OutputStream,
+    sink: Sink,
+    exited: &channel::Sender<bool>,
+) -> Copying {
+    let (guest, id) = (Arc::clone(guest), id.clone());
+    let (pump, signals) = pump::new(sink, exited.subscribe());
+    let task = tasks::spawn(async move { pump.run(|len| guest.agent.read_output(&id, stream, len)).await });
+    Copying { signals, task }
+}

@@ -1,0 +1,115 @@
+//! Bringing a container's root file system into the guest: from the plan to an opened disk and
+//! the storages that mount it.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::libc;
+use slog::Logger;
+
+use crate::config::Config;
+use crate::error::{Context, Error, Result};
+use crate::host::layer_cache::{Image, Packer};
+use crate::ids::ContainerId;
+use crate::oci::spec::Bundle;
+use crate::oci::storage::{Storage, block_rootfs, packed_rootfs};
+use crate::plan::rootfs::{RootfsPlan, decide};
+use crate::pod::guest::Layer;
+use crate::pod::request::CreateRequest;
+
+/// An opened root file system, ready to be plugged.
+#[derive(Debug)]
+pub(crate) enum RootfsDisk {
+    Packed(Image),
+    Block { file: OwnedFd, fstype: String, read_only: bool, options: Vec<String> },
+}
+
+/// Decides how the request's root file system travels.
+pub(crate) fn plan(request: &CreateRequest, bundle: &Bundle) -> Result<RootfsPlan> {
+    decide(&request.rootfs, &bundle.root(&request.bundle))
+}
+
+/// Packs or opens it. `leaf`: the pod's cgroup, once it is made.
+pub(crate) async fn open(
+    log: &Logger,
+    plan: &RootfsPlan,
+    config: &Config,
+    pod_dir: &Path,
+    leaf: Option<&Path>,
+) -> Result<RootfsDisk> {
+    let packer = Packer {
+        config: config.rootfs.clone(),
+        mount_point: pod_dir.join("pack"),
+        leaf: leaf.map(Path::to_path_buf),
+        log: log.clone(),
+    };
+    let packed = match plan {
+        RootfsPlan::Packed { layers, upper } => match upper.as_ref().filter(|u| !is_empty(u)) {
+            None => packer.shared(layers.clone()).await,
+            Some(upper) => packer.private([upper.clone()].into_iter().chain(layers.clone()).collect()).await,
+        },
+        RootfsPlan::Private { directory } => packer.private(vec![directory.clone()]).await,
+        RootfsPlan::Block { source, fstype, read_only, options } => {
+            let file = open_block(source, *read_only)?;
+            let (fstype, options) = (fstype.clone(), options.clone());
+            return Ok(RootfsDisk::Block { file, fstype, read_only: *read_only, options });
+        }
+    };
+    packed.map(RootfsDisk::Packed).context("root file system")
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn open_block(source: &Path, read_only: bool) -> Result<OwnedFd> {
+    let context = || format!("root file system {}", source.display());
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(flags)
+        .open(source)
+        .with_context(context)?;
+    let kind = file.metadata().with_context(context)?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(file.into());
+    }
+    Err(Error::invalid(format!("root file system {}: neither a file nor a block device", source.display())))
+}
+
+impl RootfsDisk {
+    /// Another descriptor of the disk, for QEMU; ours keeps the image's lock meanwhile.
+    pub(crate) fn file(&self) -> Result<OwnedFd> {
+        let file = match self {
+            Self::Packed(image) => &image.file,
+            Self::Block { file, .. } => file,
+        };
+        file.try_clone().context("root file system")
+    }
+
+    pub(crate) fn read_only(&self) -> bool {
+        match self {
+            Self::Packed(_) => true,
+            Self::Block { read_only, .. } => *read_only,
+        }
+    }
+
+    /// The name under which other containers of the pod may use the same disk.
+    pub(crate) fn shared_name(&self) -> Option<&str> {
+        match self {
+            Self::Packed(image) => image.key.as_deref(),
+            Self::Block { .. } => None,
+        }
+    }
+
+    /// What the agent mounts from the plugged disk.
+    pub(crate) fn storages(&self, id: &ContainerId, layer: &Layer) -> Vec<Storage> {
+        match self {
+            Self::Packed(image) => packed_rootfs(id, &layer.mount, layer.devno, image.key.is_some()),
+            Self::Block { fstype, options, .. } => block_rootfs(id, layer.devno, fstype, options),
+        }
+    }
+}

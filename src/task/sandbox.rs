@@ -1,0 +1,257 @@
+//! The sandbox of containerd's Sandbox API: a pod whose VM is started for itself, without a container
+//! that stands for it.
+//!
+//! Start can be cancelled (Stop, Shutdown) at any await; whatever it made is undone before it answers.
+//! Its end is set once, whoever sees it first: Stop, Shutdown, or the VM's own.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use slog::{info, warn};
+use tokio::sync::watch;
+
+use crate::error::{Code, Context, Error, Result};
+use crate::ids::{ContainerId, SandboxId};
+use crate::oci::pod_spec::PodSpec;
+use crate::oci::role::Role;
+use crate::oci::spec::Bundle;
+use crate::plan::stats::Stats;
+use crate::pod::etc_files;
+use crate::pod::launch;
+use crate::pod::record::Record;
+use crate::pod::request::{Exit, SandboxRequest, SandboxState};
+use crate::pod::{Machine, Pod, State, stop};
+
+/// What the pod knows of the sandbox it was asked for.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    id: SandboxId,
+    spec: Arc<PodSpec>,
+    created_at: SystemTime,
+    /// Set once; every waiter watches it.
+    exit: watch::Sender<Option<Exit>>,
+    /// True asks a running Start to stop and undo itself, and keeps another from beginning.
+    cancel: watch::Sender<bool>,
+    /// True while a Start is at work.
+    starting: watch::Sender<bool>,
+}
+
+impl Pod {
+    /// Notes the sandbox; its VM begins with Start.
+    pub(crate) fn create_sandbox(&self, request: SandboxRequest) -> Result<()> {
+        let id = request.id;
+        let mut state = self.lock();
+        if id != self.parts.sandbox {
+            return Err(Error::invalid(format!(
+                "sandbox {id}: this shim serves sandbox {}",
+                self.parts.sandbox
+            )));
+        }
+        if state.closing {
+            return Err(Error::precondition(format!("sandbox {id}: its shim is shutting down")));
+        }
+        if state.sandbox.is_some() {
+            return Err(Error::already_exists(format!("sandbox {id}: exists already")));
+        }
+        if !matches!(state.vm, Machine::Absent) || !state.containers.is_empty() {
+            return Err(Error::precondition(format!("sandbox {id}: was begun with a sandbox container")));
+        }
+        state.used = true;
+        state.sandbox = Some(Sandbox {
+            id,
+            spec: Arc::new(request.spec),
+            created_at: SystemTime::now(),
+            exit: watch::Sender::new(None),
+            cancel: watch::Sender::new(false),
+            starting: watch::Sender::new(false),
+        });
+        Ok(())
+    }
+
+    /// Whether it was made by the Sandbox API.
+    pub(crate) fn has_sandbox(&self) -> bool {
+        self.lock().sandbox.is_some()
+    }
+
+    /// Boots the VM. After an error the sandbox is as it was before, and may be started again.
+    pub(crate) async fn start_sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<SandboxState> {
+        let began = std::time::Instant::now();
+        let (spec, mut cancel) = self.begin_start(id)?;
+        let booted = tokio::select! {
+            booted = self.boot_sandbox(&spec) => booted,
+            _ = cancel.wait_for(|asked| *asked) => {
+                Err(Error::new(Code::Cancelled, "cancelled: the sandbox was stopped while it was being started"))
+            }
+        };
+        let booted = booted.with_context(|| format!("start sandbox {id}"));
+        if let Err(e) = &booted {
+            warn!(self.log(), "{}", e);
+            if let Err(e) = stop::stop(self).await {
+                warn!(self.log(), "after a failed start: {}", e);
+            }
+            self.lock().vm = Machine::Absent;
+        }
+        if let Ok(sandbox) = self.lock().sandbox(id) {
+            sandbox.starting.send_replace(false);
+        }
+        booted?;
+        info!(self.log(), "started sandbox {}", id;
+            "ms" => u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.sandbox_state(id)
+    }
+
+    fn begin_start(&self, id: &SandboxId) -> Result<(Arc<PodSpec>, watch::Receiver<bool>)> {
+        let mut state = self.lock();
+        let sandbox = state.sandbox(id)?;
+        if state.closing || *sandbox.cancel.borrow() || sandbox.exit.borrow().is_some() {
+            return Err(Error::precondition(format!("sandbox {id}: was stopped: make a new one")));
+        }
+        if !matches!(state.vm, Machine::Absent) {
+            return Err(Error::precondition(format!("sandbox {id}: was started already")));
+        }
+        sandbox.starting.send_replace(true);
+        let begun = (Arc::clone(&sandbox.spec), sandbox.cancel.subscribe());
+        state.vm = Machine::Booting;
+        Ok(begun)
+    }
+
+    async fn boot_sandbox(self: &Arc<Self>, spec: &PodSpec) -> Result<()> {
+        etc_files::write(
+            &self.parts.dir,
+            &launch::hostname(self, spec),
+            &launch::dns_lines(&spec.resolver)?,
+        )?;
+        // The runtime options came with `start` and are in the environment.
+        let context = launch::prepare(self, None, spec).await?;
+        let guest = launch::launch(self, &context, spec).await?;
+        launch::publish_guest(self, guest);
+        Ok(())
+    }
+
+    /// Stops the VM and frees everything but what is known of containers. Stopped already: frees what an
+    /// earlier Stop could not. Bounded by the VM's own end.
+    pub(crate) async fn stop_sandbox(&self, id: &SandboxId) -> Result<()> {
+        self.lock().sandbox(id)?;
+        self.end_start().await;
+        let stopped = stop::stop(self).await;
+        self.end_sandbox(0);
+        stopped.with_context(|| format!("stop sandbox {id}"))
+    }
+
+    /// Cancels a Start at work and waits for its undo.
+    pub(crate) async fn end_start(&self) {
+        let mut starting = {
+            let state = self.lock();
+            let Some(sandbox) = &state.sandbox else { return };
+            sandbox.cancel.send_replace(true);
+            sandbox.starting.subscribe()
+        };
+        drop(starting.wait_for(|at_work| !at_work).await);
+    }
+
+    /// The sandbox has ended; the first end wins.
+    pub(crate) fn end_sandbox(&self, status: u32) {
+        let state = self.lock();
+        let Some(sandbox) = &state.sandbox else { return };
+        Exit { status, at: SystemTime::now() }.tell(&sandbox.exit);
+    }
+
+    /// Waits for the sandbox' end; any number of callers, also after it.
+    pub(crate) async fn wait_sandbox(&self, id: &SandboxId) -> Result<Exit> {
+        let mut exit = self.lock().sandbox(id)?.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+        ended.ok().flatten().ok_or_else(|| Error::not_found(format!("sandbox {id}: its shim has shut down")))
+    }
+
+    pub(crate) fn sandbox_state(&self, id: &SandboxId) -> Result<SandboxState> {
+        let state = self.lock();
+        let sandbox = state.sandbox(id)?;
+        let exit = *sandbox.exit.borrow();
+        let ready = exit.is_none() && matches!(state.vm, Machine::Up(_));
+        let pid = if ready { state.vm.pid() } else { 0 };
+        Ok(SandboxState { ready, pid, created_at: sandbox.created_at, exit })
+    }
+
+    /// More about it, for people, as JSON.
+    pub(crate) fn sandbox_details(&self, id: &SandboxId) -> Result<String> {
+        let known = self.sandbox_state(id)?;
+        let vm = self
+            .guest()
+            .ok()
+            .map(|guest| serde_json::json!({"memory_mib": guest.size.memory_mib, "vcpus": guest.size.vcpus}));
+        let record = Record::read(&self.parts.dir).ok();
+        Ok(serde_json::json!({"pid": known.pid, "vm": vm, "record": record}).to_string())
+    }
+
+    /// Whether its VM runs; if not, why.
+    pub(crate) fn ping_sandbox(&self, id: &SandboxId) -> Result<()> {
+        if self.sandbox_state(id)?.ready {
+            return Ok(());
+        }
+        self.guest()?;
+        Err(Error::precondition(format!("sandbox {id}: its VM has ended")))
+    }
+
+    /// The VM's own use of the host.
+    pub(crate) async fn sandbox_stats(&self, id: &SandboxId) -> Result<Stats> {
+        self.lock().sandbox(id)?;
+        let guest = self.guest().map_err(|e| e.with_code(Code::NotFound))?;
+        self.vm_stats(&guest).await.with_context(|| format!("statistics of sandbox {id}"))
+    }
+
+    /// What a container takes from its sandbox. One that says nothing of pods is a member all the same: its
+    /// caller says so by asking this shim.
+    pub(crate) fn join_sandbox(&self, bundle: &mut Bundle) {
+        let state = self.lock();
+        let Some(sandbox) = &state.sandbox else { return };
+        if bundle.role == Role::Single {
+            bundle.role = Role::Member { sandbox: sandbox.id.clone() };
+        }
+        bundle.add_sysctls(&sandbox.spec.sysctls);
+        for (destination, source) in etc_files::mounts(&self.parts.dir) {
+            bundle.add_bind(&destination, &source);
+        }
+        // The pod's shared memory, whatever the source is called.
+        bundle.add_bind(Path::new("/dev/shm"), Path::new("shm"));
+    }
+
+    /// Whether a container joins the process ids of its pod's first one. Not in a sandbox of the API: all
+    /// others would end with that container, and none could be made after it.
+    pub(crate) fn shares_pids(&self, container: &ContainerId, bundle: &Bundle) -> bool {
+        let asked = bundle.shares_pid_namespace();
+        if asked && self.has_sandbox() {
+            warn!(
+                self.log(),
+                "container {}: has process ids of its own: a pod without a sandbox container cannot share \
+                them (shareProcessNamespace needs sandboxer = \"podsandbox\")",
+                container
+            );
+            return false;
+        }
+        asked
+    }
+
+    /// Ends everything of the sandbox, whatever still runs: the shim may exit then.
+    pub(crate) async fn shutdown_sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<()> {
+        {
+            // A CreateSandbox that was refused has left a shim, too.
+            let state = self.lock();
+            if *id != self.parts.sandbox || state.sandbox.is_none() && !state.containers.is_empty() {
+                return Err(no_sandbox(id));
+            }
+        }
+        self.shutdown(true).await.map(|_| ())
+    }
+}
+
+impl State {
+    pub(crate) fn sandbox(&self, id: &SandboxId) -> Result<&Sandbox> {
+        let known = self.sandbox.as_ref().filter(|known| known.id == *id);
+        known.ok_or_else(|| no_sandbox(id))
+    }
+}
+
+fn no_sandbox(id: &SandboxId) -> Error {
+    Error::not_found(format!("sandbox {id}: no such sandbox in this shim"))
+}

@@ -1,0 +1,63 @@
+//! Task.Start, of a container or of an exec: the agent starts it, the event is queued, then its
+//! streams and its end are watched.
+
+use std::sync::Arc;
+
+use slog::debug;
+
+use crate::error::{Code, Result};
+use crate::failpoint::{Step, hit};
+use crate::host::tasks;
+use crate::ids::ProcessId;
+use crate::lifecycle::process::{Input, Phase};
+use crate::oci::guest_spec::guest_process;
+use crate::oci::spec::parse_process;
+use crate::pod::Pod;
+use crate::pod::guest::Guest;
+use crate::task::exec;
+use crate::task::monitor;
+
+impl Pod {
+    /// Starts a created container or an added exec; answers the VM's process id.
+    pub(crate) async fn start(self: &Arc<Self>, id: &ProcessId) -> Result<u32> {
+        self.check_not_paused(id)?;
+        let guest = self.guest()?;
+        let (stdio, spec) =
+            self.advance_with(id, Input::StartAsked, |p| (p.stdio.clone(), std::mem::take(&mut p.spec)))?;
+        let streams = monitor::Streams::open(self, id, &stdio);
+        let started = match streams {
+            Ok(streams) => ask_agent(&guest, id, &spec).await.map(|()| streams),
+            Err(e) => Err(e),
+        };
+        let streams = match started {
+            Ok(streams) => streams,
+            Err(e) => {
+                self.end_process(id, Input::Exited, 128, std::time::SystemTime::now());
+                return Err(if e.code() == Code::Unavailable { e } else { e.context(format!("start {id}")) });
+            }
+        };
+        self.advance(id, Input::Started)?;
+        debug!(self.log(), "started {}", id);
+        drop(tasks::spawn(monitor::watch(Arc::clone(self), guest, id.clone(), streams)));
+        Ok(self.lock().vm.pid())
+    }
+
+    fn check_not_paused(&self, id: &ProcessId) -> Result<()> {
+        let state = self.lock();
+        state.process(id)?;
+        match state.container(&id.container)?.init.phase() {
+            Phase::Pausing | Phase::Paused | Phase::Resuming if id.exec.is_some() => Err(exec::paused(id)),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn ask_agent(guest: &Guest, id: &ProcessId, spec: &[u8]) -> Result<()> {
+    if id.exec.is_none() {
+        guest.agent.start_container(&id.container).await?;
+        return hit(Step::ContainerStarted);
+    }
+    let process = guest_process(parse_process(spec)?);
+    guest.agent.exec_process(id, &process).await?;
+    hit(Step::ExecStarted)
+}
