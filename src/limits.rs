@@ -36,6 +36,9 @@ pub(crate) const QEMU_EXIT: Duration = Duration::from_secs(60);
 /// How long a guest may take for its own end (DestroySandbox powers it off: 0.3 s measured).
 pub(crate) const GUEST_POWER_OFF: Duration = Duration::from_secs(5);
 
+/// The same for a guest whose agent ended before it could answer: its kernel is powering off already.
+pub(crate) const POWER_OFF_WITHOUT_ANSWER: Duration = Duration::from_millis(500);
+
 /// One attempt to connect to the agent, the first and the longest: before the guest listens, a hybrid socket
 /// may say nothing; a guest on a machine that is overloaded may need longer for its first answer.
 pub(crate) const DIAL_TRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
@@ -119,6 +122,9 @@ pub(crate) const KILLED_SILENCE: Duration = Duration::from_secs(1);
 
 /// The agent's answer to SignalProcess: milliseconds; after this a KILL of the sandbox kills the VM.
 pub(crate) const KILL_ANSWER: Duration = Duration::from_secs(10);
+
+/// A Kill of a container that is still being created waits this long for it.
+pub(crate) const KILL_OF_CREATING: Duration = Duration::from_secs(60);
 
 /// The agent's own limit for removing a container.
 pub(crate) const REMOVE_CONTAINER: Duration = Duration::from_secs(10);

@@ -33,7 +33,7 @@ use crate::pod::port_forward;
 use crate::pod::preflight::{self, Checked};
 use crate::pod::record::Record;
 use crate::pod::scheduling::Scheduling;
-use crate::pod::{Machine, Pod, supervise};
+use crate::pod::{Pod, supervise};
 use crate::qemu::vm::{ControlSockets, Vm};
 use crate::qemu::vsock_device;
 
@@ -148,12 +148,12 @@ pub(crate) async fn launch(pod: &Pod, context: &LaunchContext, spec: &PodSpec) -
     })
 }
 
-/// The guest is the pod's from now on, and watched over.
-pub(crate) fn publish_guest(pod: &Arc<Pod>, guest: Guest) -> Arc<Guest> {
+/// The guest is the pod's from now on, and supervised.
+pub(crate) fn publish_guest(pod: &Arc<Pod>, guest: Guest) -> Result<Arc<Guest>> {
     let guest = Arc::new(guest);
-    pod.lock().vm = Machine::Up(Arc::clone(&guest));
+    pod.lock().vm.publish(Arc::clone(&guest))?;
     drop(tasks::spawn(supervise::watch(Arc::clone(pod), Arc::clone(&guest))));
-    guest
+    Ok(guest)
 }
 
 /// The pod's own, or its id.

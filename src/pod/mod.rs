@@ -24,7 +24,6 @@ pub(crate) mod state;
 pub(crate) mod stop;
 mod supervise;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -36,14 +35,13 @@ use crate::error::{Error, Result};
 use crate::host::log::LevelSwitch;
 use crate::host::shim_cgroup::OriginalCgroup;
 use crate::ids::{ContainerId, Namespace, PodKey, ProcessId, SandboxId};
-use crate::lifecycle::process::{Emit, Input};
+use crate::lifecycle::process::{Emit, Input, Phase};
+use crate::lifecycle::vm::VmPhase;
 use crate::pod::event::{Event, EventQueue};
 use crate::pod::guest::Guest;
 use crate::pod::journal::Journal;
 use crate::pod::request::Exit;
-use crate::pod::state::Container;
-use crate::pod::state::Process;
-use crate::task::sandbox::Sandbox;
+use crate::pod::state::{Process, State};
 
 /// What makes a pod this pod; fixed for the shim's life.
 #[derive(Debug)]
@@ -71,32 +69,7 @@ pub(crate) struct Pod {
     pub(crate) container_removed: Notify,
     /// The way out of the shim's own cgroup, while it is in it.
     pub(crate) original_cgroup: Mutex<Option<OriginalCgroup>>,
-    /// Held while it is stopped: a second Stop finds all done.
-    pub(crate) stopping: tokio::sync::Mutex<()>,
     state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct State {
-    pub(crate) vm: Machine,
-    /// None: the pod begins with its first container.
-    pub(crate) sandbox: Option<Sandbox>,
-    pub(crate) containers: BTreeMap<ContainerId, Container>,
-    /// Whether anything was ever made here.
-    pub(crate) used: bool,
-    /// Set by Shutdown: nothing new is begun.
-    pub(crate) closing: bool,
-}
-
-/// The VM as the pod sees it.
-#[derive(Clone, Debug, Default)]
-pub(crate) enum Machine {
-    #[default]
-    Absent,
-    Booting,
-    Up(Arc<Guest>),
-    /// Stopped and paid back, or on its way there.
-    Gone,
 }
 
 impl Pod {
@@ -109,7 +82,6 @@ impl Pod {
             events: EventQueue::default(),
             container_removed: Notify::new(),
             original_cgroup: Mutex::default(),
-            stopping: tokio::sync::Mutex::default(),
             state: Mutex::default(),
         }))
     }
@@ -122,16 +94,24 @@ impl Pod {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The running guest, or why there is none.
+    /// The guest, or why there is none. Calls to one whose VM has ended by itself fail with the cause.
     pub(crate) fn guest(&self) -> Result<Arc<Guest>> {
-        match &self.lock().vm {
-            Machine::Up(guest) => Ok(Arc::clone(guest)),
-            Machine::Absent | Machine::Booting => {
-                Err(Error::precondition(format!("sandbox {}: its VM is not running yet", self.parts.sandbox)))
-            }
-            Machine::Gone => {
-                Err(Error::precondition(format!("sandbox {}: its VM has ended", self.parts.sandbox)))
-            }
+        let state = self.lock();
+        if let Some(guest) = state.vm.guest() {
+            return Ok(Arc::clone(guest));
+        }
+        let why = match state.vm.phase() {
+            VmPhase::Absent | VmPhase::Booting | VmPhase::Up => "its VM is not running yet",
+            VmPhase::Stopping | VmPhase::Gone => "its VM has ended",
+        };
+        Err(Error::precondition(format!("sandbox {}: {why}", self.parts.sandbox)))
+    }
+
+    /// Waits until the container's first process is in another phase than `phase`, or no longer known.
+    pub(crate) async fn wait_while(&self, id: &ContainerId, phase: Phase) {
+        let phases = self.lock().container(id).map(|container| container.init.phases());
+        if let Ok(mut phases) = phases {
+            phases.wait_for(|now| *now != phase).await.ok();
         }
     }
 
@@ -160,9 +140,7 @@ impl Pod {
         }
         Ok(result)
     }
-}
 
-impl Pod {
     /// Records a process' end and tells it; the first end wins.
     pub(crate) fn end_process(&self, id: &ProcessId, input: Input, status: u32, at: SystemTime) {
         let mut state = self.lock();
@@ -185,46 +163,6 @@ impl Pod {
             }
         }
     }
-}
-
-impl State {
-    pub(crate) fn container(&self, id: &ContainerId) -> Result<&Container> {
-        self.containers.get(id).ok_or_else(|| no_container(id))
-    }
-
-    pub(crate) fn process(&self, id: &ProcessId) -> Result<&Process> {
-        let container = self.container(&id.container)?;
-        match &id.exec {
-            None => Ok(&container.init),
-            Some(exec) => container.execs.get(exec).ok_or_else(|| no_process(id)),
-        }
-    }
-
-    pub(crate) fn process_mut(&mut self, id: &ProcessId) -> Result<&mut Process> {
-        let container = self.containers.get_mut(&id.container).ok_or_else(|| no_container(&id.container))?;
-        match &id.exec {
-            None => Ok(&mut container.init),
-            Some(exec) => container.execs.get_mut(exec).ok_or_else(|| no_process(id)),
-        }
-    }
-}
-
-impl Machine {
-    /// QEMU's process id on the host; 0 when there is none.
-    pub(crate) fn pid(&self) -> u32 {
-        match self {
-            Self::Up(guest) => guest.vm.pid(),
-            Self::Absent | Self::Booting | Self::Gone => 0,
-        }
-    }
-}
-
-pub(crate) fn no_container(id: &ContainerId) -> Error {
-    Error::not_found(format!("container {id}: no such container in this pod"))
-}
-
-pub(crate) fn no_process(id: &ProcessId) -> Error {
-    Error::not_found(format!("{id}: no such process"))
 }
 
 fn event_of(state: &State, id: &ProcessId, emit: Emit, pid: u32, exit: Option<Exit>) -> Option<Event> {

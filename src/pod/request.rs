@@ -67,6 +67,17 @@ pub(crate) enum Status {
     Stopped,
 }
 
+/// What the shim still does for its callers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Service {
+    #[default]
+    Serving,
+    /// Shutdown was asked for: nothing new is begun.
+    ShuttingDown,
+    /// Everything is ended and removed: the shim may exit.
+    ShutDown,
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -76,8 +87,8 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// Tells those who watch for this end; the first one wins.
-    pub(crate) fn tell(self, watched: &watch::Sender<Option<Self>>) {
+    /// Publishes the end to those who watch for it; the first one wins.
+    pub(crate) fn publish(self, watched: &watch::Sender<Option<Self>>) {
         watched.send_if_modified(|known| {
             let first = known.is_none();
             if first {

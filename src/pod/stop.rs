@@ -1,36 +1,76 @@
-//! The end of a pod: the VM stopped, everything owed paid back.
+//! The end of a pod: what is being made is cancelled, the VM stopped, everything recorded in the journal removed.
+//!
+//! `docs/architecture.md` has a page on who waits for whom here.
 
-use std::sync::PoisonError;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use slog::{info, warn};
 use tokio::time::timeout;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::spawn::blocking;
+use crate::ids::ContainerId;
+use crate::lifecycle::process::Phase;
+use crate::lifecycle::vm::{VmInput, VmPhase};
 use crate::limits;
-use crate::pod::cleanup;
 use crate::pod::guest::Guest;
-use crate::pod::{Machine, Pod};
+use crate::pod::request::{Exit, Service};
+use crate::pod::{Pod, cleanup};
 
-/// Stops the VM, gently first, and pays everything back. The VM is gone afterwards even when an
-/// error is returned; what could not be paid stays in the journal for `delete`.
+/// Stops the VM, gently first, and removes everything that was made for it. The VM is gone afterwards
+/// even when an error is returned; what could not be removed is still in the journal, for another Stop or
+/// for `delete`.
 pub(crate) async fn stop(pod: &Pod) -> Result<()> {
-    let _one_at_a_time = pod.stopping.lock().await;
-    let vm = std::mem::replace(&mut pod.lock().vm, Machine::Gone);
-    if let Machine::Up(guest) = &vm {
+    let guest = begin(pod).await?;
+    let _stopping = Stopping { pod };
+    if let Some(guest) = &guest {
         end_guest(pod, guest).await;
     }
     hit(Step::VmStopped)?;
     run_cleanup(pod).await?;
     // Its cgroup was emptied: what is left is to take its exit status.
-    if let Machine::Up(guest) = &vm {
-        if let Some(device) = &guest.vsock_device {
-            drop(timeout(limits::CLEANUP_STEP, device.wait()).await);
-        }
+    if let Some(device) = guest.as_ref().and_then(|guest| guest.vsock_device.as_ref()) {
+        timeout(limits::CLEANUP_STEP, device.wait()).await.ok();
     }
     Ok(())
+}
+
+/// Stops what a failed start has left, so that the pod can be started again.
+pub(crate) async fn undo_boot(pod: &Pod) {
+    let stopped = stop(pod).await;
+    if let Err(e) = stopped.and_then(|()| pod.lock().vm.advance(VmInput::BootUndone)) {
+        warn!(pod.log(), "after a failed start: {}", e);
+    }
+}
+
+/// From StopAsked on; dropped when the Stop has ended, however it did.
+struct Stopping<'a> {
+    pod: &'a Pod,
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        let stopped = self.pod.lock().vm.advance(VmInput::Stopped);
+        if let Err(e) = stopped {
+            warn!(self.pod.log(), "{}", e);
+        }
+    }
+}
+
+/// Waits for the end of another Stop and begins this one, with the guest that it has to end.
+async fn begin(pod: &Pod) -> Result<Option<Arc<Guest>>> {
+    loop {
+        let mut phases = {
+            let mut state = pod.lock();
+            if state.vm.phase() != VmPhase::Stopping {
+                return state.vm.begin_stop();
+            }
+            state.vm.phases()
+        };
+        phases.wait_for(|phase| *phase != VmPhase::Stopping).await.ok();
+    }
 }
 
 async fn end_guest(pod: &Pod, guest: &Guest) {
@@ -41,7 +81,7 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
         match timeout(limits::GUEST_POWER_OFF, guest.agent.destroy_sandbox()).await {
             Ok(Ok(())) => grace = limits::GUEST_POWER_OFF,
             // The agent may power off before it answers.
-            Ok(Err(_)) => grace = Duration::from_millis(500),
+            Ok(Err(_)) => grace = limits::POWER_OFF_WITHOUT_ANSWER,
             Err(_) => {}
         }
     }
@@ -54,12 +94,80 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
     info!(pod.log(), "VM stopped");
 }
 
-/// Pays back what the journal says and forgets it.
-pub(crate) async fn run_cleanup(pod: &Pod) -> Result<()> {
+/// Moves the shim back to where it was started, removes what the journal names, and clears the journal.
+async fn run_cleanup(pod: &Pod) -> Result<()> {
     let dir = pod.parts.dir.clone();
-    let original_cgroup = pod.original_cgroup.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let leave = move || original_cgroup.map_or(Ok(()), |original_cgroup| original_cgroup.restore());
+    let original = pod.original_cgroup.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let leave = move || original.map_or(Ok(()), |original| original.restore());
     blocking("clean up", move || leave().and(cleanup::run(&dir))).await?;
     hit(Step::CleanupDone)?;
     pod.journal.clear()
+}
+
+impl Pod {
+    /// Task.Shutdown and ShutdownSandbox: `now` ends what still runs. True: everything is ended, and the shim
+    /// may exit.
+    pub(crate) async fn shutdown(self: &Arc<Self>, now: bool) -> Result<bool> {
+        let creating: Vec<ContainerId> = {
+            let state = self.lock();
+            // A sandbox lives without containers, too: it has a Shutdown of its own.
+            if !now && (!state.containers.is_empty() || state.sandbox.is_some()) {
+                return Ok(false);
+            }
+            state.service.send_replace(Service::ShuttingDown);
+            let creating = state.containers.iter().filter(|(_, c)| c.init.phase() == Phase::Creating);
+            creating.map(|(id, _)| id.clone()).collect()
+        };
+        for id in creating {
+            self.cancel_create(&id).await.ok();
+        }
+        self.cancel_sandbox_start().await;
+        if let Err(e) = stop(self).await {
+            warn!(self.log(), "shutdown: {}", e);
+        }
+        self.end_sandbox(0);
+        let mut state = self.lock();
+        state.containers.clear();
+        state.service.send_replace(Service::ShutDown);
+        Ok(true)
+    }
+
+    /// Returns when a Shutdown has ended everything.
+    pub(crate) async fn shut_down(&self) {
+        let mut service = self.lock().service.subscribe();
+        service.wait_for(|service| *service == Service::ShutDown).await.ok();
+    }
+
+    /// Cancels a Create that is under way and waits until it is undone: then there is no such container, which
+    /// is the error. One that is created already is left alone.
+    pub(crate) async fn cancel_create(&self, id: &ContainerId) -> Result<()> {
+        {
+            let state = self.lock();
+            let container = state.container(id)?;
+            if container.init.phase() != Phase::Creating {
+                return Ok(());
+            }
+            container.cancel.send_replace(true);
+        }
+        self.wait_while(id, Phase::Creating).await;
+        Err(Error::not_found(format!("container {id}: its creation was cancelled")))
+    }
+
+    /// Cancels a StartSandbox that is under way, and waits until nothing of it runs any longer.
+    pub(crate) async fn cancel_sandbox_start(&self) {
+        let mut phases = {
+            let state = self.lock();
+            let Some(sandbox) = &state.sandbox else { return };
+            sandbox.cancel.send_replace(true);
+            state.vm.phases()
+        };
+        phases.wait_for(|phase| *phase != VmPhase::Booting).await.ok();
+    }
+
+    /// The sandbox has ended; the first end wins.
+    pub(crate) fn end_sandbox(&self, status: u32) {
+        let state = self.lock();
+        let Some(sandbox) = &state.sandbox else { return };
+        Exit { status, at: SystemTime::now() }.publish(&sandbox.exit);
+    }
 }

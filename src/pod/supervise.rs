@@ -9,7 +9,7 @@ use crate::error::Code;
 use crate::host::tasks;
 use crate::ids::ProcessId;
 use crate::lifecycle::process::{Input, Phase};
-use crate::lifecycle::vm::VmEnd;
+use crate::lifecycle::vm::{VmEnd, VmInput};
 use crate::pod::Pod;
 use crate::pod::guest::Guest;
 use crate::pod::record::{Failure, Record};
@@ -31,6 +31,7 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
     if asked {
         info!(pod.log(), "the VM has ended");
     }
+    end_vm(&pod, &guest);
     end_processes(&pod);
     pod.end_sandbox(if asked { 0 } else { KILLED });
 }
@@ -58,6 +59,16 @@ pub(crate) async fn tell_end(log: Logger, dir: PathBuf, vm: Arc<Vm>) {
     });
     if let Err(e) = written {
         warn!(log, "sandbox record: {}", e);
+    }
+}
+
+/// The pod may have another guest by now: this one's end is then no news of the other.
+fn end_vm(pod: &Pod, guest: &Arc<Guest>) {
+    let mut state = pod.lock();
+    if state.vm.guest().is_some_and(|current| Arc::ptr_eq(current, guest)) {
+        if let Err(e) = state.vm.advance(VmInput::VmEnded) {
+            warn!(pod.log(), "{}", e);
+        }
     }
 }
 

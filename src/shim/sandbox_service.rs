@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::Sandbox;
-use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::error::{Context, Error, Result};
@@ -30,15 +29,14 @@ const PLATFORM: (&str, &str) = ("linux", "s390x");
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
 
-/// Serves one pod; `ended` becomes true when its Shutdown was answered for.
+/// Serves one pod.
 pub(crate) struct SandboxService {
     pod: Arc<Pod>,
-    ended: watch::Sender<bool>,
 }
 
 impl SandboxService {
-    pub(crate) fn new(pod: Arc<Pod>, ended: watch::Sender<bool>) -> Self {
-        Self { pod, ended }
+    pub(crate) fn new(pod: Arc<Pod>) -> Self {
+        Self { pod }
     }
 }
 
@@ -165,7 +163,6 @@ impl Sandbox for SandboxService {
         tasks::run("shut sandbox down", async move { pod.shutdown_sandbox(&id).await })
             .await
             .map_err(status)?;
-        self.ended.send_replace(true);
         Ok(api::ShutdownSandboxResponse::new())
     }
 

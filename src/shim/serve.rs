@@ -10,7 +10,6 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use slog::{Logger, error, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use ttrpc::r#async::{Server, Service};
@@ -85,10 +84,9 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHand
         std::env::var(EVENTS_ENVIRONMENT).ok().filter(|a| !a.is_empty()),
         namespace,
     ));
-    let (ending, mut ended) = watch::channel(false);
-    let service = Arc::new(TaskService::new(Arc::clone(&pod), ending.clone()));
+    let service = Arc::new(TaskService::new(Arc::clone(&pod)));
     let (listener, mut connections) = connections::counted(listener).context("listen")?;
-    let sandbox = create_sandbox(Arc::new(SandboxService::new(Arc::clone(&pod), ending)));
+    let sandbox = create_sandbox(Arc::new(SandboxService::new(Arc::clone(&pod))));
     let mut server = Server::new().add_listener(listener).register_service(sandbox);
     for name in NAMES {
         server = server.register_service(renamed(create_task(Arc::clone(&service) as Arc<_>), name));
@@ -96,7 +94,7 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHand
     server.start().await.map_err(|e| Error::internal(format!("serve: {e}")))?;
     info!(log, "serving"; "version" => env!("CARGO_PKG_VERSION"));
     tokio::select! {
-        _ = ended.wait_for(|ended| *ended) => {}
+        () = pod.shut_down() => {}
         () = pod.orphaned() => {}
     }
     pod.events.close();

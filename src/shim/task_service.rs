@@ -11,7 +11,6 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::Task;
-use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::error::{Code, Context, Error, Result};
@@ -24,15 +23,14 @@ use crate::shim::events::timestamp;
 use crate::shim::stats;
 use crate::shim::wire;
 
-/// Serves one pod; `ended` becomes true when its Shutdown was answered for.
+/// Serves one pod.
 pub(crate) struct TaskService {
     pod: Arc<Pod>,
-    ended: watch::Sender<bool>,
 }
 
 impl TaskService {
-    pub(crate) fn new(pod: Arc<Pod>, ended: watch::Sender<bool>) -> Self {
-        Self { pod, ended }
+    pub(crate) fn new(pod: Arc<Pod>) -> Self {
+        Self { pod }
     }
 }
 
@@ -240,9 +238,7 @@ impl Task for TaskService {
 
     async fn shutdown(&self, _: &TtrpcContext, req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
         let pod = Arc::clone(&self.pod);
-        if tasks::run("shutdown", async move { pod.shutdown(req.now).await }).await.map_err(status)? {
-            self.ended.send_replace(true);
-        }
+        tasks::run("shutdown", async move { pod.shutdown(req.now).await }).await.map_err(status)?;
         Ok(api::Empty::new())
     }
 

@@ -14,6 +14,7 @@ use crate::failpoint::{Step, hit};
 use crate::host::files;
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Input;
+use crate::lifecycle::vm::VmInput;
 use crate::limits;
 use crate::oci::guest_spec::guest_spec;
 use crate::oci::pod_spec::PodSpec;
@@ -27,7 +28,7 @@ use crate::pod::launch;
 use crate::pod::request::CreateRequest;
 use crate::pod::scheduling;
 use crate::pod::state::Container;
-use crate::pod::{Machine, Pod, State, stop};
+use crate::pod::{Pod, stop};
 use crate::task::rootfs::{self, RootfsDisk};
 use crate::task::volumes;
 
@@ -58,7 +59,6 @@ impl Pod {
         }
         let pid = self.lock().vm.pid();
         self.advance_with(&id, Input::CreateDone, |_| ())?;
-        self.finish_create(&request.id);
         scheduling::update_affinity(self);
         info!(self.log(), "created {}", id; "ms" => ms(began.elapsed()));
         Ok(pid)
@@ -68,7 +68,7 @@ impl Pod {
     fn admit(&self, request: &CreateRequest, bundle: &Bundle) -> Result<()> {
         let id = &request.id;
         let mut state = self.lock();
-        if state.closing {
+        if !state.is_serving() {
             return Err(Error::precondition(format!("container {id}: the pod's shim is shutting down")));
         }
         if state.containers.contains_key(id) {
@@ -88,20 +88,20 @@ impl Pod {
                 "container {id}: sandbox {sandbox} was made by the Sandbox API and has no container of its own"
             )));
         }
-        match (&state.vm, first) {
-            (Machine::Absent | Machine::Gone, true) => state.vm = Machine::Booting,
-            (Machine::Up(guest), false) if guest.is_unusable(id) => {
+        match (state.vm.guest(), first) {
+            (Some(guest), false) if guest.is_unusable(id) => {
                 return Err(Error::precondition(format!(
                     "container {id}: its creation failed before in this guest, which cannot take the id again: \
                      use another id or restart the pod"
                 )));
             }
-            (Machine::Up(_), false) => {}
+            (Some(_), false) => {}
+            (None, false) => {
+                return Err(Error::precondition(format!("container {id}: sandbox {sandbox} is not running")));
+            }
+            (_, true) if state.vm.is_free() => state.vm.advance(VmInput::BootAsked)?,
             (_, true) => {
                 return Err(Error::precondition(format!("container {id}: the sandbox is already running")));
-            }
-            (_, false) => {
-                return Err(Error::precondition(format!("container {id}: sandbox {sandbox} is not running")));
             }
         }
         state.used = true;
@@ -147,7 +147,7 @@ impl Pod {
         let context = launch::prepare(self, request.config_path.as_deref(), &spec).await?;
         let opening = rootfs::open(self.log(), plan, &context.config, &self.parts.dir, Some(&context.leaf));
         let (guest, disk) = tokio::try_join!(launch::launch(self, &context, &spec), opening)?;
-        Ok((launch::publish_guest(self, guest), disk))
+        Ok((launch::publish_guest(self, guest)?, disk))
     }
 
     /// Plugs the root file system's disk and lets `ask` make the container on it.
@@ -204,25 +204,13 @@ impl Pod {
 
     async fn undo_create(&self, id: &ContainerId, role: &Role) {
         if !matches!(role, Role::Member { .. }) {
-            if let Err(e) = stop::stop(self).await {
-                warn!(self.log(), "after a failed create: {}", e);
-            }
-            self.lock().vm = Machine::Absent;
+            stop::undo_boot(self).await;
         } else if let Ok(guest) = self.guest() {
             // It may have been made although its answer was lost.
             drop(guest.agent.remove_container(id, limits::REMOVE_CONTAINER).await);
         }
-        self.finish_create(id);
         self.lock().containers.remove(id);
         self.container_removed.notify_one();
-    }
-
-    /// Tells those who wait for Create's end.
-    fn finish_create(&self, id: &ContainerId) {
-        let state: &State = &self.lock();
-        if let Ok(container) = state.container(id) {
-            container.created.send_replace(true);
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use slog::warn;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::failpoint::{Step, hit};
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::{Input, Phase};
@@ -13,13 +13,16 @@ use crate::limits;
 use crate::pod::event::Event;
 use crate::pod::request::{Deleted, Exit};
 use crate::pod::scheduling;
-use crate::pod::{Pod, no_process, stop};
+use crate::pod::state::no_process;
+use crate::pod::{Pod, stop};
 
 impl Pod {
     /// Deletes a finished or never started process.
     pub(crate) async fn delete(self: &Arc<Self>, id: &ProcessId) -> Result<Deleted> {
         self.cancel_create(&id.container).await?;
-        self.await_delete(&id.container).await;
+        // A containerd that was killed while it waited for Delete asks again after its start, and leaves a shim that
+        // refuses for ever: one that is under way is waited for. When it has succeeded there is no container.
+        self.wait_while(&id.container, Phase::Deleting).await;
         let pid = self.lock().vm.pid();
         let exit = self.advance_with(id, Input::DeleteAsked, |p| p.exit())?;
         if let Some(exec) = &id.exec {
@@ -28,11 +31,9 @@ impl Pod {
             container.execs.remove(exec);
             return Ok(Deleted { pid, exit });
         }
-        self.note_deleting(&id.container, true);
         if let Err(e) = self.free(&id.container).await {
             // The container stays known: Delete may be asked again.
-            drop(self.advance(id, Input::DeleteFailed));
-            self.note_deleting(&id.container, false);
+            self.advance(id, Input::DeleteFailed)?;
             return Err(e.context(format!("delete {id}")));
         }
         let Exit { status, at } = exit.unwrap_or(Exit { status: 0, at: std::time::SystemTime::UNIX_EPOCH });
@@ -44,36 +45,6 @@ impl Pod {
         }
         scheduling::update_affinity(self);
         Ok(Deleted { pid, exit })
-    }
-
-    /// A Create still at work is cancelled and its undo waited for; then there is no container.
-    async fn cancel_create(&self, id: &ContainerId) -> Result<()> {
-        let mut created = {
-            let state = self.lock();
-            let container = state.container(id)?;
-            if container.init.phase() != Phase::Creating {
-                return Ok(());
-            }
-            container.cancel.send_replace(true);
-            container.created.subscribe()
-        };
-        drop(created.wait_for(|done| *done).await);
-        Err(Error::not_found(format!("container {id}: its creation was cancelled")))
-    }
-
-    /// A containerd that was killed while it waited for Delete asks again after its start, and leaves a shim
-    /// for ever that refuses: the one at work is waited for. When it has succeeded there is no container.
-    async fn await_delete(&self, id: &ContainerId) {
-        let deleting = self.lock().container(id).map(|container| container.deleting.subscribe());
-        if let Ok(mut deleting) = deleting {
-            drop(deleting.wait_for(|at_work| !*at_work).await);
-        }
-    }
-
-    fn note_deleting(&self, id: &ContainerId, at_work: bool) {
-        if let Ok(container) = self.lock().container(id) {
-            container.deleting.send_replace(at_work);
-        }
     }
 
     async fn free(&self, id: &ContainerId) -> Result<()> {
@@ -96,36 +67,5 @@ impl Pod {
             }
         }
         Ok(())
-    }
-
-    /// Shutdown: `now` ends what still runs. True: the shim may exit.
-    pub(crate) async fn shutdown(self: &Arc<Self>, now: bool) -> Result<bool> {
-        {
-            let mut state = self.lock();
-            // A sandbox lives without containers, too: it has a Shutdown of its own.
-            if !now && (!state.containers.is_empty() || state.sandbox.is_some()) {
-                return Ok(false);
-            }
-            state.closing = true;
-        }
-        let creating: Vec<ContainerId> = {
-            let state = self.lock();
-            state
-                .containers
-                .iter()
-                .filter(|(_, c)| c.init.phase() == Phase::Creating)
-                .map(|(id, _)| id.clone())
-                .collect()
-        };
-        for id in creating {
-            drop(self.cancel_create(&id).await);
-        }
-        self.end_start().await;
-        if let Err(e) = stop::stop(self).await {
-            warn!(self.log(), "shutdown: {}", e);
-        }
-        self.end_sandbox(0);
-        self.lock().containers.clear();
-        Ok(true)
     }
 }

@@ -5,10 +5,11 @@ use crate::failpoint::{Step, hit};
 use crate::ids::ProcessId;
 use crate::lifecycle::process::Phase;
 use crate::oci::spec::parse_process;
+use crate::pod::Pod;
 use crate::pod::event::Event;
 use crate::pod::request::ExecRequest;
 use crate::pod::state::Process;
-use crate::pod::{Pod, no_container};
+use crate::pod::state::no_container;
 
 /// A frozen container would freeze the new process, too, before anybody could wait for it.
 pub(crate) fn paused(id: &ProcessId) -> Error {

@@ -1,7 +1,6 @@
 //! Task.Kill: the table says whether the process can be signalled, the agent does it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use slog::warn;
 use tokio::time::{Instant, sleep, timeout};
@@ -114,20 +113,10 @@ impl Pod {
         }));
     }
 
-    /// Waits until Create has ended.
+    /// Waits until Create has ended, either way.
     async fn created(&self, id: &ProcessId) -> Result<()> {
-        let mut created = {
-            let state = self.lock();
-            let container = state.container(&id.container)?;
-            if container.init.phase() != Phase::Creating {
-                return Ok(());
-            }
-            container.created.subscribe()
-        };
-        let waited = timeout(Duration::from_secs(60), created.wait_for(|done| *done)).await;
-        match waited {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Error::deadline(format!("{id}: is still being created"))),
-        }
+        let created = self.wait_while(&id.container, Phase::Creating);
+        let waited = timeout(limits::KILL_OF_CREATING, created).await;
+        waited.map_err(|_elapsed| Error::deadline(format!("{id}: is still being created")))
     }
 }

@@ -9,7 +9,7 @@ mod orphan;
 mod pause;
 mod query;
 mod rootfs;
-pub(crate) mod sandbox;
+mod sandbox;
 mod start;
 mod stats;
 mod update;

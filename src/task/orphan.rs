@@ -8,15 +8,13 @@ use slog::warn;
 use tokio::time::sleep;
 
 use crate::limits;
-use crate::pod::{Machine, Pod};
+use crate::pod::Pod;
 
 impl Pod {
     fn is_empty(&self) -> bool {
         let state = self.lock();
         // A stopped sandbox waits for its own Shutdown, as long as it takes.
-        state.sandbox.is_none()
-            && state.containers.is_empty()
-            && matches!(state.vm, Machine::Absent | Machine::Gone)
+        state.sandbox.is_none() && state.containers.is_empty() && state.vm.is_free()
     }
 
     /// Returns when the pod has had no container for long and has shut itself down.

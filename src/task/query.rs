@@ -3,8 +3,9 @@
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Phase;
+use crate::pod::Pod;
 use crate::pod::request::{Exit, ProcessState};
-use crate::pod::{Pod, no_container};
+use crate::pod::state::no_container;
 
 impl Pod {
     pub(crate) fn state(&self, id: &ProcessId) -> Result<ProcessState> {

@@ -6,13 +6,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use slog::{info, warn};
 use tokio::sync::watch;
 
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::{ContainerId, SandboxId};
+use crate::lifecycle::vm::{VmInput, VmPhase};
 use crate::oci::pod_spec::PodSpec;
 use crate::oci::role::Role;
 use crate::oci::spec::Bundle;
@@ -21,21 +21,8 @@ use crate::pod::etc_files;
 use crate::pod::launch;
 use crate::pod::record::Record;
 use crate::pod::request::{Exit, SandboxRequest, SandboxState};
-use crate::pod::{Machine, Pod, State, stop};
-
-/// What the pod knows of the sandbox it was asked for.
-#[derive(Debug)]
-pub(crate) struct Sandbox {
-    id: SandboxId,
-    spec: Arc<PodSpec>,
-    created_at: SystemTime,
-    /// Set once; every waiter watches it.
-    exit: watch::Sender<Option<Exit>>,
-    /// True asks a running Start to stop and undo itself, and keeps another from beginning.
-    cancel: watch::Sender<bool>,
-    /// True while a Start is at work.
-    starting: watch::Sender<bool>,
-}
+use crate::pod::state::{Sandbox, no_sandbox};
+use crate::pod::{Pod, stop};
 
 impl Pod {
     /// Notes the sandbox; its VM begins with Start.
@@ -48,24 +35,17 @@ impl Pod {
                 self.parts.sandbox
             )));
         }
-        if state.closing {
+        if !state.is_serving() {
             return Err(Error::precondition(format!("sandbox {id}: its shim is shutting down")));
         }
         if state.sandbox.is_some() {
             return Err(Error::already_exists(format!("sandbox {id}: exists already")));
         }
-        if !matches!(state.vm, Machine::Absent) || !state.containers.is_empty() {
+        if state.vm.phase() != VmPhase::Absent || !state.containers.is_empty() {
             return Err(Error::precondition(format!("sandbox {id}: was begun with a sandbox container")));
         }
         state.used = true;
-        state.sandbox = Some(Sandbox {
-            id,
-            spec: Arc::new(request.spec),
-            created_at: SystemTime::now(),
-            exit: watch::Sender::new(None),
-            cancel: watch::Sender::new(false),
-            starting: watch::Sender::new(false),
-        });
+        state.sandbox = Some(Sandbox::new(id, request.spec));
         Ok(())
     }
 
@@ -87,13 +67,7 @@ impl Pod {
         let booted = booted.with_context(|| format!("start sandbox {id}"));
         if let Err(e) = &booted {
             warn!(self.log(), "{}", e);
-            if let Err(e) = stop::stop(self).await {
-                warn!(self.log(), "after a failed start: {}", e);
-            }
-            self.lock().vm = Machine::Absent;
-        }
-        if let Ok(sandbox) = self.lock().sandbox(id) {
-            sandbox.starting.send_replace(false);
+            stop::undo_boot(self).await;
         }
         booted?;
         info!(self.log(), "started sandbox {}", id;
@@ -104,15 +78,14 @@ impl Pod {
     fn begin_start(&self, id: &SandboxId) -> Result<(Arc<PodSpec>, watch::Receiver<bool>)> {
         let mut state = self.lock();
         let sandbox = state.sandbox(id)?;
-        if state.closing || *sandbox.cancel.borrow() || sandbox.exit.borrow().is_some() {
+        if !state.is_serving() || *sandbox.cancel.borrow() || sandbox.exit.borrow().is_some() {
             return Err(Error::precondition(format!("sandbox {id}: was stopped: make a new one")));
         }
-        if !matches!(state.vm, Machine::Absent) {
+        if state.vm.phase() != VmPhase::Absent {
             return Err(Error::precondition(format!("sandbox {id}: was started already")));
         }
-        sandbox.starting.send_replace(true);
         let begun = (Arc::clone(&sandbox.spec), sandbox.cancel.subscribe());
-        state.vm = Machine::Booting;
+        state.vm.advance(VmInput::BootAsked)?;
         Ok(begun)
     }
 
@@ -125,36 +98,17 @@ impl Pod {
         // The runtime options came with `start` and are in the environment.
         let context = launch::prepare(self, None, spec).await?;
         let guest = launch::launch(self, &context, spec).await?;
-        launch::publish_guest(self, guest);
-        Ok(())
+        launch::publish_guest(self, guest).map(|_| ())
     }
 
     /// Stops the VM and frees everything but what is known of containers. Stopped already: frees what an
     /// earlier Stop could not. Bounded by the VM's own end.
     pub(crate) async fn stop_sandbox(&self, id: &SandboxId) -> Result<()> {
         self.lock().sandbox(id)?;
-        self.end_start().await;
+        self.cancel_sandbox_start().await;
         let stopped = stop::stop(self).await;
         self.end_sandbox(0);
         stopped.with_context(|| format!("stop sandbox {id}"))
-    }
-
-    /// Cancels a Start at work and waits for its undo.
-    pub(crate) async fn end_start(&self) {
-        let mut starting = {
-            let state = self.lock();
-            let Some(sandbox) = &state.sandbox else { return };
-            sandbox.cancel.send_replace(true);
-            sandbox.starting.subscribe()
-        };
-        drop(starting.wait_for(|at_work| !at_work).await);
-    }
-
-    /// The sandbox has ended; the first end wins.
-    pub(crate) fn end_sandbox(&self, status: u32) {
-        let state = self.lock();
-        let Some(sandbox) = &state.sandbox else { return };
-        Exit { status, at: SystemTime::now() }.tell(&sandbox.exit);
     }
 
     /// Waits for the sandbox' end; any number of callers, also after it.
@@ -168,7 +122,7 @@ impl Pod {
         let state = self.lock();
         let sandbox = state.sandbox(id)?;
         let exit = *sandbox.exit.borrow();
-        let ready = exit.is_none() && matches!(state.vm, Machine::Up(_));
+        let ready = exit.is_none() && state.vm.phase() == VmPhase::Up;
         let pid = if ready { state.vm.pid() } else { 0 };
         Ok(SandboxState { ready, pid, created_at: sandbox.created_at, exit })
     }
@@ -243,15 +197,4 @@ impl Pod {
         }
         self.shutdown(true).await.map(|_| ())
     }
-}
-
-impl State {
-    pub(crate) fn sandbox(&self, id: &SandboxId) -> Result<&Sandbox> {
-        let known = self.sandbox.as_ref().filter(|known| known.id == *id);
-        known.ok_or_else(|| no_sandbox(id))
-    }
-}
-
-fn no_sandbox(id: &SandboxId) -> Error {
-    Error::not_found(format!("sandbox {id}: no such sandbox in this shim"))
 }
