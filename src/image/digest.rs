@@ -82,7 +82,7 @@ pub fn verify(
         }
         let (addresses, tweaks) = lists.join().unwrap_or(([0; 64], [0; 64]));
         Ok(Verdict {
-            content: content.finalize().as_slice() == header.content_digest,
+            content: content.finalize()[..] == header.content_digest,
             addresses: addresses == header.address_digest,
             tweaks: tweaks == header.tweak_digest,
             pages: (ipib.pages(), header.pages),
