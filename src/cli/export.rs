@@ -144,19 +144,22 @@ impl Set {
         for (number, document) in self.documents.iter().enumerate() {
             files.push((
                 format!("hkds/hkd-{}.crt", number + 1),
-                pem("CERTIFICATE", &document.certificate.der)?,
+                pem::encode("CERTIFICATE", &document.certificate.der)?,
             ));
         }
         if let Some(trust) = &self.trust {
-            files.push(("certs/signing-key.crt".to_owned(), pem("CERTIFICATE", &trust.signing_key.der)?));
+            files.push((
+                "certs/signing-key.crt".to_owned(),
+                pem::encode("CERTIFICATE", &trust.signing_key.der)?,
+            ));
             for (number, certificate) in trust.intermediates.iter().enumerate() {
                 let name = format!("certs/intermediate-{}.crt", number + 1);
-                files.push((name, pem("CERTIFICATE", &certificate.der)?));
+                files.push((name, pem::encode("CERTIFICATE", &certificate.der)?));
             }
             for (number, list) in trust.lists.iter().enumerate() {
-                files.push((format!("crls/{}.crl", number + 1), pem("X509 CRL", &list.der)?));
+                files.push((format!("crls/{}.crl", number + 1), pem::encode("X509 CRL", &list.der)?));
             }
-            files.push(("root_ca.crt".to_owned(), pem("CERTIFICATE", &trust.root.der)?));
+            files.push(("root_ca.crt".to_owned(), pem::encode("CERTIFICATE", &trust.root.der)?));
         }
         files.push(("reference-values.json".to_owned(), format!("{:#}\n", self.values).into_bytes()));
         let name = to.file_name().ok_or_else(|| Error::invalid(format!("{}: not a name", to.display())))?;

@@ -11,7 +11,7 @@ use x509_cert::name::Name;
 use x509_cert::time::Time;
 
 use crate::error::{Error, Result};
-use crate::hostkey::document::blocks;
+use crate::hostkey::pem::blocks;
 use crate::hostkey::signature::{self, Signed};
 
 /// A certificate, as it stands in the file.

@@ -2,12 +2,12 @@
 
 use sha2::{Digest, Sha256};
 use x509_cert::der::asn1::{AnyRef, BitStringRef, ObjectIdentifier};
-use x509_cert::der::{self, Decode, Reader, SliceReader, Tag, Tagged, pem};
+use x509_cert::der::{self, Decode, Reader, SliceReader, Tag, Tagged};
 
 use crate::error::{Error, Result};
 use crate::hostkey::certificate::Certificate;
+use crate::hostkey::pem::blocks;
 use crate::image::{CustomerKey, KeyHash};
-use crate::limits;
 
 /// id-ecPublicKey, RFC 5480, and the curve every host key is on, secp521r1.
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
@@ -60,7 +60,7 @@ fn hash(point: &CustomerKey) -> KeyHash {
     KeyHash(Sha256::digest(point.0).into())
 }
 
-/// The public key's field of a certificate (RFC 5280, section 4.1), reached over what stands before it.
+/// The public key's field of a certificate (RFC 5280, section 4.1), reached by skipping what comes before it.
 fn public_key(certificate: &[u8]) -> der::Result<(ObjectIdentifier, Option<ObjectIdentifier>, &[u8])> {
     let mut outer = SliceReader::new(AnyRef::from_der(certificate)?.value())?;
     let mut signed = SliceReader::new(AnyRef::decode(&mut outer)?.value())?;
@@ -104,35 +104,6 @@ fn point(name: &str, certificate: &[u8]) -> Result<CustomerKey> {
         to.get_mut(start..).into_iter().for_each(|to| to.copy_from_slice(from));
     }
     Ok(CustomerKey(padded))
-}
-
-/// The DER blocks of a file: all PEM blocks with this label, or the file itself.
-pub(crate) fn blocks(bytes: &[u8], label: &str) -> std::result::Result<Vec<Vec<u8>>, String> {
-    if bytes.first() == Some(&0x30) {
-        return Ok(vec![bytes.to_vec()]);
-    }
-    let text = std::str::from_utf8(bytes).map_err(|e| format!("neither DER nor PEM text: {e}"))?;
-    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
-    let mut found = Vec::new();
-    let mut rest = text;
-    while let Some((_, after)) = rest.split_once(begin.as_str()) {
-        let (body, next) = after.split_once(end.as_str()).ok_or_else(|| format!("PEM without \"{end}\""))?;
-        let whole = format!("{begin}\n{}\n{end}\n", body.trim());
-        let (_, der) = pem::decode_vec(whole.as_bytes()).map_err(|e| format!("PEM: {e}"))?;
-        found.push(der);
-        if found.len() > limits::PEM_BLOCKS {
-            return Err(format!("more than {} PEM blocks", limits::PEM_BLOCKS));
-        }
-        rest = next;
-    }
-    if found.is_empty() { Err(format!("there is no \"{begin}\" in it")) } else { Ok(found) }
-}
-
-/// A DER block as PEM text.
-pub(crate) fn pem(label: &str, der: &[u8]) -> Result<Vec<u8>> {
-    pem::encode_string(label, pem::LineEnding::LF, der)
-        .map(String::into_bytes)
-        .map_err(|e| Error::internal(format!("encode {label}: {e}")))
 }
 
 #[cfg(test)]
