@@ -6,6 +6,7 @@ use rsa::traits::PublicKeyParts;
 use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use x509_cert::der::asn1::{AnyRef, BitString, ObjectIdentifier, UintRef};
+use x509_cert::der::oid::AssociatedOid;
 use x509_cert::der::{Decode, Reader, SliceReader};
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
@@ -28,20 +29,20 @@ const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
 /// bound is for time.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// The hash, and the beginning of its encoding for RSA (RFC 8017, section 9.2, note 1).
+/// A hash, and the padding of an RSA signature over it.
 #[derive(Clone, Copy, Debug)]
 struct Hash {
     sum: fn(&[u8]) -> Vec<u8>,
-    prefix: [u8; 19],
+    padding: fn() -> Pkcs1v15Sign,
 }
 
-const fn prefix(whole: u8, kind: u8, bytes: u8) -> [u8; 19] {
-    [0x30, whole, 0x30, 13, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, kind, 5, 0, 4, bytes]
+const fn hash<D: Digest + AssociatedOid>() -> Hash {
+    Hash { sum: |bytes| D::digest(bytes).to_vec(), padding: Pkcs1v15Sign::new::<D> }
 }
 
-const SHA256: Hash = Hash { sum: |bytes| Sha256::digest(bytes).to_vec(), prefix: prefix(0x31, 1, 0x20) };
-const SHA384: Hash = Hash { sum: |bytes| Sha384::digest(bytes).to_vec(), prefix: prefix(0x41, 2, 0x30) };
-const SHA512: Hash = Hash { sum: |bytes| Sha512::digest(bytes).to_vec(), prefix: prefix(0x51, 3, 0x40) };
+const SHA256: Hash = hash::<Sha256>();
+const SHA384: Hash = hash::<Sha384>();
+const SHA512: Hash = hash::<Sha512>();
 
 /// Signature algorithms: identifier, kind of the key, hash.
 const ALGORITHMS: [(ObjectIdentifier, ObjectIdentifier, Hash); 6] = [
@@ -125,11 +126,10 @@ fn rsa_key(key: &SubjectPublicKeyInfoOwned) -> Result<RsaPublicKey, String> {
 
 fn rsa(key: &SubjectPublicKeyInfoOwned, hash: &Hash, sum: &[u8], signature: &[u8]) -> Verdict {
     let key = rsa_key(key)?;
-    let scheme = Pkcs1v15Sign { hash_len: Some(sum.len()), prefix: hash.prefix.into() };
     if signature.len() != key.size() {
         return Err("it does not verify".to_owned());
     }
-    key.verify(scheme, sum, signature).map_err(|_no_detail| "it does not verify".to_owned())
+    key.verify((hash.padding)(), sum, signature).map_err(|_no_detail| "it does not verify".to_owned())
 }
 
 #[cfg(test)]
