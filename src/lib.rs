@@ -65,7 +65,7 @@ pub mod test_api {
     pub use crate::host::facts::{Count, Root};
     pub use crate::host::image_file::ImageFile;
     pub use crate::host::probe::collect;
-    pub use crate::host::spawn::{FdTable, Launch};
+    pub use crate::host::process::{FdTable, Launch};
     pub use crate::ids::{ContainerId, ExecId, Namespace, ProcessId, SandboxId};
     pub use crate::limits::READ_BYTES;
     pub use crate::oci::guest_spec::guest_process;

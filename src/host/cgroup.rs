@@ -182,7 +182,7 @@ pub(crate) fn is_v2() -> bool {
     hierarchies::auto().v2()
 }
 
-/// A short wait on a thread of `spawn::blocking`; never on the executor.
+/// A short wait on a thread of `process::blocking`; never on the executor.
 #[allow(clippy::disallowed_methods)]
 fn pause() {
     std::thread::sleep(Duration::from_millis(5));

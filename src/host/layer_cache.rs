@@ -24,7 +24,7 @@ use crate::config::RootfsConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::hex::hex;
 use crate::host::cgroup;
-use crate::host::spawn::{Ended, Launch, PrivateMount, blocking};
+use crate::host::process::{Ended, Launch, PrivateMount, blocking};
 use crate::host::tasks;
 
 /// A packed image in use.

@@ -16,8 +16,8 @@ pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod oom;
 pub(crate) mod probe;
+pub(crate) mod process;
 pub(crate) mod shim_cgroup;
-pub(crate) mod spawn;
 #[allow(unsafe_code)]
 pub(crate) mod sys;
 pub(crate) mod tail;

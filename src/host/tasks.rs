@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::host::spawn::Child;
+use crate::host::process::Child;
 
 /// Runs `work` to its end whether or not the caller still waits.
 pub(crate) async fn run<T: Send + 'static>(

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
-use crate::host::spawn::blocking;
+use crate::host::process::blocking;
 use crate::host::{cgroup, files};
 use crate::limits;
 use crate::pod::cleanup::Cleanup;

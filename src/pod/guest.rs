@@ -9,7 +9,7 @@ use crate::agent::client::Agent;
 use crate::ccw::{DevNo, DevNos};
 use crate::config::Config;
 use crate::error::Result;
-use crate::host::spawn::Child;
+use crate::host::process::Child;
 use crate::ids::ContainerId;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Size;

@@ -15,7 +15,7 @@ use crate::config::{Boot, Config, VsockConfig, annotations};
 use crate::error::{Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::config;
-use crate::host::spawn::{Child, FdTable, blocking};
+use crate::host::process::{Child, FdTable, blocking};
 use crate::host::tasks;
 use crate::host::vsock;
 use crate::host::{capacity, cgroup, files, shim_cgroup};

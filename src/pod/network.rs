@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::agent::client::Agent;
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
-use crate::host::spawn::blocking;
+use crate::host::process::blocking;
 use crate::host::{netlink, tap};
 use crate::plan::network::NetworkPlan;
 use crate::plan::vm::NicPlan;

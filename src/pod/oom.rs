@@ -5,7 +5,7 @@ use slog::{info, warn};
 use tokio::time::timeout;
 
 use crate::host::files;
-use crate::host::spawn::blocking;
+use crate::host::process::blocking;
 use crate::ids::ContainerId;
 use crate::limits;
 use crate::pod::Pod;

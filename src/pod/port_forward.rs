@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::{Context, Error, Result};
 use crate::host::loopback::{self, Loopback};
-use crate::host::spawn::blocking;
+use crate::host::process::blocking;
 use crate::host::tasks;
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;

@@ -11,7 +11,7 @@ use crate::host::digest_cache;
 use crate::host::facts::{Count, Root};
 use crate::host::image_file::{Identity, ImageFile};
 use crate::host::probe::{self, ImageFound};
-use crate::host::spawn::blocking;
+use crate::host::process::blocking;
 use crate::plan::checks::{Finding, Severity, digests, refusal, tag, warning};
 use crate::plan::key_slot;
 use crate::plan::size::Size;

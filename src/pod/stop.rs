@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 use crate::failpoint::{Step, hit};
-use crate::host::spawn::blocking;
+use crate::host::process::blocking;
 use crate::ids::ContainerId;
 use crate::lifecycle::process::Phase;
 use crate::lifecycle::vm::{VmInput, VmPhase};

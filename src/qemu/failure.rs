@@ -7,7 +7,7 @@ use nix::libc;
 
 use crate::diagnosis::Diagnosis;
 use crate::host::oom::OutOfMemory;
-use crate::host::spawn::Ended;
+use crate::host::process::Ended;
 use crate::lifecycle::vm::VmEnd;
 use crate::qemu::event::{GuestPanic, QmpEvent, event};
 use crate::qemu::ultravisor;

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::ccw::DevNo;
 use crate::error::{Context, Error, Result};
-use crate::host::spawn::{Child, Ended, FdTable, Launch};
+use crate::host::process::{Child, Ended, FdTable, Launch};
 use crate::host::tail::Tail;
 use crate::host::{cgroup, oom};
 use crate::lifecycle::vm::VmEnd;
@@ -200,22 +200,22 @@ impl Vm {
         }
     }
 
-    /// See `host::spawn`.
+    /// See `host::process`.
     pub(crate) fn set_oom_score(&self, score: i32) -> Result<()> {
         self.child.set_oom_score(score)
     }
 
-    /// See `host::spawn`.
+    /// See `host::process`.
     pub(crate) fn set_cpus(&self, cpus: &CpuList) -> Result<CpuList> {
         self.child.set_cpus(cpus)
     }
 
-    /// See `host::spawn`.
+    /// See `host::process`.
     pub(crate) fn cpus(&self) -> Result<CpuList> {
         self.child.cpus()
     }
 
-    /// See `host::spawn`.
+    /// See `host::process`.
     pub(crate) fn set_core_scheduling(&self) -> Result<()> {
         self.child.set_core_scheduling()
     }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::{Context, Error, Result};
 use crate::host::cgroup::Entry;
-use crate::host::spawn::{Child, Launch};
+use crate::host::process::{Child, Launch};
 use crate::limits;
 use crate::plan::cpus::CpuList;
 use crate::qemu::opt::Opt;

@@ -17,7 +17,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use crate::error::{Context, Error, Result};
 use crate::host::config;
 use crate::host::files::{PodLock, private_dir};
-use crate::host::spawn::{FdTable, Launch};
+use crate::host::process::{FdTable, Launch};
 use crate::ids::{ContainerId, Namespace, PodKey};
 use crate::limits;
 use crate::oci::role::Role;

@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::error::{Context, Error, Result};
-use crate::host::spawn::{FdTable, Launch};
+use crate::host::process::{FdTable, Launch};
 use crate::host::sys;
 
 /// One stream's destination.

@@ -3,7 +3,7 @@
 
 use crate::error::{Code, Context, Result};
 use crate::host::cgroup_stats;
-use crate::host::spawn::blocking;
+use crate::host::process::blocking;
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Input;
 use crate::plan::stats::Stats;

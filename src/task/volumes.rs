@@ -12,7 +12,7 @@ use crate::agent::calls::FilePiece;
 use crate::agent::client::Agent;
 use crate::error::{Context, Error, Result};
 use crate::host::files;
-use crate::host::spawn::blocking;
+use crate::host::process::blocking;
 use crate::host::volume::{Budget, Entry, Node, Volume, kind, read_piece};
 use crate::ids::ContainerId;
 use crate::limits;
