@@ -1,19 +1,18 @@
 //! Connections to localhost inside a pod's network namespace, whatever their port, for one listener.
 //!
-//! A program of the kernel's socket lookup (BPF `sk_lookup`, Linux 5.9) chooses the listener; the port that was
-//! meant is the accepted connection's own. Listener and program end with their descriptors: nothing is
-//! left on the node that would have to be removed, whatever becomes of the process.
+//! A program in the kernel's socket lookup (`bpf`) chooses the listener; the port that was meant is the
+//! accepted connection's own. Listener and program end with their descriptors: nothing stays on the node
+//! that would have to be removed, however the process ends.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::sys::socket::SockaddrStorage;
 
 use crate::error::{Context, Result};
-use crate::host::netns;
-use crate::host::sys::{self, Instruction};
+use crate::host::{bpf, netns};
 
 /// The listener, and what brings connections to it.
 #[derive(Debug)]
@@ -29,10 +28,10 @@ pub(crate) fn intercept(netns: &Path) -> Result<Option<Loopback>> {
     netns::within(netns, || {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
         listener.set_nonblocking(true).context("listen on 127.0.0.1")?;
-        let map = sys::bpf_socket_map(&listener).context("make a BPF map of sockets")?;
-        let program = sys::bpf_socket_lookup(&program(&map)).context("load a BPF program (sk_lookup)")?;
+        let map = bpf::socket_map(&listener).context("make a BPF map of sockets")?;
+        let program = bpf::load(&map).context("load a BPF program (sk_lookup)")?;
         let here = File::open("/proc/thread-self/ns/net").context("open the namespace")?;
-        let link = sys::bpf_link(&program, &here).context("attach a BPF program (sk_lookup)")?;
+        let link = bpf::attach(&program, &here).context("attach a BPF program (sk_lookup)")?;
         Ok(Loopback { listener, link })
     })
 }
@@ -45,58 +44,6 @@ pub(crate) fn is_of_this_machine(ip: IpAddr) -> Result<bool> {
         IpAddr::V6(ip) => address.as_sockaddr_in6().is_some_and(|known| known.ip() == ip),
     };
     Ok(ip.is_loopback() || all.filter_map(|interface| interface.address).any(has))
-}
-
-/// TCP to 127.0.0.0/8 goes to the socket in the map, everything else where it would have gone.
-fn program(map: &OwnedFd) -> [Instruction; 21] {
-    // Offsets in `struct bpf_sk_lookup`, helper numbers and codes: include/uapi/linux/bpf.h and bpf_common.h.
-    const PROTOCOL: i16 = 12;
-    const LOCAL_IP4: i16 = 40;
-    [
-        op(MOVE, 6, 1, 0, 0),
-        op(LOAD_WORD, 2, 6, PROTOCOL, 0),
-        op(UNLESS_EQUAL, 2, 0, 16, 6),
-        op(LOAD_BYTE, 2, 6, LOCAL_IP4, 0), // the first of the four, in the network's order
-        op(UNLESS_EQUAL, 2, 0, 14, 127),
-        op(STORE_WORD, 10, 0, -4, 0),
-        op(MOVE, 2, 10, 0, 0),
-        op(ADD_NUMBER, 2, 0, 0, -4),
-        op(LOAD_MAP, 1, 1, 0, map.as_raw_fd()),
-        op(0, 0, 0, 0, 0), // the second half of the one before
-        op(CALL, 0, 0, 0, MAP_LOOKUP_ELEM),
-        op(IF_EQUAL, 0, 0, 7, 0),
-        op(MOVE, 7, 0, 0, 0),
-        op(MOVE, 1, 6, 0, 0),
-        op(MOVE, 2, 7, 0, 0),
-        op(MOVE_NUMBER, 3, 0, 0, 0),
-        op(CALL, 0, 0, 0, SK_ASSIGN),
-        op(MOVE, 1, 7, 0, 0),
-        op(CALL, 0, 0, 0, SK_RELEASE),
-        op(MOVE_NUMBER, 0, 0, 0, SK_PASS),
-        op(EXIT, 0, 0, 0, 0),
-    ]
-}
-
-const MOVE: u8 = 0xbf;
-const MOVE_NUMBER: u8 = 0xb7;
-const ADD_NUMBER: u8 = 0x07;
-const LOAD_WORD: u8 = 0x61;
-const LOAD_BYTE: u8 = 0x71;
-const STORE_WORD: u8 = 0x62;
-const LOAD_MAP: u8 = 0x18;
-const UNLESS_EQUAL: u8 = 0x55;
-const IF_EQUAL: u8 = 0x15;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
-
-const MAP_LOOKUP_ELEM: i32 = 1;
-const SK_RELEASE: i32 = 86;
-const SK_ASSIGN: i32 = 124;
-const SK_PASS: i32 = 1;
-
-const fn op(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-    let registers = if cfg!(target_endian = "big") { to << 4 | from } else { from << 4 | to };
-    Instruction { code, registers, offset, immediate }
 }
 
 #[cfg(test)]

@@ -1,9 +1,14 @@
-//! The host: its kernel interfaces and its files. All `unsafe` of the program is in `sys`.
+//! The host: its kernel interfaces and its files. All `unsafe` of the program is in
+//! `bpf`, `child_setup` and `sys`.
 
 pub(crate) mod affinity;
+#[allow(unsafe_code)]
+mod bpf;
 pub(crate) mod capacity;
 pub(crate) mod cgroup;
 pub(crate) mod cgroup_stats;
+#[allow(unsafe_code)]
+mod child_setup;
 pub(crate) mod config;
 pub(crate) mod digest_cache;
 pub(crate) mod facts;

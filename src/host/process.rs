@@ -4,18 +4,23 @@
 //! environment listed, nothing else. It is watched by pidfd; no SIGCHLD handler, no reaper.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OnceCell;
 
 use crate::error::{Context, Error, Result};
 use crate::host::cgroup::Entry;
+use crate::host::child_setup::{self, ChildSetup};
 use crate::host::{affinity, sys};
 use crate::plan::cpus::CpuList;
 use crate::plan::vm::ChildFd;
@@ -25,14 +30,14 @@ use crate::plan::vm::ChildFd;
 pub struct FdTable(Vec<OwnedFd>);
 
 impl FdTable {
-    /// Adds a descriptor and says which number it gets: 3 for the first, then 4, 5 …
+    /// Adds a descriptor and returns the number it gets: 3 for the first, then 4, 5 …
     pub fn give(&mut self, fd: OwnedFd) -> ChildFd {
         self.0.push(fd);
         ChildFd(i32::try_from(self.0.len()).unwrap_or(i32::MAX - 2) + 2)
     }
 }
 
-/// A mount made for the child alone, in a mount namespace of its own.
+/// A mount that only the child sees, in a private mount namespace.
 #[derive(Clone, Debug)]
 pub struct PrivateMount {
     pub fstype: &'static str,
@@ -96,8 +101,8 @@ impl Launch {
         let program = self.program.clone();
         let context = || format!("watch {}", program.display());
         let pid = self.start()?.id();
-        let pidfd = sys::pidfd_open(pid).with_context(context)?;
-        let pidfd = sys::watch(pidfd, Interest::READABLE).with_context(context)?;
+        let pidfd = pidfd_open(checked(pid)?, PidfdFlags::empty()).map_err(io::Error::from);
+        let pidfd = sys::watch(pidfd.with_context(context)?, Interest::READABLE).with_context(context)?;
         Ok(Child { pid, pidfd, ended: OnceCell::new() })
     }
 
@@ -113,7 +118,7 @@ impl Launch {
             .stdin(stream(self.stdin))
             .stdout(stream(self.stdout))
             .stderr(stream(self.stderr));
-        sys::ChildSetup {
+        ChildSetup {
             fds: self.fds.0,
             cgroup: self.cgroup.map(Entry::into_files).unwrap_or_default(),
             cpus: affinity::set_of(&self.cpus),
@@ -126,11 +131,11 @@ impl Launch {
 }
 
 impl PrivateMount {
-    fn prepare(self) -> Result<sys::PrivateMount> {
+    fn prepare(self) -> Result<child_setup::PrivateMount> {
         use std::ffi::CString;
         use std::os::unix::ffi::OsStringExt;
         let text = |bytes: Vec<u8>| CString::new(bytes).context("mount options");
-        Ok(sys::PrivateMount {
+        Ok(child_setup::PrivateMount {
             fstype: text(self.fstype.into())?,
             source: text(self.fstype.into())?,
             target: text(self.target.into_os_string().into_vec())?,
@@ -167,8 +172,8 @@ impl Child {
         std::fs::write(&path, score.to_string()).with_context(|| format!("write {score} to {path}"))
     }
 
-    /// Lets all its threads run on these CPUs only, and says on which it does: the kernel passes over those
-    /// that are not there or not allowed.
+    /// Lets all its threads run on these CPUs only, and returns those it does run on: the kernel leaves out
+    /// what does not exist or is not allowed.
     pub fn set_cpus(&self, cpus: &CpuList) -> Result<CpuList> {
         affinity::set(self.pid, cpus)?;
         self.cpus()
@@ -181,20 +186,31 @@ impl Child {
 
     /// No other program runs on a CPU core at the same time as its threads.
     pub fn set_core_scheduling(&self) -> Result<()> {
-        sys::core_scheduling(self.pid)
+        create_core_scheduling_cookie(checked(self.pid)?, CoreSchedulingScope::ThreadGroup)
+            .map_err(io::Error::from)
             .with_context(|| format!("core scheduling of process {} (prctl PR_SCHED_CORE)", self.pid))
     }
 
     /// Sends a signal; a process that has ended is success.
     pub fn kill(&self, signal: i32) -> Result<()> {
-        match sys::pidfd_signal(self.pidfd.get_ref(), signal) {
-            Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
-            result => result.with_context(|| format!("signal {signal} to process {}", self.pid)),
+        let sent = Signal::from_named_raw(signal)
+            .ok_or(Errno::INVAL)
+            .and_then(|signal| pidfd_send_signal(self.pidfd.get_ref(), signal));
+        match sent {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(e) => {
+                Err(io::Error::from(e)).with_context(|| format!("signal {signal} to process {}", self.pid))
+            }
         }
     }
 }
 
-/// Runs blocking work on a thread of its own, which ends with it: setns and slow system calls
+fn checked(pid: u32) -> Result<rustix::process::Pid> {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.ok_or_else(|| Error::internal("a process has no id"))
+}
+
+/// Runs blocking work on a new thread, which ends with it: setns and slow system calls
 /// must not touch the executor's thread or stay behind in a pool.
 pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
@@ -232,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_program_is_named() {
+    async fn a_missing_program_is_checked() {
         let e = run("/no/such/program", &[]).spawn().expect_err("missing");
         assert_eq!(e.to_string(), "start /no/such/program: No such file or directory (os error 2)");
     }

@@ -1,21 +1,20 @@
 //! The `delete` command: cleans up after a dead shim. Reads the bundle and the journal only, works
 //! twice in a row, and never touches a living pod for the sake of one of its containers.
 
-use std::ffi::CString;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
 use crate::host::files::{PodLock, lock_holder};
-use crate::host::sys;
 use crate::ids::PodKey;
 use crate::limits;
 use crate::oci::role::Role;
@@ -85,9 +84,12 @@ fn take_lock(path: &Path) -> Result<Option<PodLock>> {
     }
 }
 
-/// Whoever mounted the bundle's rootfs may have died before it could unmount.
+/// The shim that mounted the bundle's rootfs may have died before it could unmount it.
 fn unmount_rootfs(bundle: &Path) -> Result<()> {
     let rootfs = bundle.join("rootfs");
-    let path = CString::new(rootfs.as_os_str().as_bytes()).context("bundle path")?;
-    sys::unmount(&path).with_context(|| format!("unmount {}", rootfs.display()))
+    match umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // It is no mount, or does not exist.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(e) => Err(std::io::Error::from(e)).with_context(|| format!("unmount {}", rootfs.display())),
+    }
 }
