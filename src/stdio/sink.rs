@@ -8,9 +8,10 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::libc;
+use percent_encoding::percent_decode_str;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -131,46 +132,31 @@ fn set_nonblocking(file: &File) -> Result<()> {
 
 /// `/path?key=value&flag` to the program and its arguments `key value flag`.
 fn split_uri(uri: &str) -> (PathBuf, Vec<OsString>) {
+    let decoded = |text| OsString::from(percent_decode_str(text).decode_utf8_lossy().into_owned());
     let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
     let mut args = Vec::new();
     for pair in query.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        args.push(percent_decode(key).into());
+        args.push(decoded(key));
         if !value.is_empty() {
-            args.push(percent_decode(value).into());
+            args.push(decoded(value));
         }
     }
-    (Path::new(&percent_decode(path)).to_path_buf(), args)
-}
-
-fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let code = after.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
-        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    (PathBuf::from(decoded(path)), args)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn a_logging_uri_is_a_program_and_its_arguments() {
         let (program, args) = split_uri("/usr/bin/log%20ger?id=a%2Fb&verbose&x=");
         assert_eq!(program, Path::new("/usr/bin/log ger"));
         assert_eq!(args, ["id", "a/b", "verbose", "x"]);
+        let (_, args) = split_uri("/log?100%&%zz=%4");
+        assert_eq!(args, ["100%", "%zz", "%4"], "no escapes");
     }
 
     #[tokio::test]
