@@ -76,7 +76,7 @@ fn blockdev(disk: &Disk, set: i64) -> Value {
 }
 
 fn virtio_blk(disk: &Disk) -> device_add {
-    let mut arguments = qapi_spec::Dictionary::new();
+    let mut arguments = qapi::Dictionary::new();
     arguments.insert("drive".into(), node(disk.devno).into());
     arguments.insert("devno".into(), disk.devno.host().into());
     arguments.insert("serial".into(), disk.serial.clone().into());

@@ -1,8 +1,11 @@
-//! QMP over a socketpair; the only user of the qapi crates.
+//! QMP over a socketpair.
 //!
-//! Lines are read with a limit; an answer nobody asked for and an event nobody knows are passed
-//! over; anything that is no QMP ends the connection. QEMU lives on when its QMP peer closes, so
-//! whoever sees the connection end must kill it.
+//! Commands and events are those of the crate qapi; its codec is not used, because it reads lines without
+//! a limit and cannot send a descriptor beside a command.
+//!
+//! Lines are read with a limit; answers to no command and unknown events are skipped; anything that is
+//! not QMP ends the connection. QEMU lives on when its QMP peer closes, so the end of the connection must
+//! be followed by a kill.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, IoSlice};
@@ -11,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use qapi_spec::{Command, Execute};
+use qapi::{Command, Execute};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::Interest;
@@ -23,7 +26,7 @@ use crate::error::{Context, Error, Result};
 use crate::limits;
 use crate::qemu::event::{QmpEvent, event};
 
-pub(crate) use qapi_qmp::{
+pub(crate) use qapi::qmp::{
     add_fd, blockdev_del, cont, device_add, device_del, qmp_capabilities, quit, remove_fd,
 };
 
@@ -50,7 +53,7 @@ struct State {
 pub(crate) struct BlockdevAdd(pub(crate) Value);
 
 impl Command for BlockdevAdd {
-    type Ok = qapi_spec::Empty;
+    type Ok = qapi::Empty;
     const NAME: &'static str = "blockdev-add";
     const ALLOW_OOB: bool = false;
 }
