@@ -1,16 +1,21 @@
 //! One leaf cgroup per pod (v1 and v2): made, joined, emptied, removed.
 //!
-//! The only user of `cgroups_rs`, with `shim_cgroup`. The leaf is named `kata-se-<pod key>` and stands beside
-//! the place of the pod's first container; no other cgroup is ever killed. Ancestors that were made on the
-//! way, in each hierarchy by itself, are owed too and removed only when they are empty.
+//! The leaf is named `kata-se-<pod key>` and lies beside the place of the pod's first container; no other
+//! cgroup is ever killed. Ancestors that were made on the way, in each hierarchy by itself, are recorded too
+//! and removed only when they are empty.
+//!
+//! `cgroups_rs` finds the hierarchies, makes the groups in all of them with their controllers, and expands
+//! slices. Killing and removing are ours: its `procs` reads an error as empty and an odd line as process 0,
+//! and its `delete` does not wait for processes that are ending.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cgroups_rs::fs::Cgroup;
-use cgroups_rs::fs::hierarchies;
+use cgroups_rs::fs::{Cgroup, hierarchies};
+use cgroups_rs::systemd::DEFAULT_SLICE;
+use cgroups_rs::systemd::utils::expand_slice;
 
 use crate::error::{Context, Error, Result};
 use crate::host::shim_cgroup::{self, OriginalCgroup};
@@ -52,22 +57,10 @@ pub(crate) fn leaf_path(cgroups_path: Option<&str>, key: &PodKey) -> Result<Path
 
 /// systemd's rule: `a-b.slice` lives in `a.slice`.
 fn slice_path(slice: &str) -> Result<PathBuf> {
-    let bad = || Error::invalid(format!("linux.cgroupsPath: {slice:?} is not a systemd slice name"));
-    let stem = match slice {
-        "" => "system",
-        "-.slice" => return Ok(PathBuf::new()),
-        _ => slice.strip_suffix(".slice").ok_or_else(bad)?,
-    };
-    let mut path = PathBuf::new();
-    let mut name = String::new();
-    for part in stem.split('-') {
-        if part.is_empty() || part.contains('/') {
-            return Err(bad());
-        }
-        name = if name.is_empty() { part.to_owned() } else { format!("{name}-{part}") };
-        path.push(format!("{name}.slice"));
-    }
-    Ok(path)
+    let slice = if slice.is_empty() { DEFAULT_SLICE } else { slice };
+    expand_slice(slice).map(PathBuf::from).map_err(|_no_detail| {
+        Error::invalid(format!("linux.cgroupsPath: {slice:?} is not a systemd slice name"))
+    })
 }
 
 /// The folders of a leaf's ancestors in every hierarchy, each by its whole path, innermost first.
@@ -77,9 +70,7 @@ pub(crate) fn above(leaf: &Path) -> Vec<PathBuf> {
 
 /// Makes the leaf and opens the way into it.
 pub(crate) fn make(leaf: &Path) -> Result<Entry> {
-    let context = || format!("make cgroup /{}", leaf.display());
-    let cgroup = Cgroup::load(hierarchies::auto(), leaf);
-    cgroup.create().with_context(context)?;
+    Cgroup::new(hierarchies::auto(), leaf).with_context(|| format!("make cgroup /{}", leaf.display()))?;
     enter(leaf)
 }
 

@@ -1,4 +1,7 @@
 //! What the pod's own cgroup leaf has used: QEMU with all of the guest in it, and its helpers.
+//!
+//! The readers of `cgroups_rs` are not used: they panic on device numbers over 32767 and on files of an
+//! unexpected form, and skip lines of `io.stat` with more or fewer keys than six.
 
 use std::path::{Path, PathBuf};
 

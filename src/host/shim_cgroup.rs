@@ -8,9 +8,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use cgroups_rs::fs::Cgroup;
 use cgroups_rs::fs::cgroup::get_cgroups_relative_paths;
-use cgroups_rs::fs::hierarchies;
+use cgroups_rs::fs::{Cgroup, hierarchies};
 
 use crate::error::{Context, Error, Result};
 use crate::ids::PodKey;
@@ -48,7 +47,7 @@ pub(super) fn is_name(name: &str) -> bool {
 pub(crate) fn enter(leaf: &Path) -> Result<OriginalCgroup> {
     let context = || format!("move the shim into cgroup /{}", leaf.display());
     let original_cgroup = OriginalCgroup::of_this_process(leaf).with_context(context)?;
-    Cgroup::load(hierarchies::auto(), leaf).create().with_context(context)?;
+    Cgroup::new(hierarchies::auto(), leaf).with_context(context)?;
     let entered = original_cgroup.0.iter().try_for_each(|entry| write(&open(&entry.leaf)?, "0"));
     if entered.is_err() {
         original_cgroup.restore()?;
