@@ -32,10 +32,17 @@ pub(crate) fn spawn<T: Send + 'static>(
     tokio::spawn(work)
 }
 
-/// Takes the child's exit status whoever ends it, also when the operation that started it was given up.
+/// Starts a task whose end no one waits for.
+pub(crate) fn detach(work: impl Future<Output = ()> + Send + 'static) {
+    drop(spawn(work));
+}
+
+/// Collects the child's exit status however it ends, also when the operation that started it was given up.
 pub(crate) fn reaped(child: Child) -> Arc<Child> {
     let child = Arc::new(child);
     let ending = Arc::clone(&child);
-    drop(spawn(async move { drop(ending.wait().await) }));
+    detach(async move {
+        ending.wait().await.ok();
+    });
     child
 }
