@@ -1,48 +1,47 @@
-//! What is owed for each resource, and how it is paid back.
+//! Removes what a pod's journal names.
 //!
-//! Each entry treats "not there" as success, names only things that are ours by construction, and
-//! ends in bounded time. Everything here blocks: it runs on a thread of its own, or in `delete`.
+//! Each removal treats "not there" as success, touches only what is ours by construction, and ends in
+//! bounded time. Everything here blocks: it runs on a thread of its own, or in `delete`.
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 use crate::error::{Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::{cgroup, files, netlink};
 use crate::limits;
-use crate::pod::journal;
+use crate::pod::journal::{self, Cleanup};
 
-/// One resource that must not outlive the pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "owe", rename_all = "snake_case")]
-pub(crate) enum Cleanup {
-    /// The pod's leaf cgroup with every process in it (QEMU and helpers), or an ancestor of it
-    /// that was made on the way; relative to the hierarchies' roots.
-    Cgroup { path: PathBuf },
-    /// A tap device in a network namespace (gone with QEMU; a belt).
-    Tap { netns: PathBuf, name: String },
-    /// Our mirroring between a link of a network namespace and a tap of ours.
-    Mirror { netns: PathBuf, link: String, tap: String },
-    /// A file or socket directly below the pod's own directory.
-    Path { name: String },
+/// Removes everything that the journal of the pod in `dir` names; goes on after an error and reports all of
+/// them.
+pub(crate) fn run(dir: &Path) -> Result<()> {
+    let entries = in_order(journal::read(dir)?);
+    let remove = |entry| remove(entry, dir).and_then(|()| hit(Step::CleanupStepDone));
+    let failed: Vec<String> =
+        entries.iter().filter_map(|entry| remove(entry).err()).map(|e| e.to_string()).collect();
+    if failed.is_empty() { Ok(()) } else { Err(Error::internal(format!("clean up: {}", failed.join("; ")))) }
 }
 
-impl Cleanup {
-    fn run(&self, dir: &Path) -> Result<()> {
-        match self {
-            Self::Cgroup { path } => {
-                // Somebody may be about to make a leaf below it (`pod::place`).
-                let folder = dir.parent().filter(|_| !cgroup::is_leaf(path));
-                let _alone = folder.and_then(|all| files::lock_folder(all, limits::CLEANUP_STEP));
-                cgroup::remove(path)
-            }
-            Self::Tap { netns, name } => netlink::remove_tap(netns, name),
-            Self::Mirror { netns, link, tap } => netlink::remove_mirror(netns, link, tap),
-            Self::Path { name } => remove_file(dir, name),
+/// The last entry first, but before all others the pod's leaf: its processes may still be making what other
+/// entries name.
+fn in_order(mut entries: Vec<Cleanup>) -> Vec<Cleanup> {
+    entries.reverse();
+    entries.sort_by_key(|entry| !matches!(entry, Cleanup::Cgroup { path } if cgroup::is_leaf(path)));
+    entries
+}
+
+fn remove(entry: &Cleanup, dir: &Path) -> Result<()> {
+    match entry {
+        Cleanup::Cgroup { path } => {
+            // Another pod may be about to make a leaf below it (`pod::cgroup`).
+            let folder = dir.parent().filter(|_| !cgroup::is_leaf(path));
+            let _lock = folder.and_then(|all| files::lock_folder(all, limits::CLEANUP_STEP));
+            cgroup::remove(path)
         }
+        Cleanup::Tap { netns, name } => netlink::remove_tap(netns, name),
+        Cleanup::Mirror { netns, link, tap } => netlink::remove_mirror(netns, link, tap),
+        Cleanup::Path { name } => remove_file(dir, name),
     }
 }
 
@@ -57,38 +56,22 @@ fn remove_file(dir: &Path, name: &str) -> Result<()> {
     }
 }
 
-/// The last entry first, but before all others the pod's leaf: who is in it may still be making what
-/// is owed.
-fn in_turn(mut owed: Vec<Cleanup>) -> Vec<Cleanup> {
-    owed.reverse();
-    owed.sort_by_key(|undo| !matches!(undo, Cleanup::Cgroup { path } if cgroup::is_leaf(path)));
-    owed
-}
-
-/// Pays back everything the pod in `dir` owes; goes on after an error and reports all of them.
-pub(crate) fn run(dir: &Path) -> Result<()> {
-    let owed = in_turn(journal::read(dir)?);
-    let pay = |entry: &Cleanup| entry.run(dir).and_then(|()| hit(Step::CleanupStepDone));
-    let failed: Vec<String> = owed.iter().filter_map(|undo| pay(undo).err()).map(|e| e.to_string()).collect();
-    if failed.is_empty() { Ok(()) } else { Err(Error::internal(format!("clean up: {}", failed.join("; ")))) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_is_paid_and_other_places_are_never_touched() {
+    fn removing_what_is_not_there_succeeds_and_other_places_are_never_touched() {
         let dir = tempfile::tempdir().expect("dir");
-        let undo = |name: &str| Cleanup::Path { name: name.into() };
+        let path = |name: &str| Cleanup::Path { name: name.into() };
         fs::write(dir.path().join("s"), b"").expect("write");
-        assert_eq!(undo("s").run(dir.path()), Ok(()));
-        assert_eq!(undo("s").run(dir.path()), Ok(()));
+        assert_eq!(remove(&path("s"), dir.path()), Ok(()));
+        assert_eq!(remove(&path("s"), dir.path()), Ok(()));
         for bad in ["../x", "..", "a/b", ""] {
-            assert!(undo(bad).run(dir.path()).is_err(), "{bad}");
+            assert!(remove(&path(bad), dir.path()).is_err(), "{bad}");
         }
         let foreign = Cleanup::Tap { netns: "/nonexistent/ns".into(), name: "eth0".into() };
-        assert!(foreign.run(dir.path()).is_err());
+        assert!(remove(&foreign, dir.path()).is_err());
     }
 
     #[test]
@@ -96,15 +79,15 @@ mod tests {
         let leaf = format!("kubepods/pod1/kata-se-{}", "0123456789abcdef".repeat(2));
         let cgroup = |path: &str| Cleanup::Cgroup { path: path.into() };
         let path = |name: &str| Cleanup::Path { name: name.into() };
-        let owed = vec![
+        let entries = vec![
             cgroup("kubepods"),
             cgroup(&leaf),
             cgroup(&format!("{leaf}-shim")),
             path("one"),
             path("two"),
         ];
-        let [above, own, shims, one, two] = [0, 1, 2, 3, 4].map(|at: usize| owed[at].clone());
-        assert_eq!(in_turn(owed), [own, two, one, shims, above]);
+        let [above, own, shims, one, two] = [0, 1, 2, 3, 4].map(|at: usize| entries[at].clone());
+        assert_eq!(in_order(entries), [own, two, one, shims, above]);
     }
 
     #[test]
@@ -112,8 +95,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         fs::write(dir.path().join("s"), b"").expect("write");
         let journal = journal::Journal::open(dir.path()).expect("open");
-        journal.record(&Cleanup::Path { name: "s".into() }).expect("owe");
-        journal.record(&Cleanup::Path { name: "../x".into() }).expect("owe");
+        journal.record(&Cleanup::Path { name: "s".into() }).expect("record");
+        journal.record(&Cleanup::Path { name: "../x".into() }).expect("record");
         let e = run(dir.path()).expect_err("one is bad");
         assert!(e.to_string().starts_with("clean up: journal:"), "{e}");
         assert!(!dir.path().join("s").exists());

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Context, Result};
 use crate::host::files::read_bounded;
+use crate::ids::SandboxId;
 use crate::limits;
+use crate::oci::pod_spec::{PodSpec, Resolver};
 
 /// All of them.
 const NAMES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
@@ -29,6 +31,25 @@ pub(crate) fn write(dir: &Path, hostname: &str, resolver: &[String]) -> Result<(
         open.with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// The pod's host name: its own, or its id.
+pub(crate) fn hostname(sandbox: &SandboxId, spec: &PodSpec) -> String {
+    let id = || sandbox.as_str().chars().take(64).collect();
+    spec.hostname.clone().unwrap_or_else(id)
+}
+
+/// The lines of resolv.conf: the guest's own resolver gets what the pod's has.
+pub(crate) fn resolver_lines(resolver: &Resolver) -> Result<Vec<String>> {
+    match resolver {
+        Resolver::None => Ok(Vec::new()),
+        Resolver::Lines(lines) => Ok(lines.clone()),
+        Resolver::File(path) => {
+            let read = read_bounded(path, limits::RESOLV_CONF_BYTES);
+            let bytes = read.context("resolv.conf of the pod")?;
+            Ok(String::from_utf8_lossy(&bytes).split('\n').map(str::to_owned).collect())
+        }
+    }
 }
 
 /// Where each is mounted, and where it stands.

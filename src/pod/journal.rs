@@ -1,8 +1,8 @@
-//! The pod's journal: what is owed, written before it is made.
+//! The pod's journal: what has to be removed with it, written before it is made.
 //!
 //! Append-only, one JSON line per resource. The same list serves a failed Create, Delete, and the
-//! `delete` command after the shim was killed (`cleanup::run`). A torn last line names a resource
-//! that was never made, because the append had not returned, and is passed over.
+//! `delete` command after the shim was killed (`pod::cleanup`). A torn last line names a resource
+//! that was never made, because the append had not returned, and is skipped.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,13 +11,28 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nix::libc;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 use crate::limits;
-use crate::pod::cleanup::Cleanup;
 
 /// The file's name below the pod's directory.
 pub(crate) const FILE: &str = "journal";
+
+/// One resource that must not outlive the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "owe", rename_all = "snake_case")]
+pub(crate) enum Cleanup {
+    /// The pod's leaf cgroup with every process in it (QEMU and helpers), or an ancestor of it
+    /// that was made on the way; relative to the hierarchies' roots.
+    Cgroup { path: PathBuf },
+    /// A tap device in a network namespace (it goes with QEMU; this is for one that did not).
+    Tap { netns: PathBuf, name: String },
+    /// Our mirroring between a link of a network namespace and a tap of ours.
+    Mirror { netns: PathBuf, link: String, tap: String },
+    /// A file or socket directly below the pod's own directory.
+    Path { name: String },
+}
 
 /// The journal of a living pod; one writer.
 #[derive(Debug)]
@@ -43,7 +58,7 @@ impl Journal {
 
     /// Writes the entry down; only after this returns may the resource be made.
     ///
-    /// An append that fails half-way is cut off again, so that no later line is glued to it.
+    /// An append that fails half-way is cut off again, so that no later line is appended to it.
     pub(crate) fn record(&self, entry: &Cleanup) -> Result<()> {
         let context = || format!("write journal {}", self.path.display());
         let mut line = serde_json::to_vec(entry).with_context(context)?;
@@ -57,14 +72,14 @@ impl Journal {
         written.with_context(context)
     }
 
-    /// Forgets everything owed: called after all of it was paid back.
+    /// Forgets every entry: called after all of it was removed.
     pub(crate) fn clear(&self) -> Result<()> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.set_len(0).with_context(|| format!("clear journal {}", self.path.display()))
     }
 }
 
-/// Reads what the pod in `dir` owes, oldest first. No journal: nothing is owed.
+/// Reads the entries of the pod in `dir`, oldest first. No journal: none.
 pub(crate) fn read(dir: &Path) -> Result<Vec<Cleanup>> {
     let path = dir.join(FILE);
     let context = || format!("read journal {}", path.display());
@@ -99,24 +114,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_can_be_read_back_in_order() {
+    fn entries_can_be_read_back_in_order() {
         let dir = tempfile::tempdir().expect("dir");
         let journal = Journal::open(dir.path()).expect("open");
-        let owed = [
+        let entries = [
             path("a"),
             Cleanup::Tap { netns: "/run/netns/x".into(), name: "tap0".into() },
             Cleanup::Cgroup { path: "/k/p".into() },
         ];
-        for undo in &owed {
-            journal.record(undo).expect("owe");
+        for entry in &entries {
+            journal.record(entry).expect("record");
         }
-        assert_eq!(read(dir.path()), Ok(owed.to_vec()));
+        assert_eq!(read(dir.path()), Ok(entries.to_vec()));
         journal.clear().expect("clear");
         assert_eq!(read(dir.path()), Ok(vec![]));
     }
 
     #[test]
-    fn a_torn_last_line_is_passed_over_and_a_bad_one_named() {
+    fn a_torn_last_line_is_skipped_and_a_bad_one_named() {
         assert_eq!(parse("{\"owe\":\"path\",\"name\":\"a\"}\n{\"owe\":\"pa"), Ok(vec![path("a")]));
         assert_eq!(parse(""), Ok(vec![]));
         let e = parse("{\"owe\":\"path\",\"name\":\"a\"}\nnonsense\n").expect_err("bad");
@@ -124,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn no_journal_means_nothing_is_owed() {
+    fn no_journal_means_no_entries() {
         assert_eq!(read(Path::new("/nonexistent/pod")), Ok(vec![]));
     }
 

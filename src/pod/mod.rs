@@ -17,12 +17,14 @@ mod network;
 mod oom;
 mod port_forward;
 mod preflight;
+pub(crate) mod prepare;
 pub(crate) mod record;
 pub(crate) mod request;
 pub(crate) mod scheduling;
 pub(crate) mod state;
 pub(crate) mod stop;
 mod supervise;
+mod vsock;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

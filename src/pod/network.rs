@@ -11,7 +11,7 @@ use crate::host::{netlink, tap};
 use crate::plan::network::NetworkPlan;
 use crate::plan::vm::NicPlan;
 use crate::pod::Pod;
-use crate::pod::cleanup::Cleanup;
+use crate::pod::journal::Cleanup;
 
 /// What the guest will have, and the taps that carry it, in the order of the interfaces.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use slog::{debug, info, warn};
 
-use crate::config::Config;
+use crate::config::{Boot, Config};
 use crate::error::{Context, Error, Result};
 use crate::host::digest_cache;
 use crate::host::facts::{Count, Root};
@@ -16,18 +16,44 @@ use crate::plan::checks::{Finding, Severity, digests, refusal, tag, warning};
 use crate::plan::key_slot;
 use crate::plan::size::Size;
 use crate::pod::Pod;
-use crate::pod::record::ImageRecord;
+use crate::pod::record::{ImageRecord, Record};
 
 /// The image that passed.
 #[derive(Debug)]
-pub(crate) struct Checked {
+pub(crate) struct CheckedImage {
     path: PathBuf,
     identity: Identity,
     pub(crate) record: ImageRecord,
 }
 
+/// Checks that what the VM boots is there and may run: all of preflight for a sealed image. It is written into the
+/// sandbox record.
+pub(crate) async fn check_boot(pod: &Pod, config: &Config, size: Size) -> Result<Option<CheckedImage>> {
+    let checked = match &config.boot {
+        Boot::Sealed { image } => Some(check(pod, config, image, size).await?),
+        Boot::Plain { kernel, initrd, .. } => {
+            check_file("guest.kernel", kernel)?;
+            check_file("guest.initrd", initrd)?;
+            None
+        }
+    };
+    let image = checked.as_ref().map(|checked| checked.record.clone());
+    Record::new(pod.parts.sandbox.as_str(), image).write(&pod.parts.dir)?;
+    Ok(checked)
+}
+
+/// QEMU would say less clearly what is missing.
+fn check_file(key: &str, path: &Path) -> Result<()> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            Err(Error::precondition(format!("{key} = {}: {e}: check the configuration", path.display())))
+        }
+    }
+}
+
 /// Checks machine, image and size. A fatal finding is the error; all of them are logged.
-pub(crate) async fn check(pod: &Pod, config: &Config, image: &Path, size: Size) -> Result<Checked> {
+async fn check(pod: &Pod, config: &Config, image: &Path, size: Size) -> Result<CheckedImage> {
     let began = Instant::now();
     let (config, path) = (config.clone(), image.to_path_buf());
     let notes = pod.parts.dir.parent().map(Path::to_path_buf).unwrap_or_default();
@@ -50,7 +76,7 @@ pub(crate) async fn check(pod: &Pod, config: &Config, image: &Path, size: Size) 
     Ok(checked)
 }
 
-fn look(config: &Config, path: PathBuf, notes: &Path, size: Size) -> (Vec<Finding>, Option<Checked>) {
+fn look(config: &Config, path: PathBuf, notes: &Path, size: Size) -> (Vec<Finding>, Option<CheckedImage>) {
     let root = Root::of_this_machine();
     let inputs = probe::collect(&root, Count::NearLimit, &path, &config.host_key_documents);
     let mut findings = inputs.findings(size.memory_mib, size.vcpus);
@@ -73,7 +99,7 @@ fn look(config: &Config, path: PathBuf, notes: &Path, size: Size) -> (Vec<Findin
         tag: tag(image),
         key: key_slot::matched(image, &inputs.machine, &inputs.documents).map(|key| key.to_string()),
     };
-    (findings, Some(Checked { identity: file.identity(), path, record }))
+    (findings, Some(CheckedImage { identity: file.identity(), path, record }))
 }
 
 fn digests_unreadable(why: &str) -> Finding {
@@ -84,10 +110,10 @@ fn digests_unreadable(why: &str) -> Finding {
     }
 }
 
-impl Checked {
-    /// QEMU opened the path some time after it was checked. Called when it has read the image and the
-    /// guest does not run yet.
-    pub(crate) fn still_there(&self) -> Result<()> {
+impl CheckedImage {
+    /// QEMU opened the path some time after it was checked: called when QEMU has read the image and the guest does
+    /// not run yet.
+    pub(crate) fn is_unchanged(&self) -> Result<()> {
         let now = ImageFile::open(&self.path).context("check the image again")?;
         if now.identity() == self.identity {
             return Ok(());

@@ -38,7 +38,7 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
 
 /// Logs a VM's end that nobody asked for, in full, and puts it into the sandbox record; from QEMU's
 /// start on, also while it boots.
-pub(crate) async fn tell_end(log: Logger, dir: PathBuf, vm: Arc<Vm>) {
+pub(crate) async fn record_end(log: Logger, dir: PathBuf, vm: Arc<Vm>) {
     let mut gone = vm.gone();
     let end = match gone.wait_for(Option::is_some).await {
         Ok(end) => end.clone(),

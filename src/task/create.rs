@@ -28,7 +28,7 @@ use crate::pod::launch;
 use crate::pod::request::CreateRequest;
 use crate::pod::scheduling;
 use crate::pod::state::Container;
-use crate::pod::{Pod, stop};
+use crate::pod::{Pod, prepare, stop};
 use crate::task::rootfs::{self, RootfsDisk};
 use crate::task::volumes;
 
@@ -144,7 +144,7 @@ impl Pod {
         plan: &RootfsPlan,
     ) -> Result<(Arc<Guest>, RootfsDisk)> {
         let spec = PodSpec::of_bundle(bundle)?;
-        let context = launch::prepare(self, request.config_path.as_deref(), &spec).await?;
+        let context = prepare::prepare(self, request.config_path.as_deref(), &spec).await?;
         let opening = rootfs::open(self.log(), plan, &context.config, &self.parts.dir, Some(&context.leaf));
         let (guest, disk) = tokio::try_join!(launch::launch(self, &context, &spec), opening)?;
         Ok((launch::publish_guest(self, guest)?, disk))

@@ -22,7 +22,7 @@ use crate::pod::launch;
 use crate::pod::record::Record;
 use crate::pod::request::{Exit, SandboxRequest, SandboxState};
 use crate::pod::state::{Sandbox, no_sandbox};
-use crate::pod::{Pod, stop};
+use crate::pod::{Pod, prepare, stop};
 
 impl Pod {
     /// Notes the sandbox; its VM begins with Start.
@@ -90,13 +90,10 @@ impl Pod {
     }
 
     async fn boot_sandbox(self: &Arc<Self>, spec: &PodSpec) -> Result<()> {
-        etc_files::write(
-            &self.parts.dir,
-            &launch::hostname(self, spec),
-            &launch::dns_lines(&spec.resolver)?,
-        )?;
+        let hostname = etc_files::hostname(&self.parts.sandbox, spec);
+        etc_files::write(&self.parts.dir, &hostname, &etc_files::resolver_lines(&spec.resolver)?)?;
         // The runtime options came with `start` and are in the environment.
-        let context = launch::prepare(self, None, spec).await?;
+        let context = prepare::prepare(self, None, spec).await?;
         let guest = launch::launch(self, &context, spec).await?;
         launch::publish_guest(self, guest).map(|_| ())
     }

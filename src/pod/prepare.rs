@@ -1,0 +1,76 @@
+//! Before anything of a VM is started: what may boot, in which size, and the cgroup that its processes run in.
+
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use slog::{info, warn};
+
+use crate::config::{Config, annotations};
+use crate::error::Result;
+use crate::failpoint::{Step, hit};
+use crate::host::process::blocking;
+use crate::host::{capacity, cgroup, config, shim_cgroup};
+use crate::oci::pod_spec::PodSpec;
+use crate::plan::cpus::CpuList;
+use crate::plan::size::{self, Capacity, Requested, Size, VmMaximum};
+use crate::pod::Pod;
+use crate::pod::cgroup as pod_cgroup;
+use crate::pod::journal::Cleanup;
+use crate::pod::preflight::{self, CheckedImage};
+
+/// What a launch begins with.
+#[derive(Debug)]
+pub(crate) struct LaunchContext {
+    pub(crate) config: Config,
+    /// The host's memory and CPUs.
+    pub(crate) capacity: Capacity,
+    pub(crate) size: Size,
+    /// None for a guest that is not confidential.
+    pub(crate) image: Option<CheckedImage>,
+    /// The host's CPUs that the pod's spec names; empty: none.
+    pub(crate) cpus: CpuList,
+    /// The pod's cgroup, made: every process of the pod is started in it.
+    pub(crate) leaf: PathBuf,
+}
+
+/// Reads the configuration, checks what the VM is to boot, and makes the pod's cgroup.
+///
+/// Whatever it makes is in the journal first; whoever calls cleans up after an error.
+pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpec) -> Result<LaunchContext> {
+    let config = config::load(config_path)?;
+    let config = annotations::apply(config, |key| spec.annotation(key))?;
+    pod.parts.level.set(config.log);
+    hit(Step::ConfigRead)?;
+    let capacity = blocking("host's size", || Ok(capacity::read())).await?;
+    let size = size_of(pod, &config, spec.requested, capacity)?;
+    let image = preflight::check_boot(pod, &config, size).await?;
+    let leaf = cgroup::leaf_path(spec.cgroups_path.as_deref(), &pod.parts.key)?;
+    pod_cgroup::make(pod, &leaf).await?;
+    hit(Step::CgroupMade)?;
+    if config.shim_in_pod_cgroup {
+        move_shim(pod, &leaf).await?;
+    }
+    Ok(LaunchContext { config, capacity, size, image, cpus: spec.cpus, leaf })
+}
+
+/// The VM's size: the configured base and what the pod's containers may use.
+fn size_of(pod: &Pod, config: &Config, requested: Requested, machine: Capacity) -> Result<Size> {
+    let base = Size { memory_mib: config.memory_mib, vcpus: config.vcpus };
+    let maximum = VmMaximum { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, machine };
+    let size = size::size(base, requested, &maximum)?;
+    info!(pod.log(), "size of the VM"; "memory_mib" => size.memory_mib, "vcpus" => size.vcpus);
+    Ok(size)
+}
+
+/// Moves the shim into a leaf of its own beside the pod's. A node that does not allow it gets a warning.
+async fn move_shim(pod: &Pod, pods_leaf: &Path) -> Result<()> {
+    let leaf = shim_cgroup::leaf_path(pods_leaf);
+    pod.journal.record(&Cleanup::Cgroup { path: leaf.clone() })?;
+    match blocking("move the shim", move || shim_cgroup::enter(&leaf)).await {
+        Ok(original) => {
+            *pod.original_cgroup.lock().unwrap_or_else(PoisonError::into_inner) = Some(original);
+        }
+        Err(e) => warn!(pod.log(), "{}: the shim is not accounted to its pod", e),
+    }
+    hit(Step::ShimMoved)
+}
