@@ -1,5 +1,5 @@
 //! The files of /etc that containerd's CRI plugin makes with a pause container. A pod of the Sandbox API has
-//! them in its own directory, and each container gets those that it does not bring itself.
+//! them in its directory, and each container gets those that it does not bring itself.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +26,7 @@ pub(crate) fn write(dir: &Path, hostname: &str, resolver: &[String]) -> Result<(
     for (name, content) in NAMES.iter().zip(contents) {
         let path = dir.join(name);
         let written = fs::write(&path, content);
-        // For every user of a container; the directory is for nobody else.
+        // Readable by every user of a container; on the host the directory's mode keeps others out.
         let open = written.and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)));
         open.with_context(|| format!("write {}", path.display()))?;
     }
@@ -52,7 +52,7 @@ pub(crate) fn resolver_lines(resolver: &Resolver) -> Result<Vec<String>> {
     }
 }
 
-/// Where each is mounted, and where it stands.
+/// Where each is mounted in a container, and where it is on the host.
 pub(crate) fn mounts(dir: &Path) -> impl Iterator<Item = (PathBuf, PathBuf)> {
     NAMES.iter().map(|name| (Path::new("/etc").join(name), dir.join(name)))
 }

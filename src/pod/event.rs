@@ -1,4 +1,4 @@
-//! What containerd is told, in order, and the bounded queue it waits in.
+//! The events for containerd, in order, and the bounded queue they wait in.
 //!
 //! Exit events are never dropped; when the queue is full the oldest other event goes, and the
 //! number dropped is kept for the log.
@@ -79,7 +79,7 @@ struct Waiting {
 }
 
 impl EventQueue {
-    /// Puts an event behind all others; never blocks. An OOM that is waiting is not told twice.
+    /// Puts an event behind all others; never blocks. An OOM that is waiting already is not queued again.
     pub(crate) fn push(&self, event: Event) {
         let mut waiting = self.lock();
         if matches!(event, Event::Oom { .. }) && waiting.events.contains(&event) {

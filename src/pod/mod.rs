@@ -1,10 +1,10 @@
-//! The pod: the truth about one sandbox, and the operations the doors call.
+//! The pod: the state of one sandbox, how its VM starts and ends, and what happens to it in between.
 //!
-//! The truth stands in one small mutex, held for microseconds and never over an await. An
+//! The state is behind one small mutex, held for microseconds and never across an await. An
 //! operation locks, asks the state table for its transition, unlocks, does the slow thing, and
 //! locks again to record the result; the transitional phases are what excludes two operations
 //! from each other. Events are queued under the same lock, so their order is that of the
-//! transitions.
+//! transitions. What containerd asks for is in `task`.
 
 mod cgroup;
 pub(crate) mod cleanup;
@@ -54,7 +54,7 @@ pub(crate) struct PodParts {
     /// The pod's own directory (`/run/kata-se/<key>`), existing, mode 0700.
     pub dir: PathBuf,
     pub log: Logger,
-    /// containerd wants each pod to have CPU cores of its own (its option `SCHED_CORE`).
+    /// containerd wants that no two pods share a CPU core at a time (its option `SCHED_CORE`).
     pub core_scheduling: bool,
     /// Lets the configuration set the log's level.
     pub level: LevelSwitch,
@@ -65,9 +65,9 @@ pub(crate) struct PodParts {
 pub(crate) struct Pod {
     pub(crate) parts: PodParts,
     pub(crate) journal: Journal,
-    /// What the doors' sender takes to containerd.
+    /// What the sender in `shim::events` takes to containerd.
     pub events: EventQueue,
-    /// Told when a container is no longer known.
+    /// Notified when a container is no longer known.
     pub(crate) container_removed: Notify,
     /// The way out of the shim's own cgroup, while it is in it.
     pub(crate) original_cgroup: Mutex<Option<OriginalCgroup>>,
@@ -143,7 +143,7 @@ impl Pod {
         Ok(result)
     }
 
-    /// Records a process' end and tells it; the first end wins.
+    /// Records the end of a process and queues its event; the first end wins.
     pub(crate) fn end_process(&self, id: &ProcessId, input: Input, status: u32, at: SystemTime) {
         let mut state = self.lock();
         let pid = state.vm.pid();
@@ -159,7 +159,7 @@ impl Pod {
                     self.events.push(event);
                 }
             }
-            // After the event: whoever waits may delete at once.
+            // After the event: a caller that waits for the end may delete at once.
             if let Ok(process) = state.process_mut(id) {
                 process.set_exit(Exit { status, at });
             }

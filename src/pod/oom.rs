@@ -1,4 +1,4 @@
-//! The guest's OOM killer hit a container: containerd is told before its exit, and CRI-O by the file `oom`
+//! The guest's OOM killer hit a container: containerd gets an event before its exit, and CRI-O the file `oom`
 //! in the bundle, which it looks for when a container has exited.
 
 use slog::{info, warn};
@@ -19,7 +19,7 @@ impl Pod {
     pub(crate) async fn note_oom(&self, id: &ContainerId) -> bool {
         let known = self.lock().container(id).map(|container| container.bundle.join(FILE));
         let Ok(file) = known else { return false };
-        if let Err(e) = blocking("note OOM", move || files::mark(&file)).await {
+        if let Err(e) = blocking("record OOM", move || files::mark(&file)).await {
             warn!(self.log(), "container {}: {}", id, e);
         }
         let state = self.lock();
@@ -39,6 +39,6 @@ impl Pod {
             Ok(container) if !container.kill_asked => container.oom.subscribe(),
             _ => return,
         };
-        drop(timeout(limits::OOM_REPORT, oom.wait_for(|hit| *hit)).await);
+        timeout(limits::OOM_REPORT, oom.wait_for(|hit| *hit)).await.ok();
     }
 }

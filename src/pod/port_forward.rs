@@ -35,14 +35,14 @@ pub(crate) fn start(
         return;
     }
     let log = pod.log().clone();
-    drop(tasks::spawn(async move {
+    tasks::detach(async move {
         tokio::select! {
             ended = forward(netns, &addresses, &log) => if let Err(e) = ended {
                 warn!(log, "{}: port forwarding does not reach the pod", e);
             },
             _ = gone.wait_for(Option::is_some) => {}
         }
-    }));
+    });
 }
 
 /// Those of the first interface; the others may be in networks that the node does not reach.
@@ -75,7 +75,7 @@ async fn forward(netns: PathBuf, addresses: &[IpAddr], log: &slog::Logger) -> Re
     }
 }
 
-/// One connection, to its end. What fails is told to the client by a reset.
+/// One connection, to its end. After a failure the client gets a reset.
 async fn proxy(mut client: TcpStream, addresses: &[IpAddr], log: &slog::Logger) {
     let carried = async {
         let port = client.local_addr().context("port")?.port();
@@ -84,7 +84,7 @@ async fn proxy(mut client: TcpStream, addresses: &[IpAddr], log: &slog::Logger) 
     };
     if let Err(e) = carried.await {
         debug!(log, "{}", e);
-        drop(client.set_zero_linger());
+        client.set_zero_linger().ok();
     }
 }
 

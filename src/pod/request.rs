@@ -1,4 +1,4 @@
-//! What the doors ask of the pod and what it answers, in our own words.
+//! What the services of `shim` ask of the pod and what it answers, as our own types.
 
 use std::path::PathBuf;
 use std::time::SystemTime;

@@ -1,6 +1,6 @@
-//! QEMU's share of the host: its rank for the OOM killer and a core scheduling domain of its own, set before
-//! the guest runs; and the CPUs it runs on, which follow the pod's containers. What a node does not give is a
-//! warning, and the pod goes on.
+//! How the host schedules QEMU: its OOM score and a core scheduling domain, set before the guest runs; and the
+//! CPUs it runs on, which follow the pod's containers. What a node does not allow is a warning, and the pod goes
+//! on.
 
 use std::sync::PoisonError;
 

@@ -1,7 +1,7 @@
 //! The state of a pod, as its lock guards it: the VM, the sandbox, the containers and their processes.
 //!
-//! Each life cycle is a table (`lifecycle`), and its phase is watched: whoever has to wait for a phase to end
-//! waits for the watch, and no flag beside it says the same. The flags that are here say what was asked for
+//! Each life cycle is a table (`lifecycle`), and its phase is watched: code that has to wait for the end of a
+//! phase waits for the watch, and no flag beside it says the same. The flags that are here say what was asked for
 //! (`cancel`, `close_stdin`, `kill_asked`) or seen (`oom`, `killed`).
 
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::ids::{ContainerId, ExecId, ProcessId, SandboxId};
 use crate::lifecycle::process::{self, Emit, Input, Kind, Phase};
 use crate::lifecycle::vm::{self, VmInput, VmPhase};
+use crate::oci::guest_spec::GuestProcess;
 use crate::oci::pod_spec::PodSpec;
 use crate::plan::cpus::CpuList;
 use crate::plan::rootfs::RootfsMount;
@@ -92,8 +93,8 @@ pub(crate) struct Process {
     pub(crate) close_stdin: watch::Sender<bool>,
     /// True when the guest has taken a KILL for it.
     pub(crate) killed: watch::Sender<bool>,
-    /// An exec's OCI process as JSON, until it is started.
-    pub(crate) spec: Vec<u8>,
+    /// What an exec is to run, until it is started.
+    pub(crate) spec: Option<GuestProcess>,
 }
 
 impl State {
@@ -195,7 +196,7 @@ impl Container {
             bundle: request.bundle.clone(),
             rootfs: request.rootfs.clone(),
             is_sandbox,
-            init: Process::new(Kind::Init, request.stdio.clone(), Vec::new()),
+            init: Process::new(Kind::Init, request.stdio.clone(), None),
             execs: BTreeMap::new(),
             own_disk: None,
             cpus,
@@ -207,7 +208,7 @@ impl Container {
 }
 
 impl Process {
-    fn new(kind: Kind, stdio: StdioPaths, spec: Vec<u8>) -> Self {
+    fn new(kind: Kind, stdio: StdioPaths, spec: Option<GuestProcess>) -> Self {
         Self {
             kind,
             phase: watch::Sender::new(kind.first_phase()),
@@ -219,8 +220,8 @@ impl Process {
         }
     }
 
-    pub(crate) fn exec(stdio: StdioPaths, spec: Vec<u8>) -> Self {
-        Self::new(Kind::Exec, stdio, spec)
+    pub(crate) fn exec(stdio: StdioPaths, spec: GuestProcess) -> Self {
+        Self::new(Kind::Exec, stdio, Some(spec))
     }
 
     /// One step of the table; what it emits is the caller's to queue.

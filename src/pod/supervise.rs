@@ -1,4 +1,4 @@
-//! What happens without being asked: the VM's end, the guest's OOM killer, an agent that falls silent.
+//! What happens to a running pod without a call: the VM's end, the guest's OOM killer, an agent that falls silent.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,8 +36,8 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
     pod.end_sandbox(if asked { 0 } else { KILLED });
 }
 
-/// Logs a VM's end that nobody asked for, in full, and puts it into the sandbox record; from QEMU's
-/// start on, also while it boots.
+/// Logs an unexpected end of the VM in full and puts it into the sandbox record; from QEMU's start on, also
+/// while it boots.
 pub(crate) async fn record_end(log: Logger, dir: PathBuf, vm: Arc<Vm>) {
     let mut gone = vm.gone();
     let end = match gone.wait_for(Option::is_some).await {
@@ -72,8 +72,8 @@ fn end_vm(pod: &Pod, guest: &Arc<Guest>) {
     }
 }
 
-/// Processes that run are ended by their watchers, which first bring their output home; those
-/// that were never started have no watcher.
+/// Running processes are ended by their monitors, which first deliver their output; those that were never
+/// started have none.
 fn end_processes(pod: &Pod) {
     let waiting: Vec<ProcessId> = {
         let state = pod.lock();
@@ -85,8 +85,8 @@ fn end_processes(pod: &Pod) {
     }
 }
 
-/// Asks a guest whose agent seems dead whether it is well, and ends one that says nothing: nobody could
-/// stop its containers or learn their ends. A guest without reproach is never asked.
+/// Checks the health of a guest whose agent seems dead, and ends one that does not answer: its containers could
+/// not be stopped, nor their ends be learnt. A guest that answers its calls is never asked.
 async fn watch_health(pod: Arc<Pod>, guest: Arc<Guest>) {
     loop {
         guest.agent.suspected().await;

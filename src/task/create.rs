@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use slog::{debug, info, warn};
+use slog::{info, warn};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::failpoint::{Step, hit};
@@ -20,10 +20,9 @@ use crate::oci::guest_spec::guest_spec;
 use crate::oci::pod_spec::PodSpec;
 use crate::oci::role::Role;
 use crate::oci::spec::{self, Bundle};
-use crate::oci::storage;
 use crate::oci::unsupported;
 use crate::plan::rootfs::RootfsPlan;
-use crate::pod::guest::{Guest, Layer};
+use crate::pod::guest::Guest;
 use crate::pod::launch;
 use crate::pod::request::CreateRequest;
 use crate::pod::scheduling;
@@ -126,7 +125,7 @@ impl Pod {
         let spec = if guest.seccomp { spec.with_seccomp(bundle) } else { spec };
         volumes::copy(self.log(), &guest, &volumes.copies).await?;
         hit(Step::VolumesCopied)?;
-        let made = self.make_in_guest(&guest, &request.id, disk, |mut storages| {
+        let made = rootfs::attach(self, &guest, &request.id, disk, |mut storages| {
             let (guest, id, spec) = (Arc::clone(&guest), request.id.clone(), &spec);
             storages.extend(volumes.storages);
             let shared_pid = self.shares_pids(&request.id, bundle);
@@ -150,64 +149,12 @@ impl Pod {
         Ok((launch::publish_guest(self, guest)?, disk))
     }
 
-    /// Plugs the root file system's disk and lets `ask` make the container on it.
-    async fn make_in_guest<F: Future<Output = Result<()>>>(
-        &self,
-        guest: &Guest,
-        id: &ContainerId,
-        disk: RootfsDisk,
-        ask: impl FnOnce(Vec<storage::Storage>) -> F,
-    ) -> Result<()> {
-        let mut known = guest.layers.lock().await;
-        let shared_name = disk.shared_name().map(str::to_owned);
-        let plugged = match shared_name.as_ref().and_then(|name| known.shared.get(name)) {
-            Some(layer) => layer.clone(),
-            None => {
-                let devno = guest.next_devno()?;
-                known.mounts += 1;
-                let layer = Layer { mount: format!("l{}", known.mounts), devno };
-                let serial = layer.mount.clone();
-                guest
-                    .vm
-                    .plug(disk.file()?, disk.read_only(), devno, &serial)
-                    .await
-                    .context("root file system")?;
-                hit(Step::DiskPlugged)?;
-                debug!(self.log(), "disk plugged"; "step" => "disk_plugged", "devno" => devno.guest());
-                layer
-            }
-        };
-        let storages = disk.storages(id, &plugged);
-        // Held until the agent has mounted it: the next container of this image must find it.
-        let made = ask(storages).await;
-        match (&made, shared_name) {
-            (Ok(()), Some(name)) => {
-                known.shared.insert(name, plugged);
-            }
-            (Ok(()), None) => self.note_disk(id, &plugged),
-            (Err(_), shared) => {
-                // The agent counts a failed mount as mounted: the next container gets a new one.
-                if let Some(name) = shared {
-                    known.shared.remove(&name);
-                }
-                guest.mark_unusable(id);
-            }
-        }
-        made
-    }
-
-    fn note_disk(&self, id: &ContainerId, layer: &Layer) {
-        if let Some(container) = self.lock().containers.get_mut(id) {
-            container.own_disk = Some(layer.devno);
-        }
-    }
-
     async fn undo_create(&self, id: &ContainerId, role: &Role) {
         if !matches!(role, Role::Member { .. }) {
             stop::undo_boot(self).await;
         } else if let Ok(guest) = self.guest() {
             // It may have been made although its answer was lost.
-            drop(guest.agent.remove_container(id, limits::REMOVE_CONTAINER).await);
+            guest.agent.remove_container(id, limits::REMOVE_CONTAINER).await.ok();
         }
         self.lock().containers.remove(id);
         self.container_removed.notify_one();

@@ -1,9 +1,10 @@
-//! Task.Exec: an additional process is noted; it begins with Start.
+//! Task.Exec: registers an additional process; Task.Start runs it.
 
 use crate::error::{Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::ids::ProcessId;
 use crate::lifecycle::process::Phase;
+use crate::oci::guest_spec::guest_process;
 use crate::oci::spec::parse_process;
 use crate::pod::Pod;
 use crate::pod::event::Event;
@@ -11,17 +12,17 @@ use crate::pod::request::ExecRequest;
 use crate::pod::state::Process;
 use crate::pod::state::no_container;
 
-/// A frozen container would freeze the new process, too, before anybody could wait for it.
+/// A frozen container would freeze the new process, too, before it could be waited for.
 pub(crate) fn paused(id: &ProcessId) -> Error {
     Error::precondition(format!("{id}: container {} is paused: resume it first", id.container))
 }
 
 impl Pod {
-    /// Notes an exec after checking what it is to run.
+    /// Registers an exec after checking what it is to run.
     pub(crate) fn exec(&self, request: ExecRequest) -> Result<()> {
         let ExecRequest { container, exec, process, stdio } = request;
         let id = ProcessId { container: container.clone(), exec: Some(exec.clone()) };
-        parse_process(&process)?;
+        let process = guest_process(parse_process(&process)?);
         let mut state = self.lock();
         let known = state.containers.get_mut(&container).ok_or_else(|| no_container(&container))?;
         match known.init.phase() {

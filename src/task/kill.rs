@@ -91,14 +91,16 @@ impl Pod {
         let phase = self.lock().process(id).map(Process::phase);
         if matches!(phase, Ok(Phase::Pausing | Phase::Paused)) {
             let (guest, container) = (Arc::clone(guest), id.container.clone());
-            drop(tasks::spawn(async move { guest.agent.resume_container(&container).await }));
+            tasks::detach(async move {
+                guest.agent.resume_container(&container).await.ok();
+            });
         }
     }
 
     /// A container that was never started has no watcher; the signal may have ended it.
     fn watch_unstarted(self: &Arc<Self>, guest: &Arc<Guest>, id: &ProcessId) {
         let (pod, guest, id) = (Arc::clone(self), Arc::clone(guest), id.clone());
-        drop(tasks::spawn(async move {
+        tasks::detach(async move {
             let until = Instant::now() + limits::KILL_ANSWER;
             let unstarted = || pod.lock().process(&id).is_ok_and(|p| p.phase() == Phase::Created);
             while unstarted() && Instant::now() < until {
@@ -110,7 +112,7 @@ impl Pod {
                     Err(_) => return,
                 }
             }
-        }));
+        });
     }
 
     /// Waits until Create has ended, either way.

@@ -3,6 +3,7 @@
 mod create;
 mod delete;
 mod exec;
+mod io;
 mod kill;
 mod monitor;
 mod orphan;

@@ -1,10 +1,10 @@
-//! One watcher per process: its streams to their end, then its exit, in this order.
+//! One monitor per process: its streams to their end, then its exit, in this order.
 //!
-//! The agent throws unread output away when WaitProcess answers, and no call tells that a process
+//! The agent throws unread output away when WaitProcess answers, and no call reports that a process
 //! ended without taking its output. So both streams are read to their first empty answer, then
 //! WaitProcess is called, and the pumps go on reading, ever slower, until it answers: a policy
 //! that hides output makes every answer empty, and the process must not block on a full pipe. Output
-//! that nobody takes cannot be read to its end: then the end is asked for all the same.
+//! without a reader cannot be read to its end: then the exit is asked for all the same.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -65,7 +65,7 @@ impl Streams {
     }
 }
 
-/// Lives as long as the process; tells its end once.
+/// Lives as long as the process; records its end once.
 pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, streams: Streams) {
     let exited = channel::Sender::new(false);
     let mut pumps = vec![copy(&guest, &id, OutputStream::Stdout, streams.stdout, &exited)];
@@ -75,19 +75,21 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
     if let Some(input) = streams.stdin {
         let (guest, id) = (Arc::clone(&guest), id.clone());
         let mut gone = exited.subscribe();
-        drop(tasks::spawn(async move {
+        tasks::detach(async move {
             let write = |data| guest.agent.write_stdin(&id, data);
             let copy = stdin::copy(input, streams.close_stdin, write, guest.agent.close_stdin(&id));
             tokio::select! {
                 () = copy => {}
                 _ = gone.wait_for(|yes| *yes) => {}
             }
-        }));
+        });
     }
     if streams.no_input {
         let (guest, id) = (Arc::clone(&guest), id.clone());
         // Its input is at its end, as if it were /dev/null. A policy may refuse that: then it stays open.
-        drop(tasks::spawn(async move { drop(guest.agent.close_stdin(&id).await) }));
+        tasks::detach(async move {
+            guest.agent.close_stdin(&id).await.ok();
+        });
     }
     let (status, input) = match wait_for_end(&guest, &id, &mut pumps, streams.killed).await {
         Ok(status) => (status, Input::Exited),
@@ -115,16 +117,17 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
             end_execs(&pod, &id.container).await;
         }
     };
-    drop(tokio::join!(timeout(limits::OUTPUT_DRAIN, draining), timeout(limits::OUTPUT_DRAIN, execs), oom));
+    let (_drained, _execs, ()) =
+        tokio::join!(timeout(limits::OUTPUT_DRAIN, draining), timeout(limits::OUTPUT_DRAIN, execs), oom);
     if pumps.iter().any(|pump| !pump.task.is_finished()) {
-        warn!(pod.log(), "{}: nobody reads its output; the rest is dropped", id);
+        warn!(pod.log(), "{}: its output has no reader; the rest is dropped", id);
     }
     info!(pod.log(), "{} exited", id; "status" => status);
     pod.end_process(&id, input, status, at);
 }
 
-/// With its first process a container ends; callers delete it then and want to have heard of its other
-/// processes before. In a pid namespace of its own they are dead already.
+/// A container ends with its first process; callers delete it then and want the exits of its other processes
+/// before. In a pid namespace of the container's own they are dead already.
 async fn end_execs(pod: &Arc<Pod>, container: &ContainerId) {
     let running: Vec<_> = {
         let state = pod.lock();
@@ -136,10 +139,12 @@ async fn end_execs(pod: &Arc<Pod>, container: &ContainerId) {
     for (exec, _) in &running {
         let (pod, id) =
             (Arc::clone(pod), ProcessId { container: container.clone(), exec: Some(exec.clone()) });
-        drop(tasks::spawn(async move { pod.kill(&id, SIGKILL, false).await }));
+        tasks::detach(async move {
+            pod.kill(&id, SIGKILL, false).await.ok();
+        });
     }
     for (_, mut exit) in running {
-        drop(exit.wait_for(Option::is_some).await);
+        exit.wait_for(Option::is_some).await.ok();
     }
 }
 

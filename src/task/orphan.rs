@@ -1,6 +1,6 @@
-//! A shim that nobody ends. containerd was killed between Delete's answer and its Shutdown: containerd 1.6
-//! then keeps a shim for ever that knows no container, and after that forgets it. Such a shim ends by itself, once
-//! everything it had to tell was taken; `delete` and `start` work as after any other end.
+//! A shim without a caller. When containerd is killed between Delete's answer and its Shutdown, containerd 1.6
+//! keeps a shim for ever that knows no container, and later forgets it. Such a shim exits by itself, once all its
+//! events are taken; `delete` and `start` work as after any other end.
 
 use std::sync::Arc;
 
@@ -32,10 +32,7 @@ impl Pod {
             if !self.is_empty() {
                 self.container_removed.notified().await;
             } else if self.events.is_empty() && matches!(self.shutdown(false).await, Ok(true)) {
-                return warn!(
-                    self.log(),
-                    "no container is left and nobody ended this shim: it ends by itself"
-                );
+                return warn!(self.log(), "no containers left and no Shutdown call: exiting");
             }
         }
     }

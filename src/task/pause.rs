@@ -28,15 +28,15 @@ impl Pod {
     /// Whether it is frozen is not known now. Until it surely is not, it counts as being paused.
     fn undo_pause(self: &Arc<Self>, id: ProcessId) {
         let pod = Arc::clone(self);
-        drop(tasks::spawn(async move {
+        tasks::detach(async move {
             if let Ok(guest) = pod.guest() {
                 // An agent that did not freeze it refuses.
-                drop(guest.agent.resume_container(&id.container).await);
+                guest.agent.resume_container(&id.container).await.ok();
             }
             if let Err(e) = pod.advance(&id, Input::PauseFailed) {
                 warn!(pod.log(), "{}", e);
             }
-        }));
+        });
     }
 
     pub(crate) async fn resume(self: &Arc<Self>, container: &ContainerId) -> Result<()> {
@@ -48,7 +48,7 @@ impl Pod {
         };
         if let Err(e) = asked {
             // It may be asked again.
-            drop(self.advance(&id, Input::ResumeFailed));
+            self.advance(&id, Input::ResumeFailed).ok();
             return Err(e.context(format!("resume container {container}")));
         }
         self.advance(&id, Input::ResumeDone)

@@ -1,8 +1,7 @@
-//! What only asks or passes on: State, Wait, Pids, CloseIO, ResizePty.
+//! What only asks: Task.State, Wait, Pids and Connect.
 
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, ProcessId};
-use crate::lifecycle::process::Phase;
 use crate::pod::Pod;
 use crate::pod::request::{Exit, ProcessState};
 use crate::pod::state::no_container;
@@ -39,32 +38,9 @@ impl Pod {
     ///
     /// A containerd that was killed between its call of `start` and its Create finds a shim after its own
     /// start that knows nothing: on this error it cleans it up. One that has had a container may still have
-    /// events to tell, and is not to be cleaned up.
+    /// events to send, and must not be cleaned up.
     pub(crate) fn connect(&self, id: &ContainerId) -> Result<u32> {
         let state = self.lock();
         if state.used { Ok(state.vm.pid()) } else { Err(no_container(id)) }
-    }
-
-    /// No more input will come: what was written before still goes through first.
-    pub(crate) fn close_io(&self, id: &ProcessId) -> Result<()> {
-        self.lock().process(id)?.close_stdin.send_replace(true);
-        Ok(())
-    }
-
-    /// Sizes a terminal, in characters.
-    pub(crate) async fn resize(&self, id: &ProcessId, columns: u32, rows: u32) -> Result<()> {
-        let phase = {
-            let state = self.lock();
-            let process = state.process(id)?;
-            if !process.stdio.terminal {
-                return Err(Error::precondition(format!("{id}: has no terminal to resize")));
-            }
-            process.phase()
-        };
-        // An exec that is only noted has no terminal in the guest yet; its client resizes again.
-        if id.exec.is_some() && phase == Phase::Created {
-            return Ok(());
-        }
-        self.guest()?.agent.resize_terminal(id, columns, rows).await
     }
 }

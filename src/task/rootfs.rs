@@ -2,21 +2,24 @@
 //! the storages that mount it.
 
 use std::fs::OpenOptions;
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::libc;
-use slog::Logger;
+use slog::{Logger, debug};
 
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
+use crate::failpoint::{Step, hit};
 use crate::host::layer_cache::{Image, Packer};
 use crate::ids::ContainerId;
 use crate::oci::spec::Bundle;
 use crate::oci::storage::{Storage, block_rootfs, packed_rootfs};
 use crate::plan::rootfs::{RootfsPlan, decide};
-use crate::pod::guest::Layer;
+use crate::pod::Pod;
+use crate::pod::guest::{Guest, Layer};
 use crate::pod::request::CreateRequest;
 
 /// An opened root file system, ready to be plugged.
@@ -78,6 +81,56 @@ fn open_block(source: &Path, read_only: bool) -> Result<OwnedFd> {
         return Ok(file.into());
     }
     Err(Error::invalid(format!("root file system {}: neither a file nor a block device", source.display())))
+}
+
+/// Plugs the disk, unless the guest has it already, and lets `create` make the container on the storages that
+/// mount it.
+pub(crate) async fn attach<F: Future<Output = Result<()>>>(
+    pod: &Pod,
+    guest: &Guest,
+    id: &ContainerId,
+    disk: RootfsDisk,
+    create: impl FnOnce(Vec<Storage>) -> F,
+) -> Result<()> {
+    let mut known = guest.layers.lock().await;
+    let shared_name = disk.shared_name().map(str::to_owned);
+    let plugged = match shared_name.as_ref().and_then(|name| known.shared.get(name)) {
+        Some(layer) => layer.clone(),
+        None => {
+            known.mounts += 1;
+            let mount = format!("l{}", known.mounts);
+            plug(pod, guest, &disk, mount).await?
+        }
+    };
+    let storages = disk.storages(id, &plugged);
+    // Held until the agent has mounted it: the next container of this image must find it.
+    let created = create(storages).await;
+    match (&created, shared_name) {
+        (Ok(()), Some(name)) => {
+            known.shared.insert(name, plugged);
+        }
+        (Ok(()), None) => {
+            if let Some(container) = pod.lock().containers.get_mut(id) {
+                container.own_disk = Some(plugged.devno);
+            }
+        }
+        (Err(_), shared) => {
+            // The agent counts a failed mount as mounted: the next container gets a new one.
+            if let Some(name) = shared {
+                known.shared.remove(&name);
+            }
+            guest.mark_unusable(id);
+        }
+    }
+    created
+}
+
+async fn plug(pod: &Pod, guest: &Guest, disk: &RootfsDisk, mount: String) -> Result<Layer> {
+    let devno = guest.next_devno()?;
+    guest.vm.plug(disk.file()?, disk.read_only(), devno, &mount).await.context("root file system")?;
+    hit(Step::DiskPlugged)?;
+    debug!(pod.log(), "disk plugged"; "step" => "disk_plugged", "devno" => devno.guest());
+    Ok(Layer { mount, devno })
 }
 
 impl RootfsDisk {

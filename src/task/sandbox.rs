@@ -1,8 +1,7 @@
-//! The sandbox of containerd's Sandbox API: a pod whose VM is started for itself, without a container
-//! that stands for it.
+//! The sandbox of containerd's Sandbox API: a pod whose VM is started without a container that represents it.
 //!
 //! Start can be cancelled (Stop, Shutdown) at any await; whatever it made is undone before it answers.
-//! Its end is set once, whoever sees it first: Stop, Shutdown, or the VM's own.
+//! Its end is set once, by the first of Stop, Shutdown and the VM's own end.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ use crate::pod::state::{Sandbox, no_sandbox};
 use crate::pod::{Pod, prepare, stop};
 
 impl Pod {
-    /// Notes the sandbox; its VM begins with Start.
+    /// Registers the sandbox; Start boots its VM.
     pub(crate) fn create_sandbox(&self, request: SandboxRequest) -> Result<()> {
         let id = request.id;
         let mut state = self.lock();
@@ -79,7 +78,7 @@ impl Pod {
         let mut state = self.lock();
         let sandbox = state.sandbox(id)?;
         if !state.is_serving() || *sandbox.cancel.borrow() || sandbox.exit.borrow().is_some() {
-            return Err(Error::precondition(format!("sandbox {id}: was stopped: make a new one")));
+            return Err(Error::precondition(format!("sandbox {id}: was stopped: create a new one")));
         }
         if state.vm.phase() != VmPhase::Absent {
             return Err(Error::precondition(format!("sandbox {id}: was started already")));
@@ -151,8 +150,8 @@ impl Pod {
         self.vm_stats(&guest).await.with_context(|| format!("statistics of sandbox {id}"))
     }
 
-    /// What a container takes from its sandbox. One that says nothing of pods is a member all the same: its
-    /// caller says so by asking this shim.
+    /// What a container takes from its sandbox. One without pod annotations is a member as well: its caller says
+    /// so by asking this shim.
     pub(crate) fn join_sandbox(&self, bundle: &mut Bundle) {
         let state = self.lock();
         let Some(sandbox) = &state.sandbox else { return };
@@ -174,7 +173,7 @@ impl Pod {
         if asked && self.has_sandbox() {
             warn!(
                 self.log(),
-                "container {}: has process ids of its own: a pod without a sandbox container cannot share \
+                "container {}: has its own process ids: a pod without a sandbox container cannot share \
                 them (shareProcessNamespace needs sandboxer = \"podsandbox\")",
                 container
             );

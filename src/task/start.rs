@@ -10,8 +10,7 @@ use crate::failpoint::{Step, hit};
 use crate::host::tasks;
 use crate::ids::ProcessId;
 use crate::lifecycle::process::{Input, Phase};
-use crate::oci::guest_spec::guest_process;
-use crate::oci::spec::parse_process;
+use crate::oci::guest_spec::GuestProcess;
 use crate::pod::Pod;
 use crate::pod::guest::Guest;
 use crate::task::exec;
@@ -22,11 +21,11 @@ impl Pod {
     pub(crate) async fn start(self: &Arc<Self>, id: &ProcessId) -> Result<u32> {
         self.check_not_paused(id)?;
         let guest = self.guest()?;
-        let (stdio, spec) =
-            self.advance_with(id, Input::StartAsked, |p| (p.stdio.clone(), std::mem::take(&mut p.spec)))?;
+        let (stdio, process) =
+            self.advance_with(id, Input::StartAsked, |p| (p.stdio.clone(), p.spec.take()))?;
         let streams = monitor::Streams::open(self, id, &stdio);
         let started = match streams {
-            Ok(streams) => ask_agent(&guest, id, &spec).await.map(|()| streams),
+            Ok(streams) => ask_agent(&guest, id, process).await.map(|()| streams),
             Err(e) => Err(e),
         };
         let streams = match started {
@@ -38,7 +37,7 @@ impl Pod {
         };
         self.advance(id, Input::Started)?;
         debug!(self.log(), "started {}", id);
-        drop(tasks::spawn(monitor::watch(Arc::clone(self), guest, id.clone(), streams)));
+        tasks::detach(monitor::watch(Arc::clone(self), guest, id.clone(), streams));
         Ok(self.lock().vm.pid())
     }
 
@@ -52,12 +51,12 @@ impl Pod {
     }
 }
 
-async fn ask_agent(guest: &Guest, id: &ProcessId, spec: &[u8]) -> Result<()> {
-    if id.exec.is_none() {
+/// `process`: of an exec.
+async fn ask_agent(guest: &Guest, id: &ProcessId, process: Option<GuestProcess>) -> Result<()> {
+    let Some(process) = process else {
         guest.agent.start_container(&id.container).await?;
         return hit(Step::ContainerStarted);
-    }
-    let process = guest_process(parse_process(spec)?);
+    };
     guest.agent.exec_process(id, &process).await?;
     hit(Step::ExecStarted)
 }

@@ -117,7 +117,7 @@ async fn each_call_at_the_wrong_time_has_its_code() {
     assert!(e.contains("was made by the Sandbox API and has no container of its own"), "{e}");
     sandbox.stop().await.expect("stop");
     let e = sandbox.start().await.expect_err("stopped").to_string();
-    assert!(e.contains("sandbox s1: was stopped: make a new one"), "{e}");
+    assert!(e.contains("sandbox s1: was stopped: create a new one"), "{e}");
     assert_eq!(code(&sandbox.ping().await), Some(Code::FAILED_PRECONDITION), "stopped");
     sandbox.shutdown().await.expect("shutdown");
     stage.assert_clean();
