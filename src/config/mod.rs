@@ -1,9 +1,97 @@
-//! The configuration: what the operator wrote (`file`), what it means (`resolved`), and what a pod may change
-//! of it (`annotations`).
+//! The configuration. `keys` is the table of all keys, `file` reads TOML files by it, and `annotations` is what
+//! a pod may change. Here is the result: checked values, defaults included.
 
 pub(crate) mod annotations;
 pub(crate) mod file;
-pub(crate) mod resolved;
+pub(crate) mod keys;
 
-pub use resolved::{Accelerator, AgentConfig, Boot};
-pub(crate) use resolved::{Config, LogLevel, QemuConfig, RootfsConfig, VsockConfig};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole configuration of one shim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub qemu: QemuConfig,
+    pub boot: Boot,
+    /// Sealed images that a pod may choose by its annotation, beside the configured one.
+    pub allowed_images: Vec<PathBuf>,
+    /// This machine's host key documents, for kernels that do not list its keys.
+    pub host_key_documents: Vec<PathBuf>,
+    /// The image's whole content is checked before it is started for the first time.
+    pub verify_digest: bool,
+    /// Containers' seccomp profiles are passed to guests whose agent can apply them.
+    pub seccomp: bool,
+    /// The VM of a pod without limits; the limits of others are added to it.
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    /// The largest VM; 0: what the machine has.
+    pub max_memory_mib: u32,
+    pub max_vcpus: u32,
+    /// The shim itself is accounted to its pod.
+    pub shim_in_pod_cgroup: bool,
+    pub vsock: VsockConfig,
+    pub agent: AgentConfig,
+    pub rootfs: RootfsConfig,
+    pub log: LogLevel,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuConfig {
+    pub path: PathBuf,
+    pub accelerator: Accelerator,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    Tcg,
+}
+
+/// What the VM boots. A protected guest boots a sealed image and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// A Secure Execution image: kernel, initrd and command line are sealed in it.
+    Sealed { image: PathBuf },
+    /// An unprotected guest, for development and emulation.
+    Plain { kernel: PathBuf, initrd: PathBuf, parameters: String },
+}
+
+/// How the host reaches the guest's vsock ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VsockConfig {
+    /// The kernel's vhost-vsock: AF_VSOCK on the host.
+    Vhost,
+    /// A vhost-user device program and its hybrid Unix socket (emulation: hosts without vhost-vsock).
+    VhostUser { program: PathBuf },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// From QEMU's start to the agent's first answer.
+    pub connect_timeout: Duration,
+    /// CreateContainer's own limit.
+    pub create_timeout: Duration,
+    /// Every other call that is not a long poll.
+    pub call_timeout: Duration,
+    /// How long an agent that seems dead has to answer a health check, on a new connection where the old
+    /// one is lost, before its VM is ended.
+    pub health_timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootfsConfig {
+    /// Where packed image layers are kept.
+    pub cache_dir: PathBuf,
+    /// Size above which unused layer images are evicted, oldest use first, in MiB.
+    pub cache_mib: u64,
+    /// The program that packs a tree into an erofs image.
+    pub mkfs: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warning,
+    Info,
+    Debug,
+}

@@ -69,6 +69,15 @@ fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::keys::FILES;
+
+    #[test]
+    fn the_documentation_names_the_places() {
+        let text = FILES.concat();
+        for place in PLACES.iter().chain([&ENVIRONMENT, &"config.d/*.toml"]) {
+            assert!(text.contains(place), "{place}");
+        }
+    }
 
     #[test]
     fn drop_ins_are_read_in_order_and_a_named_file_must_exist() {

@@ -1,0 +1,361 @@
+//! Every key of the configuration, once: name, type, default, effect, documentation, and the rule between it and
+//! other keys. Reading (`file`) and documentation (`docs`) are driven by this table.
+//!
+//! The rows take effect from top to bottom. A key that selects a variant, like `guest.confidential`, has to come
+//! before the keys that fill it in.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::{
+    Accelerator, AgentConfig, Boot, Config, LogLevel, QemuConfig, RootfsConfig, VsockConfig,
+};
+use crate::error::{Error, Result};
+
+/// Where the configuration is read from, for the documentation.
+pub(crate) const FILES: &[&str] = &[
+    " The file is the one that the runtime's option ConfigPath names, else $KATA_SE_CONFIG, else",
+    " /etc/kata-se/config.toml, else /usr/share/kata-se/config.toml. The files config.d/*.toml next to it are read",
+    " after it, sorted by name. Where a key is given more than once, the last one counts.",
+];
+
+/// One row of the table.
+pub(crate) struct Key {
+    /// `section.key`
+    pub(crate) name: &'static str,
+    /// The lines of its comment in configs/kata-se.toml; the manual page has them as a paragraph.
+    pub(crate) doc: &'static [&'static str],
+    pub(crate) kind: Kind,
+    rules: &'static [Rule],
+}
+
+/// The type of a key, its default, and what its value sets.
+pub(crate) enum Kind {
+    /// An absolute path.
+    Path(&'static str, fn(&mut Config, PathBuf)),
+    /// An absolute path without a default, required where the key's rule holds; with an example.
+    RequiredPath(&'static str, fn(&mut Config, PathBuf)),
+    /// A list of at most this many absolute paths, by default empty.
+    Paths(usize, fn(&mut Config, Vec<PathBuf>)),
+    Text(&'static str, fn(&mut Config, String)),
+    Switch(bool, fn(&mut Config, bool)),
+    /// A whole number in these bounds, and its unit for messages.
+    Number(u32, RangeInclusive<u32>, &'static str, fn(&mut Config, u32)),
+    /// One of these words.
+    OneOf(&'static str, Words),
+}
+
+/// Words and what each sets.
+type Words = &'static [(&'static str, fn(&mut Config))];
+
+/// What other keys demand of one that is given.
+enum Rule {
+    Only(&'static Scope),
+    /// 0, or no less than the value of the named key: the two values.
+    NotBelow(&'static str, fn(&Config) -> (u32, u32)),
+}
+
+/// Where a key has a meaning, why it is refused elsewhere, and why it is required there.
+struct Scope {
+    holds: fn(&Config) -> bool,
+    refused: &'static str,
+    required: &'static str,
+}
+
+const SEALED: Scope = Scope {
+    holds: |c| matches!(c.boot, Boot::Sealed { .. }),
+    refused: "is for confidential guests; with confidential = false give kernel and initrd",
+    required: "",
+};
+
+const PLAIN: Scope = Scope {
+    holds: |c| matches!(c.boot, Boot::Plain { .. }),
+    refused: "is sealed in the image of a confidential guest: rebuild the image with it, or leave the key out",
+    required: "a guest that is not confidential boots kernel and initrd",
+};
+
+const PROTECTED_BY_KVM: Scope = Scope {
+    holds: |c| c.qemu.accelerator == Accelerator::Kvm || (PLAIN.holds)(c),
+    refused: "emulation cannot protect a guest: a confidential one needs \"kvm\"",
+    required: "",
+};
+
+const VHOST_USER: Scope = Scope {
+    holds: |c| matches!(c.vsock, VsockConfig::VhostUser { .. }),
+    refused: "only vsock.device = \"vhost-user\" has a program",
+    required: "vsock.device = \"vhost-user\" needs a program",
+};
+
+/// Makes KEYS of rows `/// documentation`, `name: kind, rules;`. With `as NAME`, other rows can refer to the key.
+macro_rules! keys {
+    ($($(#[doc = $doc:literal])+ $name:literal $(as $constant:ident)?: $kind:expr $(, $rule:expr)*;)+) => {
+        $($(const $constant: &str = $name;)?)+
+        pub(crate) static KEYS: &[Key] = &[
+            $(Key { name: $name, doc: &[$($doc),+], kind: $kind, rules: &[$($rule),*] }),+
+        ];
+    };
+}
+
+use Kind::{Number, OneOf, Path, Paths, RequiredPath, Switch, Text};
+use Rule::{NotBelow, Only};
+
+keys! {
+    /// The QEMU program, version 8 or newer.
+    "qemu.path": Path("/usr/bin/qemu-system-s390x", |c, path| c.qemu.path = path);
+
+    /// "kvm", or "tcg" for emulation, which cannot protect a guest: it needs confidential = false.
+    "qemu.accelerator": OneOf("kvm", &[
+        ("kvm", |c| c.qemu.accelerator = Accelerator::Kvm),
+        ("tcg", |c| c.qemu.accelerator = Accelerator::Tcg),
+    ]), Only(&PROTECTED_BY_KVM);
+
+    /// A confidential guest boots a Secure Execution image and nothing else. With false, the guest is not
+    /// protected and boots the kernel and initrd given below: for development.
+    "guest.confidential": Switch(true, |c, on| c.boot = if on { sealed() } else { plain() });
+
+    /// The sealed image. It contains kernel, initrd and kernel parameters: none of them can be set here.
+    "guest.image": Path("/usr/share/kata-se/kata-se.img", |c, path| {
+        if let Boot::Sealed { image } = &mut c.boot { *image = path }
+    }), Only(&SEALED);
+
+    /// Other sealed images that a pod may choose, by full path, with its annotation
+    /// io.katacontainers.config.hypervisor.image.
+    "guest.allowed_images": Paths(64, |c, paths| c.allowed_images = paths), Only(&SEALED);
+
+    /// The host key documents of this machine, for kernels older than Linux 6.13. Newer kernels list the
+    /// machine's keys, by which an image is checked to be sealed for this machine.
+    "guest.host_key_documents": Paths(64, |c, paths| c.host_key_documents = paths), Only(&SEALED);
+
+    /// Check the whole content of an image before its first start, not only its header: finds a damaged or
+    /// incomplete copy, and takes seconds. The result is kept until the file changes.
+    "guest.verify_digest": Switch(false, |c, on| c.verify_digest = on), Only(&SEALED);
+
+    /// Pass the containers' seccomp profiles to the guest if its agent can apply them. The policies of most
+    /// confidential guests refuse a container that has one: only for images whose policy allows them.
+    "guest.seccomp": Switch(false, |c, on| c.seccomp = on);
+
+    /// The kernel of a guest that is not confidential.
+    "guest.kernel": RequiredPath("/usr/share/kata-se/emulated/kernel", |c, path| {
+        if let Boot::Plain { kernel, .. } = &mut c.boot { *kernel = path }
+    }), Only(&PLAIN);
+
+    /// The initrd of a guest that is not confidential.
+    "guest.initrd": RequiredPath("/usr/share/kata-se/emulated/initrd.img", |c, path| {
+        if let Boot::Plain { initrd, .. } = &mut c.boot { *initrd = path }
+    }), Only(&PLAIN);
+
+    /// The kernel parameters of a guest that is not confidential.
+    "guest.kernel_parameters": Text("", |c, text| {
+        if let Boot::Plain { parameters, .. } = &mut c.boot { *parameters = text }
+    }), Only(&PLAIN);
+
+    /// Memory of the virtual machine in MiB, fixed for its lifetime. The guest itself and containers without
+    /// a memory limit use it; the limits of a pod's containers are added, plus 1/64 for the kernel's accounting.
+    "guest.memory_mib" as MEMORY_MIB: Number(2048, 256..=16 << 20, "MiB", |c, n| c.memory_mib = n);
+
+    /// Virtual CPUs of the virtual machine (at most 247), fixed for its lifetime. The CPU limits of a pod's
+    /// containers are added, rounded up.
+    "guest.vcpus" as VCPUS: Number(1, 1..=247, "CPUs", |c, n| c.vcpus = n);
+
+    /// The most memory that a virtual machine may have, in MiB; 0: what this machine has. A pod that needs
+    /// more is refused.
+    "guest.max_memory_mib": Number(0, 0..=16 << 20, "MiB", |c, n| c.max_memory_mib = n),
+        NotBelow(MEMORY_MIB, |c| (c.max_memory_mib, c.memory_mib));
+
+    /// The most virtual CPUs that a virtual machine may have; 0: what this machine has. A pod that needs more
+    /// is refused.
+    "guest.max_vcpus": Number(0, 0..=247, "CPUs", |c, n| c.max_vcpus = n),
+        NotBelow(VCPUS, |c| (c.max_vcpus, c.vcpus));
+
+    /// Account the shim to its pod, like QEMU: it runs in its own cgroup below the pod's, and the overhead of
+    /// the RuntimeClass covers it. With false it stays where containerd or CRI-O started it.
+    "host.shim_in_pod_cgroup": Switch(true, |c, on| c.shim_in_pod_cgroup = on);
+
+    /// How the host reaches the guest: "vhost" (kernel module vhost_vsock) or "vhost-user" (a program, for
+    /// hosts without that module).
+    "vsock.device": OneOf("vhost", &[
+        ("vhost", |c| c.vsock = VsockConfig::Vhost),
+        ("vhost-user", |c| c.vsock = VsockConfig::VhostUser { program: PathBuf::new() }),
+    ]);
+
+    /// The program of device = "vhost-user".
+    "vsock.program": RequiredPath("/usr/libexec/kata-se/vhost-device-vsock", |c, path| {
+        if let VsockConfig::VhostUser { program } = &mut c.vsock { *program = path }
+    }), Only(&VHOST_USER);
+
+    /// Seconds within which the guest has to boot and its agent to answer.
+    "agent.connect_timeout_s": Number(45, 1..=3600, "s", |c, n| c.agent.connect_timeout = seconds(n));
+
+    /// Seconds that creating a container in the guest may take, including an image pull.
+    "agent.create_timeout_s": Number(60, 1..=3600, "s", |c, n| c.agent.create_timeout = seconds(n));
+
+    /// Seconds that every other call to the agent may take.
+    "agent.call_timeout_s": Number(60, 1..=3600, "s", |c, n| c.agent.call_timeout = seconds(n));
+
+    /// When a call times out or the connection to the agent is lost, the agent gets a health check. If it does
+    /// not answer within this many seconds, its virtual machine is stopped with all containers in it.
+    "agent.health_timeout_s": Number(10, 1..=3600, "s", |c, n| c.agent.health_timeout = seconds(n));
+
+    /// Image layers are packed into read-only images, which are kept here and shared by all pods of the node.
+    "rootfs.cache_dir": Path("/var/lib/kata-se/layers", |c, path| c.rootfs.cache_dir = path);
+
+    /// Size in MiB above which unused images are removed, least recently used first.
+    "rootfs.cache_mib": Number(10240, 0..=u32::MAX, "MiB", |c, n| c.rootfs.cache_mib = n.into());
+
+    /// The program that packs them (package erofs-utils; version 1.5 cannot pack a file name of 255 bytes).
+    "rootfs.mkfs": Path("/usr/bin/mkfs.erofs", |c, path| c.rootfs.mkfs = path);
+
+    /// How much is logged: "error", "warning", "info" or "debug".
+    "log.level": OneOf("info", &[
+        ("error", |c| c.log = LogLevel::Error),
+        ("warning", |c| c.log = LogLevel::Warning),
+        ("info", |c| c.log = LogLevel::Info),
+        ("debug", |c| c.log = LogLevel::Debug),
+    ]);
+}
+
+fn sealed() -> Boot {
+    Boot::Sealed { image: PathBuf::new() }
+}
+
+fn plain() -> Boot {
+    Boot::Plain { kernel: PathBuf::new(), initrd: PathBuf::new(), parameters: String::new() }
+}
+
+fn seconds(n: u32) -> Duration {
+    Duration::from_secs(n.into())
+}
+
+/// Sets a value that was read.
+pub(crate) type Setter = Box<dyn FnOnce(&mut Config)>;
+
+/// A key's value, and the file and line of the key.
+pub(crate) struct Given {
+    pub(crate) place: String,
+    pub(crate) set: Setter,
+}
+
+/// The configuration with the given keys, by name, and the defaults of all others.
+pub(crate) fn resolve(mut given: BTreeMap<&'static str, Given>) -> Result<Config> {
+    let mut config = empty();
+    let mut places = BTreeMap::new();
+    for key in KEYS {
+        match given.remove(key.name) {
+            Some(Given { place, set }) => {
+                set(&mut config);
+                places.insert(key.name, place);
+            }
+            None => key.kind.set_default(&mut config),
+        }
+    }
+    KEYS.iter().try_for_each(|key| key.check(&config, places.get(key.name)))?;
+    Ok(config)
+}
+
+impl Key {
+    /// Section and name in it.
+    pub(crate) fn parts(&self) -> (&'static str, &'static str) {
+        self.name.split_once('.').unwrap_or(("", self.name))
+    }
+
+    /// Whether the key may be given beside these values.
+    fn check(&self, config: &Config, place: Option<&String>) -> Result<()> {
+        let name = self.name;
+        for rule in self.rules {
+            let refusal = match (rule, place) {
+                (Only(scope), Some(place)) if !(scope.holds)(config) => {
+                    format!("{place}: {name}: {}", scope.refused)
+                }
+                (Only(scope), None) if (scope.holds)(config) && matches!(self.kind, RequiredPath(..)) => {
+                    format!("configuration: {name} is missing: {}", scope.required)
+                }
+                (NotBelow(other, values), Some(place)) => match values(config) {
+                    (number, least) if number != 0 && number < least => format!(
+                        "{place}: {name} = {number}: is less than {other} = {least}: raise it, or lower that"
+                    ),
+                    _ => continue,
+                },
+                (Only(_) | NotBelow(..), _) => continue,
+            };
+            return Err(Error::invalid(refusal));
+        }
+        Ok(())
+    }
+}
+
+impl Kind {
+    /// What a value has to be, after "takes".
+    pub(crate) fn takes(&self) -> String {
+        match self {
+            Path(..) | RequiredPath(..) => "an absolute path in quotes".to_owned(),
+            Paths(most, _) => format!("a list of at most {most} absolute paths, [\"/a\", \"/b\"]"),
+            Text(..) => "a text in quotes".to_owned(),
+            Switch(..) => "true or false".to_owned(),
+            Number(_, bounds, unit, _) => {
+                format!("a whole number without quotes, {} to {} {unit}", bounds.start(), bounds.end())
+            }
+            OneOf(_, words) => {
+                let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                format!("one of \"{}\"", words.join("\", \""))
+            }
+        }
+    }
+
+    /// The default, or the example of a required path, as it is written in a file.
+    pub(crate) fn written(&self) -> String {
+        match self {
+            Path(text, _) | RequiredPath(text, _) | Text(text, _) | OneOf(text, _) => format!("\"{text}\""),
+            Paths(..) => "[]".to_owned(),
+            Switch(on, _) => on.to_string(),
+            Number(number, ..) => number.to_string(),
+        }
+    }
+
+    fn set_default(&self, config: &mut Config) {
+        match self {
+            Path(path, set) => set(config, path.into()),
+            RequiredPath(..) => {}
+            Paths(_, set) => set(config, Vec::new()),
+            Text(text, set) => set(config, (*text).to_owned()),
+            Switch(on, set) => set(config, *on),
+            Number(number, _, _, set) => set(config, *number),
+            OneOf(default, words) => {
+                words.iter().filter(|(word, _)| word == default).for_each(|(_, set)| set(config));
+            }
+        }
+    }
+}
+
+/// Where `resolve` starts: no value here is used.
+fn empty() -> Config {
+    let nothing = PathBuf::new;
+    let never = Duration::ZERO;
+    Config {
+        qemu: QemuConfig { path: nothing(), accelerator: Accelerator::Kvm },
+        boot: sealed(),
+        allowed_images: Vec::new(),
+        host_key_documents: Vec::new(),
+        verify_digest: false,
+        seccomp: false,
+        memory_mib: 0,
+        vcpus: 0,
+        max_memory_mib: 0,
+        max_vcpus: 0,
+        shim_in_pod_cgroup: false,
+        vsock: VsockConfig::Vhost,
+        agent: AgentConfig {
+            connect_timeout: never,
+            create_timeout: never,
+            call_timeout: never,
+            health_timeout: never,
+        },
+        rootfs: RootfsConfig { cache_dir: nothing(), cache_mib: 0, mkfs: nothing() },
+        log: LogLevel::Info,
+    }
+}
+
+#[cfg(test)]
+#[path = "keys_tests.rs"]
+mod tests;

@@ -1,0 +1,150 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::config::file;
+
+const SHIPPED: &str = include_str!("../../configs/kata-se.toml");
+
+fn of(texts: &[&str]) -> Result<Config> {
+    file::parse(&texts.iter().map(|text| ("/c.toml".into(), (*text).to_owned())).collect::<Vec<_>>())
+}
+
+/// A file that gives one key this value.
+fn one(key: &Key, value: &str) -> String {
+    let (section, name) = key.parts();
+    format!("[{section}]\n{name} = {value}\n")
+}
+
+#[test]
+fn the_defaults() {
+    let seconds = Duration::from_secs;
+    let wanted = Config {
+        qemu: QemuConfig { path: "/usr/bin/qemu-system-s390x".into(), accelerator: Accelerator::Kvm },
+        boot: Boot::Sealed { image: "/usr/share/kata-se/kata-se.img".into() },
+        allowed_images: Vec::new(),
+        host_key_documents: Vec::new(),
+        verify_digest: false,
+        seccomp: false,
+        memory_mib: 2048,
+        vcpus: 1,
+        max_memory_mib: 0,
+        max_vcpus: 0,
+        shim_in_pod_cgroup: true,
+        vsock: VsockConfig::Vhost,
+        agent: AgentConfig {
+            connect_timeout: seconds(45),
+            create_timeout: seconds(60),
+            call_timeout: seconds(60),
+            health_timeout: seconds(10),
+        },
+        rootfs: RootfsConfig {
+            cache_dir: "/var/lib/kata-se/layers".into(),
+            cache_mib: 10240,
+            mkfs: "/usr/bin/mkfs.erofs".into(),
+        },
+        log: LogLevel::Info,
+    };
+    assert_eq!(of(&[]), Ok(wanted));
+}
+
+/// Values other than the default, as they are written in a file.
+fn others(key: &Key) -> Vec<String> {
+    match &key.kind {
+        Path(..) => vec![format!("\"/other/{}\"", key.name)],
+        RequiredPath(..) => vec![key.kind.written()],
+        Paths(..) => vec![format!("[\"/other/{}\"]", key.name)],
+        Text(..) => vec![format!("\"other {}\"", key.name)],
+        Switch(on, _) => vec![(!on).to_string()],
+        Number(default, bounds, ..) => {
+            vec![if default == bounds.end() { bounds.start() } else { bounds.end() }.to_string()]
+        }
+        OneOf(default, words) => {
+            words.iter().map(|(word, _)| *word).filter(|w| w != default).map(|w| format!("\"{w}\"")).collect()
+        }
+    }
+}
+
+/// The field of `Config` that a key sets, in the words of its `Debug`.
+fn field(key: &Key) -> String {
+    let (section, name) = key.parts();
+    match (section, name.trim_end_matches("_s")) {
+        ("guest", "confidential") => "boot".to_owned(),
+        ("guest", "kernel_parameters") => "boot.parameters".to_owned(),
+        ("guest", name @ ("image" | "kernel" | "initrd")) => format!("boot.{name}"),
+        ("guest" | "host", name) => name.to_owned(),
+        ("vsock", "device") => "vsock".to_owned(),
+        ("log", "level") => "log".to_owned(),
+        (section, name) => format!("{section}.{name}"),
+    }
+}
+
+/// The fields of a configuration, `(path, value)`, from its `Debug`.
+fn fields(config: &Config) -> BTreeSet<(String, String)> {
+    let mut path: Vec<String> = Vec::new();
+    let mut found = BTreeSet::new();
+    let text = format!("{config:#?}");
+    for line in text.lines().skip(1).filter(|line| !line.trim().starts_with(['}', ']', ')'])) {
+        let depth = (line.len() - line.trim_start().len()) / 4;
+        let (name, value) = line.trim().split_once(": ").unwrap_or(("", line.trim()));
+        path.truncate(depth.saturating_sub(1));
+        if !name.is_empty() {
+            path.push(name.to_owned());
+        }
+        found.insert((path.join("."), value.to_owned()));
+    }
+    found
+}
+
+/// Other keys that some keys need: the first that make a file valid are taken.
+const COMPANIONS: [&str; 5] = [
+    "",
+    "[guest]\nkernel = \"/k\"\ninitrd = \"/i\"\n",
+    "[guest]\nconfidential = false\nkernel = \"/k\"\ninitrd = \"/i\"\n",
+    "[vsock]\nprogram = \"/p\"\n",
+    "[vsock]\ndevice = \"vhost-user\"\nprogram = \"/p\"\n",
+];
+
+#[test]
+fn every_key_sets_its_own_field_to_the_value_that_is_given() {
+    for (key, value) in KEYS.iter().flat_map(|key| others(key).into_iter().map(move |value| (key, value))) {
+        let text = one(key, &value);
+        let try_with = |companion| Some((companion, of(&[companion, &text]).ok()?));
+        let (companion, config) = COMPANIONS.into_iter().find_map(try_with).expect(key.name);
+        let before = of(&[companion]).or_else(|_| of(&[])).expect("configuration");
+        let (before, after) = (fields(&before), fields(&config));
+        let field = field(key);
+        for (changed, _) in after.symmetric_difference(&before) {
+            assert!(changed.starts_with(&field), "{text} changes {changed}, not {field}");
+        }
+        // A word is the name of its variant; what `confidential` chooses has another name.
+        let plain = |text: &str| text.to_lowercase().replace(['-', '[', ']', '"'], "");
+        let wanted = if key.name == "guest.confidential" { "plain".to_owned() } else { plain(&value) };
+        let mut new = after.difference(&before).map(|(_, value)| plain(value));
+        assert!(new.any(|value| value.starts_with(&wanted)), "{text} does not arrive in {field}");
+    }
+}
+
+#[test]
+fn the_rows_are_consistent() {
+    let names: BTreeSet<_> = KEYS.iter().map(|key| key.name).collect();
+    assert_eq!(names.len(), KEYS.len(), "a name is used twice");
+    let mut sections: Vec<_> = KEYS.iter().map(|key| key.parts().0).collect();
+    sections.dedup();
+    assert_eq!(sections.len(), sections.iter().collect::<BTreeSet<_>>().len(), "a section is in two places");
+    for key in KEYS {
+        match &key.kind {
+            Number(default, bounds, ..) => assert!(bounds.contains(default), "{}", key.name),
+            OneOf(default, words) => assert!(words.iter().any(|(word, _)| word == default), "{}", key.name),
+            RequiredPath(..) => {
+                let required = |rule: &Rule| matches!(rule, Only(scope) if !scope.required.is_empty());
+                assert!(key.rules.iter().any(required), "{}: nothing says where it is required", key.name);
+            }
+            Path(..) | Paths(..) | Text(..) | Switch(..) => {}
+        }
+    }
+}
+
+#[test]
+fn the_shipped_file_says_what_the_defaults_are() {
+    assert_eq!(of(&[SHIPPED]), of(&[]));
+}
