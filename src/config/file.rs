@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 use crate::config::Config;
-use crate::config::keys::{self, Given, KEYS, Kind, Setter};
+use crate::config::keys::{self, Given, KEYS, Key, Kind, Setter};
 use crate::error::{Error, Result};
 
 /// Reads the files in order; a later one wins key by key.
@@ -30,6 +31,13 @@ fn read_file(path: &Path, text: &str, given: &mut BTreeMap<&'static str, Given>)
         let start = e.span().map_or(0, |span| span.start);
         Error::invalid(format!("{}: {}", place(start), e.message()))
     })?;
+    if let Some((name, section)) = kata_section(table.get_ref()) {
+        return Err(Error::invalid(format!(
+            "{}: [{name}]: this is a configuration of Kata Containers, in another format: write its values into a \
+             file for kata-se, see kata-se.toml(5)",
+            place(section.span().start)
+        )));
+    }
     for (section, value) in table.get_ref() {
         let name = section.get_ref();
         let DeValue::Table(entries) = value.get_ref() else {
@@ -106,27 +114,47 @@ fn unknown(place: &str, key: &str) -> Error {
     if let Some((_, why)) = IMPOSSIBLE.iter().find(|(word, _)| plain.contains(word)) {
         return Error::invalid(format!("{place}: unknown key {key:?}: {why}"));
     }
-    let nearest = KEYS.iter().map(|known| (distance(key, known.name), known.name)).min();
-    let (_, nearest) = nearest.unwrap_or_default();
-    Error::invalid(format!("{place}: unknown key {key:?}: did you mean {nearest:?}?"))
+    let right = nearest(key).map_or_else(|| known(key), |nearest| format!("did you mean {nearest:?}?"));
+    Error::invalid(format!("{place}: unknown key {key:?}: {right}"))
 }
 
-/// How many letters differ (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().take(64).enumerate() {
-        let mut before = i;
-        let mut last = i + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(b.chars()) {
-            let here = (before + usize::from(x != y)).min(*cell + 1).min(last + 1);
-            before = std::mem::replace(cell, here);
-            last = here;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
+/// The key of the same name in another section, or one that differs in at most a third of the letters.
+fn nearest(key: &str) -> Option<&'static str> {
+    let key: String = key.chars().take(64).collect();
+    let name = key.rsplit('.').next();
+    let distance = |known: &Key| match known.parts() {
+        (_, same) if Some(same) == name => 0,
+        _ => strsim::osa_distance(&key, known.name),
+    };
+    let near = KEYS.iter().map(|known| (distance(known), known.name)).min();
+    near.filter(|(distance, _)| *distance <= key.chars().count() / 3).map(|(_, name)| name)
+}
+
+/// What there is instead of an unknown key: the keys of its section, or the sections.
+fn known(key: &str) -> String {
+    let section = key.split('.').next().unwrap_or(key);
+    let parts = KEYS.iter().map(Key::parts);
+    let names: Vec<_> = parts.clone().filter(|(of, _)| *of == section).map(|(_, name)| name).collect();
+    if names.is_empty() {
+        let mut sections: Vec<_> = parts.map(|(section, _)| format!("[{section}]")).collect();
+        sections.dedup();
+        return format!("the sections are {}", sections.join(", "));
     }
-    row.last().copied().unwrap_or(0)
+    format!("the keys of [{section}] are {}", names.join(", "))
+}
+
+/// The section that only a configuration of Kata Containers has: people may name that file by mistake.
+fn kata_section<'a>(table: &'a DeTable<'_>) -> Option<(&'static str, &'a Spanned<DeString<'a>>)> {
+    table.iter().find_map(|(section, value)| {
+        let DeValue::Table(keys) = value.get_ref() else { return None };
+        let of_kata = match section.get_ref().as_ref() {
+            "hypervisor" => "hypervisor",
+            "runtime" => "runtime",
+            "agent" if keys.get("kata").is_some_and(|kata| kata.get_ref().is_table()) => "agent.kata",
+            _ => return None,
+        };
+        Some((of_kata, section))
+    })
 }
 
 #[cfg(test)]
@@ -166,7 +194,19 @@ mod tests {
         for (text, wanted) in [
             ("[guest]\nvcpu = 2", "/c0.toml:2: unknown key \"guest.vcpu\": did you mean \"guest.vcpus\"?"),
             ("\n[gest]\nvcpus = 2", "/c0.toml:3: unknown key \"gest.vcpus\": did you mean \"guest.vcpus\"?"),
-            ("vcpus = 2", "/c0.toml:1: unknown key \"vcpus\""),
+            ("vcpus = 2", "/c0.toml:1: unknown key \"vcpus\": did you mean \"guest.vcpus\"?"),
+            ("[qemu]\nvcpus = 2", "unknown key \"qemu.vcpus\": did you mean \"guest.vcpus\"?"),
+            ("[log]\nlevle = \"info\"", "unknown key \"log.levle\": did you mean \"log.level\"?"),
+            (
+                "[guest.x]",
+                "/c0.toml:1: unknown key \"guest.x\": the keys of [guest] are confidential, image, ",
+            ),
+            ("[host]\nunrelated = 1", "\"host.unrelated\": the keys of [host] are shim_in_pod_cgroup"),
+            ("qemu = 1", "unknown key \"qemu\": the keys of [qemu] are path, accelerator"),
+            (
+                "[netmon.x]",
+                "unknown key \"netmon.x\": the sections are [qemu], [guest], [host], [vsock], [agent], [rootfs], [log]",
+            ),
             ("[guest]\nvcpus = 248", "/c0.toml:2: guest.vcpus = 248: takes 1 to 247 CPUs"),
             ("[guest]\nvcpus = -1", "/c0.toml:2: guest.vcpus = -1: takes 1 to 247 CPUs"),
             (
@@ -205,5 +245,27 @@ mod tests {
             let e = of(&[text]).expect_err(text).to_string();
             assert!(e.contains(wanted), "{e}");
         }
+    }
+
+    #[test]
+    fn a_configuration_of_kata_is_recognised() {
+        for (text, section, line) in [
+            ("[hypervisor.qemu]\npath = \"/q\"\nenable_hugepages = true", "hypervisor", 1),
+            ("[agent.kata]\nkernel_modules = []\n[hypervisor]", "agent.kata", 1),
+            ("\n[runtime]\nenable_debug = true", "runtime", 2),
+        ] {
+            let e = of(&[text]).expect_err(text).to_string();
+            let wanted =
+                format!("/c0.toml:{line}: [{section}]: this is a configuration of Kata Containers, ");
+            assert!(e.contains(&wanted) && e.ends_with("see kata-se.toml(5)"), "{e}");
+        }
+        let e = of(&["[agent]\nkata = 1"]).expect_err("key").to_string();
+        assert!(e.contains("unknown key \"agent.kata\": the keys of [agent] are "), "{e}");
+    }
+
+    #[test]
+    fn a_long_key_is_refused_without_a_suggestion() {
+        let e = of(&[&format!("[guest]\n{} = 1", "vcpus".repeat(100_000))]).expect_err("key").to_string();
+        assert!(e.contains("the keys of [guest] are "));
     }
 }
