@@ -1,8 +1,8 @@
 //! What a pod may change of the configuration by its annotations: which of the allowed images it boots.
 //!
-//! A pod's author is not the node's owner: nothing is taken that the owner did not list. Annotations that
-//! name other parts of a VM's start are refused, not passed over: a pod must not run as something else
-//! than it asked for.
+//! A pod's author is not the node's owner, so only images that the owner listed are accepted. Annotations for
+//! other parts of the boot are refused rather than ignored: a pod must not run as something other than it asked
+//! for.
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,10 @@ use crate::error::{Code, Error, Result};
 
 const PREFIX: &str = "io.katacontainers.config.hypervisor.";
 
-/// Names a sealed image of `guest.allowed_images`; its whole path.
+/// The full path of one of the sealed images in `guest.allowed_images`.
 const IMAGE: &str = "image";
 
-/// Other names of that prefix that say what is booted, and why a pod cannot.
+/// Other names with that prefix that choose what is booted, and why a pod cannot set them.
 const NEVER: [(&str, &str); 6] = [
     ("kernel", "the kernel is sealed in the image"),
     ("initrd", "the initrd is sealed in the image"),
@@ -24,7 +24,7 @@ const NEVER: [(&str, &str); 6] = [
     ("path", "the node's owner alone chooses QEMU"),
 ];
 
-/// The configuration for a pod; `annotation`: looks one up in the pod's first container.
+/// The configuration for a pod; `annotation` looks one up in the pod's first container.
 pub(crate) fn apply<'a>(mut config: Config, annotation: impl Fn(&str) -> Option<&'a str>) -> Result<Config> {
     let given = |name: &str| annotation(&format!("{PREFIX}{name}")).map(|value| (name.to_owned(), value));
     for (name, why) in NEVER {
@@ -43,7 +43,7 @@ fn allowed(config: &Config, wanted: &Path) -> std::result::Result<PathBuf, Strin
     let Boot::Sealed { image } = &config.boot else {
         return Err("this node's guests boot no sealed image (guest.confidential = false)".to_owned());
     };
-    // Compared letter by letter: no link and no ".." leads to an image that is not listed.
+    // Compared byte by byte: no link and no ".." leads to an image that is not listed.
     let known = config.allowed_images.iter().chain([image]);
     known.into_iter().find(|known| known.as_os_str() == wanted.as_os_str()).cloned().ok_or_else(|| {
         "the node's owner has not allowed this image: use the configured one, or have the path added to \

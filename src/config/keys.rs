@@ -1,5 +1,5 @@
-//! Every key of the configuration, once: name, type, default, effect, documentation, and the rule between it and
-//! other keys. Reading (`file`) and documentation (`docs`) are driven by this table.
+//! Every key of the configuration, once: name, type, default, documentation, setter, and the rule between it and
+//! other keys. `file` reads by this table; configs/kata-se.toml and the manual page are made from it.
 //!
 //! The rows take effect from top to bottom. A key that selects a variant, like `guest.confidential`, has to come
 //! before the keys that fill it in.
@@ -50,14 +50,15 @@ pub(crate) enum Kind {
 /// Words and what each sets.
 type Words = &'static [(&'static str, fn(&mut Config))];
 
-/// What other keys demand of one that is given.
+/// A condition that depends on other keys.
 enum Rule {
+    /// The key has a meaning only here.
     Only(&'static Scope),
     /// 0, or no less than the value of the named key: the two values.
     NotBelow(&'static str, fn(&Config) -> (u32, u32)),
 }
 
-/// Where a key has a meaning, why it is refused elsewhere, and why it is required there.
+/// Where a key has a meaning, why it is refused elsewhere, and why a `RequiredPath` is required there.
 struct Scope {
     holds: fn(&Config) -> bool,
     refused: &'static str,

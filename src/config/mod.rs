@@ -13,21 +13,21 @@ use std::time::Duration;
 pub struct Config {
     pub qemu: QemuConfig,
     pub boot: Boot,
-    /// Sealed images that a pod may choose by its annotation, beside the configured one.
+    /// Sealed images that a pod may choose by annotation, besides the configured one.
     pub allowed_images: Vec<PathBuf>,
     /// This machine's host key documents, for kernels that do not list its keys.
     pub host_key_documents: Vec<PathBuf>,
-    /// The image's whole content is checked before it is started for the first time.
+    /// Check the image's whole content before its first start.
     pub verify_digest: bool,
-    /// Containers' seccomp profiles are passed to guests whose agent can apply them.
+    /// Pass containers' seccomp profiles to guests whose agent can apply them.
     pub seccomp: bool,
-    /// The VM of a pod without limits; the limits of others are added to it.
+    /// The VM of a pod without limits; the limits of a pod's containers are added.
     pub memory_mib: u32,
     pub vcpus: u32,
     /// The largest VM; 0: what the machine has.
     pub max_memory_mib: u32,
     pub max_vcpus: u32,
-    /// The shim itself is accounted to its pod.
+    /// Account the shim itself to its pod.
     pub shim_in_pod_cgroup: bool,
     pub vsock: VsockConfig,
     pub agent: AgentConfig,
@@ -67,14 +67,14 @@ pub enum VsockConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentConfig {
-    /// From QEMU's start to the agent's first answer.
+    /// From QEMU's start to the agent's first reply.
     pub connect_timeout: Duration,
-    /// CreateContainer's own limit.
+    /// For CreateContainer.
     pub create_timeout: Duration,
-    /// Every other call that is not a long poll.
+    /// For every other call that is not a long poll.
     pub call_timeout: Duration,
-    /// How long an agent that seems dead has to answer a health check, on a new connection where the old
-    /// one is lost, before its VM is ended.
+    /// How long an agent that seems dead has to answer a health check (on a new connection if the old one is
+    /// lost) before its VM is stopped.
     pub health_timeout: Duration,
 }
 
@@ -82,7 +82,7 @@ pub struct AgentConfig {
 pub struct RootfsConfig {
     /// Where packed image layers are kept.
     pub cache_dir: PathBuf,
-    /// Size above which unused layer images are evicted, oldest use first, in MiB.
+    /// Size in MiB above which unused layer images are evicted, least recently used first.
     pub cache_mib: u64,
     /// The program that packs a tree into an erofs image.
     pub mkfs: PathBuf,

@@ -1,4 +1,4 @@
-//! Finding and reading the configuration: the file and its drop-ins.
+//! Finds and reads the configuration: the file and its drop-ins.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,13 @@ use crate::error::{Code, Context, Error, Result};
 use crate::host::files::read_bounded;
 use crate::limits;
 
-/// Where it is looked for after the runtime option `ConfigPath`, and the environment.
+/// Where the file is looked for when neither the runtime option `ConfigPath` nor the environment names one.
 const PLACES: [&str; 2] = ["/etc/kata-se/config.toml", "/usr/share/kata-se/config.toml"];
 
 /// Names the file when neither containerd nor CRI-O does.
 pub(crate) const ENVIRONMENT: &str = "KATA_SE_CONFIG";
 
-/// Loads the configuration. A named file must exist; without any file the defaults hold.
+/// Loads the configuration. A named file must exist; without any file the defaults are used.
 pub fn load(option: Option<&Path>) -> Result<Config> {
     let named = option.map(Path::to_path_buf).or_else(|| std::env::var_os(ENVIRONMENT).map(PathBuf::from));
     let main = match named {
