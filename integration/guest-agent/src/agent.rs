@@ -14,12 +14,12 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::check::{self, GUEST_DIR};
+use crate::environment::Environment;
 use crate::failure::{Result, Trying, internal, invalid, no_process};
 use crate::messages::agent as pb;
 use crate::messages::oci::{Mount, Spec};
 use crate::network::Network;
 use crate::oom::OomEvents;
-use crate::place::Place;
 use crate::plain::{Pids, Plain};
 use crate::process::{Container, Launched, Phase, Process};
 use crate::reaper::Reaper;
@@ -30,7 +30,7 @@ use crate::{boot, cgroup, oci, sysctl};
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) struct Agent {
-    pub(crate) place: Place,
+    pub(crate) environment: Environment,
     pub(crate) network: Network,
     pub(crate) oom: Arc<OomEvents>,
     /// Told when the sandbox was destroyed.
@@ -54,9 +54,14 @@ struct State {
 }
 
 impl Agent {
-    pub(crate) fn new(place: Place, network: Network, reaper: Arc<Reaper>, seccomp: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        environment: Environment,
+        network: Network,
+        reaper: Arc<Reaper>,
+        seccomp: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            place,
+            environment,
             network,
             oom: OomEvents::new(),
             ended: Notify::new(),
@@ -76,22 +81,22 @@ impl Agent {
         if self.state().sandbox.replace(req.sandbox_id.clone()).is_some() {
             return Err(internal("a second CreateSandbox"));
         }
-        let dir = self.place.path(GUEST_DIR);
+        let dir = self.environment.path(GUEST_DIR);
         fs::remove_dir_all(&dir).ok();
         fs::create_dir_all(dir.join("sandbox")).trying(GUEST_DIR)?;
-        if self.place.is_guest() {
+        if self.environment.is_guest() {
             boot::share_namespaces(&req.hostname)?;
         }
         if !req.dns.is_empty() {
             let file = dir.join("sandbox/resolv.conf");
             let lines: Vec<&str> = req.dns.iter().map(|line| line.trim()).collect();
             fs::write(&file, lines.join("\n")).trying("resolv.conf")?;
-            if self.place.is_guest() {
+            if self.environment.is_guest() {
                 boot::bind_file(&file, Path::new("/etc/resolv.conf"))?;
             }
         }
         for storage in &req.storages {
-            self.storages.add(&self.place, storage).await?;
+            self.storages.add(&self.environment, storage).await?;
         }
         Ok(())
     }
@@ -135,7 +140,7 @@ impl Agent {
             self.number_device(device, &mut spec).await?;
         }
         for storage in &req.storages {
-            self.storages.add(&self.place, storage).await?;
+            self.storages.add(&self.environment, storage).await?;
         }
         for mount in &spec.Mounts {
             self.check_source(mount)?;
@@ -145,7 +150,7 @@ impl Agent {
         let launched = match self.launch(&req, &spec).await {
             Ok(launched) => launched,
             Err(e) => {
-                storages.iter().for_each(|at| self.storages.release(&self.place, at));
+                storages.iter().for_each(|at| self.storages.release(&self.environment, at));
                 return Err(e);
             }
         };
@@ -163,15 +168,15 @@ impl Agent {
 
     async fn launch(&self, req: &pb::CreateContainerRequest, spec: &Spec) -> Result<Launched> {
         let shared = self.state().first.filter(|_| req.sandbox_pidns);
-        match &self.place {
-            Place::Guest { crun, .. } => {
+        match &self.environment {
+            Environment::Guest { crun, .. } => {
                 sysctl::set(&spec.Linux.Sysctl)?;
                 let pids = shared.map(|pid| format!("/proc/{pid}/ns/pid"));
                 let config = oci::config(spec, &req.container_id, pids.as_deref());
                 let bundle = Path::new(GUEST_DIR).join(&req.container_id);
                 crun.create(&req.container_id, &bundle, &config).await
             }
-            Place::Host { plain, .. } => {
+            Environment::Host { plain, .. } => {
                 let cwd = plain.path(&spec.Root.Path);
                 plain.launch(&spec.Process, &cwd, &shared.map_or(Pids::Own, Pids::With), true)
             }
@@ -186,8 +191,8 @@ impl Agent {
                 device.type_
             )));
         }
-        let disk = self.place.devices().disk(&device.type_, &device.id).await?;
-        let (major, minor) = self.place.devices().number(&disk)?;
+        let disk = self.environment.devices().disk(&device.type_, &device.id).await?;
+        let (major, minor) = self.environment.devices().number(&disk)?;
         let entries = spec.Linux.as_mut().map(|linux| linux.Devices.iter_mut());
         for entry in entries.into_iter().flatten().filter(|d| d.Path == device.container_path) {
             (entry.Major, entry.Minor) = (major, minor);
@@ -197,7 +202,7 @@ impl Agent {
 
     fn check_source(&self, mount: &Mount) -> Result<()> {
         let bind = mount.type_ == "bind" || mount.options.iter().any(|o| o == "bind" || o == "rbind");
-        if bind && !matches!(fs::exists(self.place.source(&mount.source)), Ok(true)) {
+        if bind && !matches!(fs::exists(self.environment.source(&mount.source)), Ok(true)) {
             let (to, from) = (&mount.destination, &mount.source);
             return Err(internal(format!("mount {to}: its source {from} does not exist in the guest")));
         }
@@ -213,15 +218,15 @@ impl Agent {
                 return Err(internal("StartContainer: the container is not in the created state"));
             }
             container.phase = Phase::Running;
-            if self.place.is_guest() && !is_sandbox {
+            if self.environment.is_guest() && !is_sandbox {
                 container.oom_watch = Some(self.oom.watch(id)?);
             }
             container.gate.take()
         };
-        match (&self.place, gate) {
-            (Place::Guest { crun, .. }, _) => crun.start(id).await,
-            (Place::Host { .. }, Some(gate)) => File::from(gate).write_all(&[1]).trying("start"),
-            (Place::Host { .. }, None) => Ok(()),
+        match (&self.environment, gate) {
+            (Environment::Guest { crun, .. }, _) => crun.start(id).await,
+            (Environment::Host { .. }, Some(gate)) => File::from(gate).write_all(&[1]).trying("start"),
+            (Environment::Host { .. }, None) => Ok(()),
         }
     }
 
@@ -241,9 +246,11 @@ impl Agent {
             (container.init.pid, container.capabilities.clone())
         };
         let since = Instant::now();
-        let launched = match &self.place {
-            Place::Guest { crun, .. } => crun.exec(id, &oci::process(process, capabilities.as_ref())).await?,
-            Place::Host { plain, .. } => {
+        let launched = match &self.environment {
+            Environment::Guest { crun, .. } => {
+                crun.exec(id, &oci::process(process, capabilities.as_ref())).await?
+            }
+            Environment::Host { plain, .. } => {
                 let cwd = plain.path(&format!("{GUEST_DIR}/{id}/rootfs"));
                 plain.launch(process, &cwd, &Pids::With(init), false)?
             }
@@ -299,9 +306,9 @@ impl Agent {
     }
 
     fn kill_all(&self, id: &str, container: &Container) -> Result<()> {
-        match self.place {
-            Place::Guest { .. } => cgroup::kill(id),
-            Place::Host { .. } => {
+        match self.environment {
+            Environment::Guest { .. } => cgroup::kill(id),
+            Environment::Host { .. } => {
                 Plain::signal_all(container, Signal::SIGKILL);
                 Ok(())
             }
@@ -319,11 +326,11 @@ impl Agent {
             if container.phase != from && !(pause && container.phase == Phase::Created) {
                 return Err(internal(format!("the container is {:?}", container.phase)));
             }
-            if let Place::Host { .. } = self.place {
+            if let Environment::Host { .. } = self.environment {
                 Plain::signal_all(container, if pause { Signal::SIGSTOP } else { Signal::SIGCONT });
             }
         }
-        if self.place.is_guest() {
+        if self.environment.is_guest() {
             cgroup::freeze(id, pause).await?;
         }
         if let Some(container) = self.state().containers.get_mut(id) {
@@ -334,7 +341,7 @@ impl Agent {
 
     pub(crate) fn update(&self, req: &pb::UpdateContainerRequest) -> Result<()> {
         let known = self.state().containers.contains_key(&req.container_id);
-        match (known, self.place.is_guest()) {
+        match (known, self.environment.is_guest()) {
             (false, _) => Err(invalid("invalid container id")),
             (true, true) => cgroup::update(&req.container_id, &req.resources),
             (true, false) => Ok(()),
@@ -344,7 +351,7 @@ impl Agent {
     pub(crate) fn stats(&self, id: &str) -> Result<pb::CgroupStats> {
         let pid = self.state().containers.get(id).map(|c| c.init.pid);
         let pid = pid.ok_or_else(|| invalid("invalid container id"))?;
-        Ok(if self.place.is_guest() { cgroup::stats(id) } else { Plain::stats(pid) })
+        Ok(if self.environment.is_guest() { cgroup::stats(id) } else { Plain::stats(pid) })
     }
 
     /// Kills and forgets a container; `seconds` 0: without a limit.
@@ -356,14 +363,14 @@ impl Agent {
         if timeout(limit, container.init.exit.wait()).await.is_err() {
             return Err(internal("ETIME: Timer expired"));
         }
-        if let Place::Guest { crun, .. } = &self.place {
+        if let Environment::Guest { crun, .. } = &self.environment {
             crun.delete(id).await?;
         }
         let dir = format!("{GUEST_DIR}/{id}");
         // Not a mount point if no storage was mounted there.
-        self.place.unmount(&format!("{dir}/rootfs")).ok();
-        fs::remove_dir_all(self.place.path(&dir)).trying(format!("remove {dir}"))?;
-        container.storages.iter().for_each(|at| self.storages.release(&self.place, at));
+        self.environment.unmount(&format!("{dir}/rootfs")).ok();
+        fs::remove_dir_all(self.environment.path(&dir)).trying(format!("remove {dir}"))?;
+        container.storages.iter().for_each(|at| self.storages.release(&self.environment, at));
         Ok(())
     }
 }

@@ -17,16 +17,16 @@ use crate::agent::Agent;
 use crate::boot::{self, Asked};
 use crate::crun::Crun;
 use crate::device::Devices;
-use crate::hold::{HOLD, hold};
+use crate::environment::Environment;
+use crate::exec_gate;
+use crate::interpose::Interposer;
 use crate::network::Network;
-use crate::place::Place;
 use crate::plain::Plain;
 use crate::reaper::Reaper;
 use crate::record::Record;
 use crate::script::Rules;
 use crate::serve::{Endpoint, serve};
 use crate::service::services;
-use crate::tap::Tap;
 
 const USAGE: &str =
     "usage: guest-agent --listen unix:PATH --root DIR [--plain] [--devices FILE] [--record FILE]
@@ -59,8 +59,8 @@ struct Options {
 pub fn run() -> ExitCode {
     let mut args = env::args_os().skip(1);
     let first = args.next();
-    if first.as_deref() == Some(HOLD.as_ref()) {
-        return hold(args);
+    if first.as_deref() == Some(exec_gate::COMMAND.as_ref()) {
+        return exec_gate::run(args);
     }
     let guest = std::process::id() == 1;
     let ended =
@@ -132,11 +132,12 @@ fn live_on_host(options: Options) -> Result<(), String> {
     let root = root.canonicalize().map_err(|e| format!("{}: {e}", root.display()))?;
     let record = Record::new(options.record.as_deref(), false).map_err(|e| format!("record: {e}"))?;
     let rules = options.script.as_deref().map(Rules::of_file).unwrap_or_default();
-    let place = Place::Host { plain: Plain::new(root), devices: Devices::Listed(options.devices) };
+    let environment =
+        Environment::Host { plain: Plain::new(root), devices: Devices::Listed(options.devices) };
     let endpoint = Endpoint::Unix { path: path.clone(), greeted: !options.plain };
     let ended = on_runtime(async {
         let reaper = Reaper::start().map_err(|e| e.to_string())?;
-        live(Agent::new(place, Network::host(), reaper, false), endpoint, Arc::new(record), rules).await
+        live(Agent::new(environment, Network::host(), reaper, false), endpoint, Arc::new(record), rules).await
     });
     std::fs::remove_file(path).ok();
     ended
@@ -151,8 +152,9 @@ fn live_in_guest() -> Result<(), String> {
         let reaper = Reaper::start().map_err(|e| e.to_string())?;
         let network = Network::guest().map_err(|e| e.to_string())?;
         network.loopback_up().await.unwrap_or_else(|e| say(&crate::failure::text(&e)));
-        let place = Place::Guest { crun: Crun::new(reaper.clone()), devices: Devices::kernel() };
-        live(Agent::new(place, network, reaper, seccomp), Endpoint::Vsock, Arc::new(record), rules).await
+        let environment = Environment::Guest { crun: Crun::new(reaper.clone()), devices: Devices::kernel() };
+        live(Agent::new(environment, network, reaper, seccomp), Endpoint::Vsock, Arc::new(record), rules)
+            .await
     })
 }
 
@@ -163,10 +165,10 @@ async fn live(
     record: Arc<Record>,
     rules: Rules,
 ) -> Result<(), String> {
-    let tap = Tap::new(record.clone(), rules);
+    let interposer = Interposer::new(record.clone(), rules);
     let asked = |kind| signal(kind).map_err(|e| e.to_string());
     let (mut terminate, mut interrupt) = (asked(SignalKind::terminate())?, asked(SignalKind::interrupt())?);
-    let _server = serve(endpoint, services(&agent, &record), tap).await?;
+    let _server = serve(endpoint, services(&agent, &record), interposer).await?;
     say("listening");
     tokio::select! {
         () = agent.ended.notified() => sleep(FAREWELL).await,

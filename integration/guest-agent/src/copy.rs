@@ -5,9 +5,9 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use crate::environment::Environment;
 use crate::failure::{Result, Trying, internal};
 use crate::messages::agent::CopyFileRequest;
-use crate::place::Place;
 
 const SHARED: &str = "/run/kata-containers/shared/containers/";
 
@@ -16,8 +16,8 @@ const DIRECTORY: u32 = 0o040_000;
 const LINK: u32 = 0o120_000;
 const REGULAR: u32 = 0o100_000;
 
-pub(crate) fn copy_file(place: &Place, req: &CopyFileRequest) -> Result<()> {
-    let path = target(place, &req.path)?;
+pub(crate) fn copy_file(environment: &Environment, req: &CopyFileRequest) -> Result<()> {
+    let path = target(environment, &req.path)?;
     let parent = path.parent().ok_or_else(|| internal("CopyFile without a name"))?;
     let owner = (u32::try_from(req.uid).ok(), u32::try_from(req.gid).ok());
     let mode = |file: &Path, mode: u32| fs::set_permissions(file, Permissions::from_mode(mode & 0o7777));
@@ -47,13 +47,13 @@ pub(crate) fn copy_file(place: &Place, req: &CopyFileRequest) -> Result<()> {
     }
 }
 
-fn target(place: &Place, path: &str) -> Result<PathBuf> {
+fn target(environment: &Environment, path: &str) -> Result<PathBuf> {
     let refused = || internal(format!("removing {SHARED:?} prefix from {path}"));
     let inside = Path::new(path.strip_prefix(SHARED).ok_or_else(refused)?);
     if inside.as_os_str().is_empty() || !inside.components().all(|c| matches!(c, Component::Normal(_))) {
         return Err(internal(format!("CopyFile to {path}: not a plain path below {SHARED}")));
     }
-    Ok(place.path(SHARED).join(inside))
+    Ok(environment.path(SHARED).join(inside))
 }
 
 /// Writes into a file beside the target; its path once it is whole.

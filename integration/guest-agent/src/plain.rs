@@ -16,8 +16,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::exec_gate::{self, PAUSE};
 use crate::failure::{Result, Trying};
-use crate::hold::{HOLD, PAUSE};
 use crate::messages::{agent as pb, oci};
 use crate::process::{Container, Launched, not_found};
 use crate::stdio::Stdio;
@@ -62,7 +62,7 @@ impl Plain {
         fs::create_dir_all(cwd).trying(format!("work directory {}", cwd.display()))?;
         let mut command = Command::new("/proc/self/exe");
         command
-            .args([HOLD, &number.to_string(), if process.Terminal { "1" } else { "0" }])
+            .args([exec_gate::COMMAND, &number.to_string(), if process.Terminal { "1" } else { "0" }])
             .arg(program)
             .args(&process.Args)
             .env_clear()

@@ -14,8 +14,8 @@ use tokio_vsock::{VsockAddr, VsockListener};
 use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Server, Service};
 
+use crate::interpose::Interposer;
 use crate::script::Rule;
-use crate::tap::Tap;
 
 /// The agent's port.
 const PORT: u32 = 1024;
@@ -38,7 +38,7 @@ pub(crate) enum Endpoint {
 pub(crate) async fn serve(
     endpoint: Endpoint,
     services: HashMap<String, Service>,
-    tap: Arc<Tap>,
+    interposer: Arc<Interposer>,
 ) -> Result<Server, String> {
     let (sender, receiver) = mpsc::channel::<Socket>(1);
     let sockets =
@@ -51,7 +51,7 @@ pub(crate) async fn serve(
                 let mut number = 0;
                 while let Ok((stream, _)) = listener.accept().await {
                     number += 1;
-                    tokio::spawn(vsock_connection(stream, number, tap.clone(), sender.clone()));
+                    tokio::spawn(vsock_connection(stream, number, interposer.clone(), sender.clone()));
                 }
             });
         }
@@ -63,7 +63,13 @@ pub(crate) async fn serve(
                 let mut number = 0;
                 while let Ok((stream, _)) = listener.accept().await {
                     number += 1;
-                    tokio::spawn(unix_connection(stream, number, greeted, tap.clone(), sender.clone()));
+                    tokio::spawn(unix_connection(
+                        stream,
+                        number,
+                        greeted,
+                        interposer.clone(),
+                        sender.clone(),
+                    ));
                 }
             });
         }
@@ -76,10 +82,14 @@ pub(crate) async fn serve(
 async fn vsock_connection(
     stream: tokio_vsock::VsockStream,
     number: u64,
-    tap: Arc<Tap>,
+    interposer: Arc<Interposer>,
     server: mpsc::Sender<Socket>,
 ) {
-    let socket = if tap.is_on() { Socket::new(tap.carry(stream, number).await) } else { Socket::new(stream) };
+    let socket = if interposer.is_on() {
+        Socket::new(interposer.carry(stream, number).await)
+    } else {
+        Socket::new(stream)
+    };
     server.send(socket).await.ok();
 }
 
@@ -87,10 +97,10 @@ async fn unix_connection(
     mut stream: UnixStream,
     number: u64,
     greeted: bool,
-    tap: Arc<Tap>,
+    interposer: Arc<Interposer>,
     server: mpsc::Sender<Socket>,
 ) {
-    let rule = tap.connection();
+    let rule = interposer.connection();
     if let Some(rule) = &rule {
         sleep(Duration::from_millis(rule.before_ms)).await;
     }
@@ -104,8 +114,11 @@ async fn unix_connection(
         }
         Some(rule) if rule.close => {}
         _ => {
-            let socket =
-                if tap.is_on() { Socket::new(tap.carry(stream, number).await) } else { Socket::new(stream) };
+            let socket = if interposer.is_on() {
+                Socket::new(interposer.carry(stream, number).await)
+            } else {
+                Socket::new(stream)
+            };
             server.send(socket).await.ok();
         }
     }
@@ -127,7 +140,7 @@ async fn greet(stream: &mut UnixStream, rule: Option<&Rule>) -> bool {
     let Some(rule) = rule else { return stream.write_all(format!("OK {PORT}\n").as_bytes()).await.is_ok() };
     sleep(Duration::from_millis(rule.delay_ms)).await;
     match &rule.raw {
-        Some(digits) => stream.write_all(&crate::tap::unhex(digits)).await.is_ok(),
+        Some(digits) => stream.write_all(&crate::interpose::unhex(digits)).await.is_ok(),
         None if rule.hang || rule.close => true,
         None => stream.write_all(format!("OK {PORT}\n").as_bytes()).await.is_ok(),
     }

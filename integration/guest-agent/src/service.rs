@@ -206,7 +206,7 @@ impl AgentService for Calls {
         req: pb::UpdateInterfaceRequest,
     ) -> Result<types::Interface> {
         let wanted = req.interface.into_option().ok_or_else(|| invalid("empty update interface request"))?;
-        self.agent.network.update_interface(self.agent.place.devices(), wanted).await
+        self.agent.network.update_interface(self.agent.environment.devices(), wanted).await
     }
 
     async fn update_routes(&self, _: &TtrpcContext, req: pb::UpdateRoutesRequest) -> Result<pb::Routes> {
@@ -240,7 +240,7 @@ impl AgentService for Calls {
     ) -> Result<pb::GuestDetailsResponse> {
         let details = pb::AgentDetails {
             version: VERSION.to_owned(),
-            init_daemon: self.agent.place.is_guest(),
+            init_daemon: self.agent.environment.is_guest(),
             supports_seccomp: self.agent.seccomp,
             storage_handlers: STORAGE_HANDLERS.map(str::to_owned).to_vec(),
             ..Default::default()
@@ -258,11 +258,11 @@ impl AgentService for Calls {
     }
 
     async fn copy_file(&self, _: &TtrpcContext, req: pb::CopyFileRequest) -> Result<Empty> {
-        copy_file(&self.agent.place, &req).map(|()| Empty::new())
+        copy_file(&self.agent.environment, &req).map(|()| Empty::new())
     }
 
     async fn set_guest_date_time(&self, _: &TtrpcContext, req: pb::SetGuestDateTimeRequest) -> Result<Empty> {
-        if self.agent.place.is_guest() {
+        if self.agent.environment.is_guest() {
             let now = nix::sys::time::TimeSpec::new(req.Sec, req.Usec * 1000);
             nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, now).trying("set the clock")?;
         }
@@ -273,7 +273,7 @@ impl AgentService for Calls {
         if req.data.is_empty() {
             return Err(internal("ReseedRandomDev without data"));
         }
-        if self.agent.place.is_guest() {
+        if self.agent.environment.is_guest() {
             std::fs::write("/dev/urandom", &req.data).trying("/dev/urandom")?;
         }
         Ok(Empty::new())

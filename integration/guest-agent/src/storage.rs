@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::boot;
+use crate::environment::Environment;
 use crate::failure::{Result, Trying, internal};
 use crate::messages::agent::Storage;
-use crate::place::Place;
 
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 
@@ -31,7 +31,7 @@ impl Storages {
     /// Mounts `storage` unless something was asked for at its mount point before.
     ///
     /// As with the real agent, a shared one whose mount failed counts as mounted from then on.
-    pub(crate) async fn add(&self, place: &Place, storage: &Storage) -> Result<()> {
+    pub(crate) async fn add(&self, environment: &Environment, storage: &Storage) -> Result<()> {
         {
             let mut mounted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // A shared one is known, and mounted, also while nobody uses it.
@@ -41,7 +41,7 @@ impl Storages {
             }
             mounted.insert(storage.mount_point.clone(), Mounted { users: 1, shared: storage.shared });
         }
-        let made = make(place, storage).await;
+        let made = make(environment, storage).await;
         if made.is_err() && !storage.shared {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&storage.mount_point);
         }
@@ -49,37 +49,37 @@ impl Storages {
     }
 
     /// One user less; the last one unmounts.
-    pub(crate) fn release(&self, place: &Place, mount_point: &str) {
+    pub(crate) fn release(&self, environment: &Environment, mount_point: &str) {
         let mut mounted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = mounted.get_mut(mount_point) else { return };
         entry.users = entry.users.saturating_sub(1);
         if entry.users == 0 && !entry.shared {
             mounted.remove(mount_point);
             // Its directory may be gone already.
-            place.unmount(mount_point).ok();
+            environment.unmount(mount_point).ok();
         }
     }
 }
 
-async fn make(place: &Place, s: &Storage) -> Result<()> {
+async fn make(environment: &Environment, s: &Storage) -> Result<()> {
     if s.fs_group.is_some() {
         return Err(internal("fs_group is not implemented by the test agent"));
     }
     let what = format!("storage {} {:?} at {:?}", s.driver, s.source, s.mount_point);
-    let target = place.path(&s.mount_point);
+    let target = environment.path(&s.mount_point);
     fs::create_dir_all(&target).trying(&what)?;
     match s.driver.as_str() {
         "blk-ccw" | "scsi" => {
             if let Some(option) = s.driver_options.first() {
                 return Err(internal(format!("{what}: {option} is not implemented by the test agent")));
             }
-            let disk = place.devices().disk(&s.driver, &s.source).await?;
-            place.mount(&disk, &target, &s.fstype, &s.options).trying(&what)
+            let disk = environment.devices().disk(&s.driver, &s.source).await?;
+            environment.mount(&disk, &target, &s.fstype, &s.options).trying(&what)
         }
-        "overlayfs" => overlay(place, s, &target).trying(&what),
+        "overlayfs" => overlay(environment, s, &target).trying(&what),
         // The real agent drops the mount options of a tmpfs as well.
         "ephemeral" => {
-            place.mount(Path::new(&s.source), &target, &s.fstype, &[]).trying(&what)?;
+            environment.mount(Path::new(&s.source), &target, &s.fstype, &[]).trying(&what)?;
             own(&target, s, 0o1777).trying(&what)
         }
         "local" => own(&target, s, 0o777).trying(&what),
@@ -87,20 +87,20 @@ async fn make(place: &Place, s: &Storage) -> Result<()> {
     }
 }
 
-fn overlay(place: &Place, s: &Storage, target: &Path) -> nix::Result<()> {
+fn overlay(environment: &Environment, s: &Storage, target: &Path) -> nix::Result<()> {
     for option in &s.driver_options {
         let dir = option.strip_prefix(CREATE_DIRECTORY).ok_or(Errno::EINVAL)?;
-        fs::create_dir_all(place.path(dir)).map_err(errno)?;
+        fs::create_dir_all(environment.path(dir)).map_err(errno)?;
     }
     // On the host nothing is mounted, so look as mount(2) would.
     for dirs in s.options.iter().filter_map(|o| o.split_once('=')) {
         if matches!(dirs.0, "lowerdir" | "upperdir" | "workdir") {
             for dir in dirs.1.split(':') {
-                fs::read_dir(place.path(dir)).map_err(errno)?;
+                fs::read_dir(environment.path(dir)).map_err(errno)?;
             }
         }
     }
-    place.mount(Path::new("overlay"), target, "overlay", &s.options)
+    environment.mount(Path::new("overlay"), target, "overlay", &s.options)
 }
 
 /// Mode and group of a directory, `mode=<octal>` and `fsgid=<gid>` among the options.

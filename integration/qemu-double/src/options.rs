@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use qemu_double::words;
+use qemu_double::command_line;
 
 /// What matters here.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ pub(crate) struct Options {
 /// QEMU's own words for what it does not take.
 pub(crate) fn parse(args: &[String]) -> Result<Options, String> {
     let mut options = Options::default();
-    for (name, value) in words::split(args)? {
+    for (name, value) in command_line::split(args)? {
         let Some(value) = value else { continue };
         let of = |key: &str| value.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
         let number = || of("fd").and_then(|n| n.parse().ok()).unwrap_or(-1);

@@ -63,7 +63,7 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
-        let all = qemu_double::words::split(words)?;
+        let all = qemu_double::command_line::split(words)?;
         let mut options = Self { memory: 128 << 20, cpus: 1, ..Self::default() };
         for (name, value) in &all {
             if let Some(value) = value {

@@ -14,14 +14,14 @@ use nix::unistd::setsid;
 
 use crate::sys;
 
-/// The first argument that makes this program a holder.
-pub(crate) const HOLD: &str = "hold";
+/// The first argument that makes this program the gate of a container.
+pub(crate) const COMMAND: &str = "exec-gate";
 
 /// The program every pod's first container runs; the host has none, so it is played here.
 pub(crate) const PAUSE: &str = "/pause";
 
 /// `GATE TERMINAL PROGRAM NAME ARG…`: descriptor to wait for (0: none), 1 with a terminal, file and its argv.
-pub(crate) fn hold(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+pub(crate) fn run(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let mut number = || args.next().and_then(|a| a.to_str()?.parse::<i32>().ok()).unwrap_or(0);
     let (gate, terminal) = (number(), number() == 1);
     let (Some(program), Some(name)) = (args.next(), args.next()) else {

@@ -35,14 +35,14 @@ struct Frame {
     payload: Vec<u8>,
 }
 
-pub(crate) struct Tap {
+pub(crate) struct Interposer {
     record: Arc<Record>,
     rules: Rules,
     /// Request and answer of each method, by `service/method`.
     methods: HashMap<String, (MessageDescriptor, MessageDescriptor)>,
 }
 
-impl Tap {
+impl Interposer {
     pub(crate) fn new(record: Arc<Record>, rules: Rules) -> Arc<Self> {
         let files = [agent::file_descriptor(), health::file_descriptor()];
         let mut methods = HashMap::new();
@@ -74,7 +74,7 @@ impl Tap {
         let (from_agent, to_agent) = split(inside);
         let (closed, mut closing) = watch::channel(false);
         let line = Arc::new(Line {
-            tap: self,
+            interposer: self,
             number,
             to_host: AsyncMutex::new(Some(Box::new(to_host))),
             to_agent: AsyncMutex::new(to_agent),
@@ -98,7 +98,7 @@ impl Tap {
 
 /// One connection.
 struct Line {
-    tap: Arc<Tap>,
+    interposer: Arc<Interposer>,
     number: u64,
     /// `None` once nothing more is to be sent.
     to_host: AsyncMutex<Option<Box<dyn AsyncWrite + Send + Unpin>>>,
@@ -119,10 +119,18 @@ impl Line {
                 continue;
             };
             let name = format!("{}/{}", request.service, request.method);
-            let value =
-                self.tap.methods.get(&name).map_or(Value::Null, |(kind, _)| to_json(kind, &request.payload));
-            self.tap.record.request(self.number, &request.method, request.timeout_nano / 1_000_000, &value);
-            match self.tap.rules.take(&request.method, &value) {
+            let value = self
+                .interposer
+                .methods
+                .get(&name)
+                .map_or(Value::Null, |(kind, _)| to_json(kind, &request.payload));
+            self.interposer.record.request(
+                self.number,
+                &request.method,
+                request.timeout_nano / 1_000_000,
+                &value,
+            );
+            match self.interposer.rules.take(&request.method, &value) {
                 None => self.forward(&frame).await?,
                 Some(rule) => {
                     let line = self.clone();
@@ -284,7 +292,7 @@ impl Line {
     fn changed(&self, name: &str, response: &[u8], fields: &Value) -> Vec<u8> {
         let lie = || -> Option<Vec<u8>> {
             let mut response = Response::parse_from_bytes(response).ok()?;
-            let kind = &self.tap.methods.get(name)?.1;
+            let kind = &self.interposer.methods.get(name)?.1;
             let mut value = to_json(kind, &response.payload);
             for (field, new) in script::expand(fields).as_object()? {
                 value[field] = new.clone();

@@ -9,12 +9,12 @@ use crate::plain::Plain;
 use crate::storage;
 
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum Environment {
     Guest { crun: Crun, devices: Devices },
     Host { plain: Plain, devices: Devices },
 }
 
-impl Place {
+impl Environment {
     pub(crate) fn is_guest(&self) -> bool {
         matches!(self, Self::Guest { .. })
     }
