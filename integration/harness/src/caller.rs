@@ -14,6 +14,9 @@ use ttrpc::context::{Context, with_duration};
 
 use crate::{Bundle, within};
 
+/// No stdin, stdout or stderr.
+pub const NO_STREAMS: [&str; 3] = ["", "", ""];
+
 /// Longer than anything that works.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -142,7 +145,7 @@ impl Shim {
 
     /// Exec, start, wait, delete: the exit status.
     pub async fn run_exec(&self, id: &str, exec: &str, args: &[&str]) -> u32 {
-        self.exec(id, exec, crate::Bundle::process(args), ["", "", ""]).await.expect("exec");
+        self.exec(id, exec, Bundle::process(args), NO_STREAMS).await.expect("exec");
         self.start(id, exec).await.expect("start exec");
         let status = self.wait(id, exec).await.expect("wait exec");
         self.delete(id, exec).await.expect("delete exec");

@@ -20,7 +20,7 @@ mod stage;
 mod wait;
 
 pub use bundle::Bundle;
-pub use caller::{Code, Shim, code, reader};
+pub use caller::{Code, NO_STREAMS, Shim, code, reader};
 pub use census::Census;
 pub use cgroup::{cgroup_of, cgroup_top, limit_memory};
 pub use containerd::{Containerd, IMAGE, MEMBER, SANDBOX};

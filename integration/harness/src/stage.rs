@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::doubles::Doubles;
-use crate::{Bundle, Census, Events, Shim, program, within};
+use crate::{Bundle, Census, Events, NO_STREAMS, Shim, program, within};
 
 /// One stage; when it goes, everything on it has to be gone.
 #[derive(Debug)]
@@ -144,17 +144,16 @@ impl Stage {
     pub async fn running(&self, id: &str, bundle: &Bundle) -> Shim {
         let dir = self.bundle(id, bundle);
         let shim = self.shim(id, &dir).await;
-        shim.create(id, &dir, ["", "", ""]).await.expect("create");
+        shim.create(id, &dir, NO_STREAMS).await.expect("create");
         shim.start(id, "").await.expect("start");
         shim
     }
 
     /// Creates a pod that cannot start: the error, in one line, and a clean node.
     pub async fn refused(&self, bundle: &Bundle) -> String {
-        let none = ["", "", ""];
         let dir = self.bundle("c1", bundle);
         let shim = self.shim("c1", &dir).await;
-        let e = within("an error", 20, shim.create("c1", &dir, none)).await.expect_err("cannot start");
+        let e = within("an error", 20, shim.create("c1", &dir, NO_STREAMS)).await.expect_err("cannot start");
         shim.shutdown(true).await.expect("shutdown");
         self.assert_clean();
         let text = e.to_string();

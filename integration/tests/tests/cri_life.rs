@@ -1,8 +1,6 @@
 //! Pods and containers live as the kubelet leads them, through containerd's CRI: from RunPodSandbox to
 //! nothing left.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::time::{Duration, Instant};
 
 use cri::api::{

@@ -1,7 +1,5 @@
 //! What the containers of a pod see of it: names, network, ports, sysctls, process ids.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::io::{Read, Write};
 use std::time::Duration;
 

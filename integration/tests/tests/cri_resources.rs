@@ -1,7 +1,5 @@
 //! Limits, and the figures that `crictl stats`, `kubectl top` and the kubelet's eviction take.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use cri::Node;
 use cri::api::{
     ContainerStats, ContainerStatsFilter, LinuxContainerResources, ListContainerStatsRequest,

@@ -1,7 +1,5 @@
 //! Who a container is and what it may do: users, groups, capabilities, paths, seccomp.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 
 use cri::api::security_profile::ProfileType;

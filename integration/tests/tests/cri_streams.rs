@@ -1,8 +1,6 @@
 //! What `kubectl exec`, `attach`, `port-forward` and `logs` stand on: ExecSync, the streaming server, and
 //! the log that containerd writes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::time::{Duration, Instant};
 

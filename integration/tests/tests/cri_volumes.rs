@@ -1,7 +1,5 @@
 //! Files of the node and of images in a pod's containers; and what CRI may ask for that no VM can give.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;

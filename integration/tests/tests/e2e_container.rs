@@ -1,7 +1,5 @@
 //! Containers in a real guest, through containerd and `ctr`: what a user sees of them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};

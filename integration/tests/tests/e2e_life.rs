@@ -1,13 +1,9 @@
 //! The Task API's promises on a real guest, asked as containerd asks: waiters, taken and unknown names,
 //! a container that is deleted before it starts.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::path::Path;
 
-use harness::{Bundle, Code, Containerd, Shim, cached, code, within};
-
-const NONE: [&str; 3] = ["", "", ""];
+use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, cached, code, within};
 
 /// A bundle of a container that is never started; its program must be there all the same.
 fn bundle(node: &Containerd, id: &str) -> std::path::PathBuf {
@@ -20,7 +16,7 @@ fn bundle(node: &Containerd, id: &str) -> std::path::PathBuf {
 }
 
 async fn waiters(shim: &Shim) {
-    shim.exec("pod", "e1", Bundle::process(&["sleep", "1000"]), NONE).await.expect("exec");
+    shim.exec("pod", "e1", Bundle::process(&["sleep", "1000"]), NO_STREAMS).await.expect("exec");
     shim.start("pod", "e1").await.expect("start");
     let (one, two, three, ()) =
         tokio::join!(shim.wait("pod", "e1"), shim.wait("pod", "e1"), shim.wait("pod", "e1"), async {
@@ -32,7 +28,7 @@ async fn waiters(shim: &Shim) {
 }
 
 async fn names(shim: &Shim, dir: &Path) {
-    assert_eq!(code(&shim.create("pod", dir, NONE).await), Some(Code::ALREADY_EXISTS));
+    assert_eq!(code(&shim.create("pod", dir, NO_STREAMS).await), Some(Code::ALREADY_EXISTS));
     for (id, exec) in [("cx", ""), ("cx", "e1"), ("pod", "ex")] {
         shim.assert_unknown(id, exec).await;
     }
@@ -50,7 +46,7 @@ async fn waiters_names_and_deletes_of_one_guest() {
     names(&shim, &node.path("state/io.containerd.runtime.v2.task/default/pod")).await;
     let dir = bundle(&node, "member");
     for _ in 0..2 {
-        shim.create("member", &dir, NONE).await.expect("create");
+        shim.create("member", &dir, NO_STREAMS).await.expect("create");
         assert_eq!(shim.delete("member", "").await, Ok(0), "never started");
         assert_eq!(code(&shim.state("member", "").await), Some(Code::NOT_FOUND));
     }

@@ -1,8 +1,6 @@
 //! What happens around a container on its node: other containerds, a containerd that dies, a VM that
 //! dies.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::time::Duration;
 

@@ -2,9 +2,6 @@
 //!
 //! Measured in emulation, where QEMU's buffer for translated code is told apart: KVM has none.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-#![allow(clippy::print_stdout)] // the figures, with --nocapture
-
 use std::fs;
 use std::path::PathBuf;
 

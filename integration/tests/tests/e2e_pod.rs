@@ -1,8 +1,5 @@
 //! Pods in a real guest: several containers that share what a pod shares, and the pod's network.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-#![allow(clippy::print_stderr)]
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};

@@ -1,8 +1,6 @@
 //! What we hand to QEMU as a name, a path or a text arrives as that and nothing else: the real program,
 //! asked back over QMP.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,5 @@
 //! What a node installs has nothing of the test bed in it: no failpoint, no machine made of files, no double.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 use std::path::Path;
 
 /// Names that only test builds and the programs of the test bed have.

@@ -1,7 +1,5 @@
 //! Root file systems of every origin in a real guest: what stands in them is what the image has.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::Path;

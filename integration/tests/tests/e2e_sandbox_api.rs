@@ -1,8 +1,6 @@
 //! What is peculiar to containerd's Sandbox API under CRI: what no pause container brings, and the ends
 //! of VM, shim and containerd.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::process::Command;
 
 use cri::api::{

@@ -1,8 +1,6 @@
 //! Real guests from sealed images, in the production configuration, on a machine with Secure Execution
 //! that softuv plays: what may run does, what may not is refused in one line, and nobody sees a secret.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};

@@ -1,7 +1,5 @@
 //! A container's seccomp profile holds in the guest, for its first process and for every exec.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 
 use harness::Containerd;

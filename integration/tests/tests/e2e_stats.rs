@@ -1,7 +1,5 @@
 //! What a real guest counts, and what happens when a container of it takes more than its limit.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::process::Stdio;
 

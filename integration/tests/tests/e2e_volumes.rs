@@ -1,8 +1,6 @@
 //! Volumes in a real guest: files and folders of the host as copies, and the pod's empty folders in the
 //! guest's memory, shared by its containers.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 

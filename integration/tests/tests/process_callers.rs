@@ -1,8 +1,6 @@
 //! A whole pod, led exactly as callers do whose daemons are not on the test machines: CRI-O, and
 //! containerd from 2.3 on. Each is restarted in between and finds its pod again.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::path::Path;
 
 use containerd_shim_protos::api;

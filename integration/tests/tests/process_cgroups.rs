@@ -1,7 +1,5 @@
 //! The shim runs in its pod's cgroup, or outside where the operator wants it so, and gives back what it made.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! The snippets for containerd, CRI-O and Kubernetes name keys that those know, and each other.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,12 +1,10 @@
 //! QEMU gets what it is meant to have and nothing else; what we make is ours alone.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
 
-use harness::{Bundle, Stage};
+use harness::{Bundle, NO_STREAMS, Stage};
 
 fn fds(pid: u32) -> BTreeSet<String> {
     let dir = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("fds");
@@ -121,7 +119,7 @@ async fn no_secret_is_in_any_log_or_state() {
     bundle.config["process"]["env"] = serde_json::json!([format!("TOKEN={canary}"), "PATH=/usr/bin:/bin"]);
     bundle.config["annotations"] = serde_json::json!({"secret": canary});
     let shim = stage.running("c1", &bundle).await;
-    shim.exec("c1", "e1", Bundle::process(&["/no/such", canary]), ["", "", ""]).await.expect("exec");
+    shim.exec("c1", "e1", Bundle::process(&["/no/such", canary]), NO_STREAMS).await.expect("exec");
     shim.start("c1", "e1").await.expect_err("missing");
     let mut text = stage.log();
     for entry in std::fs::read_dir(stage.path("run")).expect("run").flatten() {

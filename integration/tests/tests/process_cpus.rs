@@ -1,13 +1,9 @@
 //! QEMU and its helpers run on the CPUs that the pod's containers may use, and on no others.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::collections::BTreeSet;
 
-use harness::{Bundle, Code, Shim, Stage, cgroup_of, code, eventually};
+use harness::{Bundle, Code, NO_STREAMS, Shim, Stage, cgroup_of, code, eventually};
 use serde_json::json;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 fn on(mut bundle: Bundle, cpus: &str) -> Bundle {
     bundle.config["linux"]["resources"]["cpu"] = json!({ "cpus": cpus });
@@ -41,7 +37,7 @@ fn all() -> String {
 
 async fn member(stage: &Stage, shim: &Shim, id: &str, cpus: &str) {
     let dir = stage.bundle(id, &on(Bundle::sh("sleep 1000").member("s1"), cpus));
-    shim.create(id, &dir, NONE).await.expect("create");
+    shim.create(id, &dir, NO_STREAMS).await.expect("create");
 }
 
 #[tokio::test]

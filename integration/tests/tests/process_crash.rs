@@ -1,15 +1,11 @@
 //! A pod that fails or whose shim is killed at any step leaves the node as it was.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, PodNetns, Shim, Stage, cgroup_top, code, within};
+use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, Stage, cgroup_top, code, within};
 use kata_se::test_api::Step;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// Steps that belong to a pod's end or to a process; the others are all on the way of its Create.
 const LATER: [Step; 8] = [
@@ -42,12 +38,12 @@ async fn whole_life(stage: &Stage, netns: &PodNetns) -> ttrpc::Result<()> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let address = String::from_utf8(output.stdout).expect("address");
     let shim = Shim::connect(&address, &stage.path("stdio")).await;
-    shim.create("s1", &dir, NONE).await?;
+    shim.create("s1", &dir, NO_STREAMS).await?;
     shim.start("s1", "").await?;
     let member = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
-    shim.create("m1", &member, NONE).await?;
+    shim.create("m1", &member, NO_STREAMS).await?;
     shim.start("m1", "").await?;
-    shim.exec("m1", "e1", Bundle::process(&["/bin/true"]), NONE).await?;
+    shim.exec("m1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await?;
     shim.start("m1", "e1").await?;
     shim.wait("m1", "e1").await?;
     shim.kill("m1", "", 9).await?;
@@ -118,7 +114,7 @@ async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
             let shim = stage.shim("s1", &dir).await;
             let served = harness::Census::take(&stage.path(""), &stage.path("run"));
             failpoint(&stage, &point);
-            let e = shim.create("s1", &dir, NONE).await.expect_err(&point).to_string();
+            let e = shim.create("s1", &dir, NO_STREAMS).await.expect_err(&point).to_string();
             assert!(e.contains("create container s1") && e.contains("failpoint"), "{e}");
             let own = |line: &String| {
                 ["/pack", "/journal", "/log", "/state.json"].iter().any(|name| line.contains(name))
@@ -126,7 +122,7 @@ async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
             let left: Vec<_> = served.difference().into_iter().filter(|line| !own(line)).collect();
             assert!(left.is_empty(), "{point}: {left:?}");
             failpoint(&stage, "");
-            shim.create("s1", &dir, NONE).await.expect("the same id at once");
+            shim.create("s1", &dir, NO_STREAMS).await.expect("the same id at once");
             shim.shutdown(true).await.expect("shutdown");
             clean.assert_clean();
         }
@@ -162,10 +158,10 @@ async fn a_create_that_failed_can_be_repeated_at_once() {
     let dir = stage.bundle("c1", &Bundle::sh("exit 5"));
     let shim = stage.shim("c1", &dir).await;
     stage.double(|orders| orders["refuse"] = "blockdev-add".into());
-    let e = shim.create("c1", &dir, NONE).await.expect_err("refused").to_string();
+    let e = shim.create("c1", &dir, NO_STREAMS).await.expect_err("refused").to_string();
     assert!(e.contains("blockdev-add refused"), "{e}");
     stage.double(|_| ());
-    shim.create("c1", &dir, NONE).await.expect("the same id, the same shim");
+    shim.create("c1", &dir, NO_STREAMS).await.expect("the same id, the same shim");
     shim.start("c1", "").await.expect("start");
     assert_eq!(shim.wait("c1", "").await, Ok(5));
     stage.end(&shim, "c1").await;
@@ -197,7 +193,7 @@ async fn delete_of_a_member_leaves_the_living_pod_alone_and_of_the_sandbox_ends_
     let stage = Stage::new().await;
     let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     let dir = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
-    shim.create("m1", &dir, NONE).await.expect("create");
+    shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     stage.delete("m1");
     assert_eq!(shim.state("m1", "").await.expect("state").status.value(), 2, "untouched");
@@ -217,7 +213,7 @@ async fn a_create_that_its_client_gave_up_is_ended_by_delete() {
     stage.script(&serde_json::json!([{"call": "CreateContainer", "hang": true}]));
     let dir = stage.bundle("c1", &Bundle::sh("true"));
     let shim = stage.shim("c1", &dir).await;
-    let given_up = shim.create_for("c1", &dir, NONE, false, Duration::from_millis(1500)).await;
+    let given_up = shim.create_for("c1", &dir, NO_STREAMS, false, Duration::from_millis(1500)).await;
     assert!(given_up.is_err(), "{given_up:?}");
     let deleted = within("the cancelled create", 10, shim.delete("c1", "")).await;
     assert_eq!(code(&deleted), Some(Code::NOT_FOUND));
@@ -231,13 +227,13 @@ async fn qemu_killed_under_a_running_pod_ends_each_process_once() {
     let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     for id in ["m1", "m2"] {
         let dir = stage.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
-        shim.create(id, &dir, NONE).await.expect("create");
+        shim.create(id, &dir, NO_STREAMS).await.expect("create");
         shim.start(id, "").await.expect("start");
-        shim.exec(id, "e1", Bundle::process(&["/bin/sleep", "1000"]), NONE).await.expect("exec");
+        shim.exec(id, "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
         shim.start(id, "e1").await.expect("start");
     }
     let dir = stage.bundle("m3", &Bundle::sh("sleep 1000").member("s1"));
-    shim.create("m3", &dir, NONE).await.expect("created, never started");
+    shim.create("m3", &dir, NO_STREAMS).await.expect("created, never started");
     let (_, vm) = shim.pid("s1").await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(vm as i32), nix::sys::signal::Signal::SIGKILL)
         .expect("kill");

@@ -1,11 +1,9 @@
 //! Every caller finds the shim: containerd 1.6 to 2.3 and CRI-O, each in its own dialect; what is
 //! printed is exactly what they parse.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
-use harness::{Bundle, Shim, Stage};
+use harness::{Bundle, NO_STREAMS, Shim, Stage};
 
 #[tokio::test]
 async fn a_bare_address_for_old_callers_also_in_the_bundle() {
@@ -84,7 +82,7 @@ async fn crios_pods_need_no_events() {
     let dir = stage.bundle("m1", &Bundle::sh("exit 4").crio_member("s1"));
     assert_eq!(stage.shim("m1", &dir).await.address, shim.address);
     assert_eq!(std::fs::read_to_string(dir.join("address")).expect("address"), shim.address);
-    shim.create("m1", &dir, ["", "", ""]).await.expect("create");
+    shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     assert_eq!(shim.wait("m1", "").await, Ok(4));
     shim.delete("m1", "").await.expect("delete");

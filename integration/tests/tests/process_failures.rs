@@ -1,14 +1,10 @@
 //! What keeps a pod from starting, or hangs under it, is told in one line that names it; and the node
 //! is as it was.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::time::Duration;
 
-use harness::{Bundle, Stage};
+use harness::{Bundle, NO_STREAMS, Stage};
 use serde_json::json;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 #[tokio::test]
 async fn whatever_is_missing_is_named() {
@@ -99,7 +95,7 @@ async fn a_full_disk_for_the_layers_is_named() {
     let dir = stage.bundle("c1", &Bundle::sh("true"));
     std::fs::write(dir.join("rootfs/big"), vec![7; 1 << 20]).expect("big");
     let shim = stage.shim("c1", &dir).await;
-    let e = shim.create("c1", &dir, NONE).await.expect_err("full").to_string();
+    let e = shim.create("c1", &dir, NO_STREAMS).await.expect_err("full").to_string();
     shim.shutdown(true).await.expect("shutdown");
     nix::mount::umount(&layers).expect("umount");
     assert!(e.contains("pack image layers into") && e.contains("No space left"), "{e}");

@@ -1,7 +1,5 @@
 //! Port forwarding where its end is nobody's fault: a node that cannot have it, a guest that does not answer.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 

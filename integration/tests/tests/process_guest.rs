@@ -1,13 +1,9 @@
 //! A guest that hangs, lies or goes away: every call has an end, and the pod stays in our hands.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, PodNetns, Shim, Stage, code, eventually, within};
+use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, Stage, code, eventually, within};
 use serde_json::{Value, json};
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// The limit of a call in these tests.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -81,7 +77,7 @@ async fn a_create_whose_guest_stops_answering_fails_and_is_undone() {
             stage.script(&silence);
             let shim = stage.shim("c1", &dir).await;
             let began = Instant::now();
-            let result = within("an error", 10, shim.create("c1", &dir, NONE)).await;
+            let result = within("an error", 10, shim.create("c1", &dir, NO_STREAMS)).await;
             assert_eq!(code(&result), Some(Code::DEADLINE_EXCEEDED), "{call}: {result:?}");
             let text = result.expect_err("no answer").to_string();
             assert!(text.contains(&format!("agent {call}: no answer within 1 s")), "{text}");
@@ -118,7 +114,7 @@ async fn every_call_of_a_running_pod_has_an_end() {
         silence("UpdateContainer");
         ends("UpdateContainer", shim.update("c1", &json!({"cpu": {"shares": 2}}))).await;
         silence("ExecProcess");
-        shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NONE).await.expect("exec");
+        shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await.expect("exec");
         ends("ExecProcess", shim.start("c1", "e1")).await;
         shim.delete("c1", "e1").await.expect("delete");
         silence("SignalProcess");
@@ -153,7 +149,7 @@ async fn a_member_that_the_guest_does_not_remove_is_said_and_goes_with_its_pod()
     for (n, silence) in silences("RemoveContainer").iter().enumerate() {
         let id = format!("m{n}");
         let dir = stage.bundle(&id, &Bundle::sh("exit 3").member("c1"));
-        shim.create(&id, &dir, NONE).await.expect("create");
+        shim.create(&id, &dir, NO_STREAMS).await.expect("create");
         shim.start(&id, "").await.expect("start");
         assert_eq!(shim.wait(&id, "").await, Ok(3));
         stage.script(silence);
@@ -169,7 +165,7 @@ async fn a_start_that_hangs_fails_and_leaves_a_container_that_can_be_deleted() {
     stage.script(&json!([{"call": "StartContainer", "hang": true}]));
     let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
     let shim = stage.shim("c1", &dir).await;
-    shim.create("c1", &dir, NONE).await.expect("create");
+    shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     let started = within("an error", 8, shim.start("c1", "")).await;
     assert_eq!(code(&started), Some(Code::DEADLINE_EXCEEDED), "{started:?}");
     assert!(started.expect_err("hung").to_string().contains("agent StartContainer: no answer within 5 s"));
@@ -185,7 +181,7 @@ async fn one_slow_container_does_not_slow_the_pod() {
         {"call": "CreateContainer", "hang": true}]));
     let dir = stage.bundle("m1", &Bundle::sh("true").member("s1"));
     let slow = shim.clone();
-    let creating = tokio::spawn(async move { slow.create("m1", &dir, NONE).await });
+    let creating = tokio::spawn(async move { slow.create("m1", &dir, NO_STREAMS).await });
     eventually("the call hangs", 5, || {
         stage.requests().iter().filter(|r| r["call"] == "CreateContainer").count() == 2
     })
@@ -209,7 +205,7 @@ async fn lies_of_a_guest_are_harmless() {
     ]));
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     for exec in ["e1", "e2"] {
-        shim.exec("c1", exec, Bundle::process(&["/bin/true"]), NONE).await.expect("exec");
+        shim.exec("c1", exec, Bundle::process(&["/bin/true"]), NO_STREAMS).await.expect("exec");
         shim.start("c1", exec).await.expect("start");
         let status = within("an end", 20, shim.wait("c1", exec)).await.expect("wait");
         assert!(status <= 255, "{status}");
@@ -250,7 +246,9 @@ async fn a_connection_lost_while_waiting_loses_no_exit_code() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     stage.script(&json!([{"call": "StatsContainer", "close": true}, {"call": "SignalProcess", "nth": 1, "close": true}]));
-    shim.exec("c1", "e1", Bundle::process(&["/bin/sh", "-c", "sleep 2; exit 6"]), NONE).await.expect("exec");
+    shim.exec("c1", "e1", Bundle::process(&["/bin/sh", "-c", "sleep 2; exit 6"]), NO_STREAMS)
+        .await
+        .expect("exec");
     shim.start("c1", "e1").await.expect("start");
     let lost = shim.kill("c1", "", 18).await;
     assert_eq!(code(&lost), Some(Code::UNAVAILABLE), "not repeated: {lost:?}");

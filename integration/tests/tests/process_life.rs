@@ -1,18 +1,14 @@
 //! A container's life is what containerd relies on: pids, exit codes, states, events in order, and
 //! errors with the codes callers look for.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
-use harness::{Bundle, Code, Stage, code, eventually, within};
-
-const NONE: [&str; 3] = ["", "", ""];
+use harness::{Bundle, Code, NO_STREAMS, Stage, code, eventually, within};
 
 #[tokio::test]
 async fn a_container_from_create_to_shutdown() {
     let stage = Stage::new().await;
     let dir = stage.bundle("c1", &Bundle::sh("exit 7"));
     let shim = stage.shim("c1", &dir).await;
-    let pid = shim.create("c1", &dir, NONE).await.expect("create");
+    let pid = shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     assert!(std::fs::exists(format!("/proc/{pid}")).expect("proc"), "the VM's process is a host process");
     assert_eq!(shim.pids("c1").await, Ok(vec![pid]));
     assert_eq!(shim.state("c1", "").await.expect("state").status.value(), 1, "created");
@@ -51,7 +47,7 @@ async fn exit_codes_are_codes_or_128_and_the_signal() {
 async fn an_exec_of_a_missing_program_says_so_at_once() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
-    shim.exec("c1", "e1", Bundle::process(&["/no/such/program"]), NONE).await.expect("exec");
+    shim.exec("c1", "e1", Bundle::process(&["/no/such/program"]), NO_STREAMS).await.expect("exec");
     let e = within("an answer", 1, shim.start("c1", "e1")).await.expect_err("missing").to_string();
     assert!(e.contains("start exec e1 of container c1") && e.contains("/no/such/program"), "{e}");
     shim.delete("c1", "e1").await.expect("delete");
@@ -63,7 +59,7 @@ async fn an_exec_of_a_missing_program_says_so_at_once() {
 async fn a_running_exec_can_be_killed_and_everyone_who_waits_is_told() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
-    shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NONE).await.expect("exec");
+    shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
     assert_eq!(code(&shim.kill("c1", "e1", 9).await), Some(Code::FAILED_PRECONDITION), "not started");
     shim.start("c1", "e1").await.expect("start");
     let (one, two, three, ()) =
@@ -80,9 +76,9 @@ async fn names_that_are_taken_or_unknown_have_their_codes() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
     let dir = stage.path("bundles/c1");
-    assert_eq!(code(&shim.create("c1", &dir, NONE).await), Some(Code::ALREADY_EXISTS));
-    shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NONE).await.expect("exec");
-    let again = shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NONE).await;
+    assert_eq!(code(&shim.create("c1", &dir, NO_STREAMS).await), Some(Code::ALREADY_EXISTS));
+    shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await.expect("exec");
+    let again = shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await;
     assert_eq!(code(&again), Some(Code::ALREADY_EXISTS));
     assert_eq!(code(&shim.start("c1", "").await), Some(Code::FAILED_PRECONDITION), "running already");
     assert_eq!(code(&shim.delete("c1", "").await), Some(Code::FAILED_PRECONDITION), "running");
@@ -116,10 +112,10 @@ async fn a_container_that_was_never_started_can_be_deleted() {
     let stage = Stage::new().await;
     let dir = stage.bundle("c1", &Bundle::sh("exit 7"));
     let shim = stage.shim("c1", &dir).await;
-    shim.create("c1", &dir, NONE).await.expect("create");
+    shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     assert_eq!(shim.delete("c1", "").await, Ok(0));
     // containerd's own way: it kills, waits for the end, then deletes.
-    shim.create("c1", &dir, NONE).await.expect("create");
+    shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     shim.kill("c1", "", 9).await.expect("kill");
     assert_eq!(within("its end", 5, shim.wait("c1", "")).await, Ok(137));
     assert_eq!(shim.delete("c1", "").await, Ok(137));
@@ -161,7 +157,7 @@ async fn a_pod_of_three_containers_is_one_shim_and_one_vm() {
         let dir = stage.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
         let member = stage.shim(id, &dir).await;
         assert_eq!(member.address, shim.address);
-        assert_eq!(member.create(id, &dir, NONE).await, Ok(vm));
+        assert_eq!(member.create(id, &dir, NO_STREAMS).await, Ok(vm));
         member.start(id, "").await.expect("start");
     }
     let specs = stage.requests();

@@ -1,15 +1,10 @@
 //! Many containers, pods, execs and callers at once: nothing is mixed up, nothing grows.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-#![allow(clippy::print_stderr)]
-
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use harness::{Bundle, Code, Shim, Stage, code, eventually, within};
-
-const NONE: [&str; 3] = ["", "", ""];
+use harness::{Bundle, Code, NO_STREAMS, Shim, Stage, code, eventually, within};
 
 /// What a shim uses.
 #[derive(Clone, Copy, Debug)]
@@ -47,10 +42,10 @@ async fn exec(shim: &Shim, name: &str, kind: usize) {
     let text = |path: &Path| path.to_str().expect("utf-8").to_owned();
     let (stdin, stdout) = (text(&input), text(&out));
     let (script, streams): (&str, [&str; 3]) = match kind % 4 {
-        0 => ("exit 0", NONE),
+        0 => ("exit 0", NO_STREAMS),
         1 => ("head -c 20000 /dev/zero", ["", &stdout, &stdout]),
         2 => ("wc -c", [&stdin, &stdout, ""]),
-        _ => ("", NONE),
+        _ => ("", NO_STREAMS),
     };
     let ends = [&input, &out].map(|path| {
         // Both ends are held here, so that nothing waits for a reader or a writer.
@@ -161,7 +156,7 @@ async fn four_pods_live_beside_each_other() {
         let stage = &stage;
         async move {
             let shim = stage.shim(id, &dir).await;
-            shim.create(id, &dir, NONE).await.expect("create");
+            shim.create(id, &dir, NO_STREAMS).await.expect("create");
             shim.start(id, "").await.expect("start");
             let process = Bundle::process(&["/bin/echo", id]);
             shim.exec(id, "e1", process, ["", &out, ""]).await.expect("exec");
@@ -203,7 +198,8 @@ async fn of_two_creates_at_once_of_one_name_one_wins() {
     for round in 0..10 {
         let dir = stage.bundle("c1", &Bundle::sh("exit 7"));
         let shim = stage.shim("c1", &dir).await;
-        let (one, two) = tokio::join!(shim.create("c1", &dir, NONE), shim.create("c1", &dir, NONE));
+        let (one, two) =
+            tokio::join!(shim.create("c1", &dir, NO_STREAMS), shim.create("c1", &dir, NO_STREAMS));
         let lost: Vec<_> = [&one, &two].into_iter().filter_map(code).collect();
         assert_eq!(lost, [Code::ALREADY_EXISTS], "round {round}: {one:?} {two:?}");
         shim.start("c1", "").await.expect("the winner's is whole");
@@ -223,8 +219,10 @@ async fn two_members_are_made_at_once() {
     for round in 0..5 {
         let ids = [format!("a{round}"), format!("b{round}")];
         let dirs = ids.each_ref().map(|id| stage.bundle(id, &Bundle::sh("exit 4").member("s1")));
-        let (one, two) =
-            tokio::join!(shim.create(&ids[0], &dirs[0], NONE), shim.create(&ids[1], &dirs[1], NONE));
+        let (one, two) = tokio::join!(
+            shim.create(&ids[0], &dirs[0], NO_STREAMS),
+            shim.create(&ids[1], &dirs[1], NO_STREAMS)
+        );
         assert!(one.is_ok() && one == two, "{one:?} {two:?}");
         for id in &ids {
             shim.start(id, "").await.expect("start");
@@ -249,7 +247,7 @@ async fn of_two_starts_at_once_of_one_sandbox_one_wins() {
         assert!(said.contains("start sandbox s1: its shim is running already"), "{said}");
         let address = String::from_utf8_lossy(&won[0].stdout).into_owned();
         let shim = Shim::connect(&address, &stage.path("stdio")).await;
-        within("create", 10, shim.create("s1", &dir, NONE)).await.expect("the winner's works");
+        within("create", 10, shim.create("s1", &dir, NO_STREAMS)).await.expect("the winner's works");
         shim.shutdown(true).await.expect("shutdown");
         stage.assert_clean();
     }

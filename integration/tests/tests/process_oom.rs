@@ -1,13 +1,9 @@
 //! The guest's OOM killer, as containerd and CRI-O hear of it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Stage, cgroup_of, eventually, limit_memory, within};
+use harness::{Bundle, NO_STREAMS, Stage, cgroup_of, eventually, limit_memory, within};
 use serde_json::json;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// A script that waits for the file `name` and then ends as one that was killed: a first process is not, by itself.
 fn killed_when(stage: &Stage, name: &str) -> Bundle {
@@ -24,7 +20,7 @@ async fn an_oom_is_told_before_the_exit_and_to_crio_by_a_file() {
     let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     let up = Instant::now();
     let dir = stage.bundle("m1", &killed_when(&stage, "now").member("s1"));
-    shim.create("m1", &dir, NONE).await.expect("create");
+    shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     tokio::time::sleep(Duration::from_millis(2400).saturating_sub(up.elapsed())).await;
     std::fs::write(stage.path("now"), b"").expect("now");
@@ -45,7 +41,7 @@ async fn an_end_without_oom_is_told_soon() {
     let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     // KILL asked by a caller: at once.
     let dir = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
-    shim.create("m1", &dir, NONE).await.expect("create");
+    shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     let began = Instant::now();
     shim.kill("m1", "", 9).await.expect("kill");
@@ -53,7 +49,7 @@ async fn an_end_without_oom_is_told_soon() {
     assert!(began.elapsed() < Duration::from_millis(800), "{:?}", began.elapsed());
     // KILL by somebody in the guest: after a bounded wait.
     let dir = stage.bundle("m2", &Bundle::sh("exit 137").member("s1"));
-    shim.create("m2", &dir, NONE).await.expect("create");
+    shim.create("m2", &dir, NO_STREAMS).await.expect("create");
     shim.start("m2", "").await.expect("start");
     assert_eq!(within("its end", 3, shim.wait("m2", "")).await, Ok(137));
     assert!(!dir.join("oom").exists());
@@ -84,7 +80,7 @@ async fn a_vm_that_the_hosts_oom_killer_ended_says_so() {
     limit_memory(&dir, 64 << 20);
     // The guest's processes stand in the same cgroup on this stage.
     let hog = "echo -500 > /proc/self/oom_score_adj; exec tail /dev/zero";
-    shim.exec("c1", "hog", Bundle::process(&["/bin/sh", "-c", hog]), NONE).await.expect("exec");
+    shim.exec("c1", "hog", Bundle::process(&["/bin/sh", "-c", hog]), NO_STREAMS).await.expect("exec");
     shim.start("c1", "hog").await.ok();
     assert_eq!(within("its end", 20, shim.wait("c1", "")).await, Ok(137));
     let record = std::fs::read_to_string(stage.pod_dir().join("state.json")).expect("record");

@@ -9,19 +9,14 @@
 //! qemu_killed_under_a_running_pod_ends_each_process_once`. B17 (cgroups stay): the census of every test. B18 (CRI-O):
 //! `process_doors::crios_pods_need_no_events`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-#![allow(clippy::print_stderr)]
-
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, Containerd, Shim, Stage, code, until, within};
+use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, Stage, code, until, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// Children of a process, those that nobody reaped too.
 fn children(parent: u32) -> Vec<String> {
@@ -52,7 +47,8 @@ async fn b1_a_qemu_that_fails_at_its_start_is_killed_and_reaped() {
         stage.double(mishap);
         let shim = stage.shim("c1", &dir).await;
         let began = Instant::now();
-        let e = within("an error", 20, shim.create("c1", &dir, NONE)).await.expect_err(wanted).to_string();
+        let e =
+            within("an error", 20, shim.create("c1", &dir, NO_STREAMS)).await.expect_err(wanted).to_string();
         assert!(e.contains(wanted), "{e}");
         let server = fs::read_to_string(stage.pod_dir().join("lock")).expect("lock");
         let server = server.trim().parse().expect("pid");
@@ -174,7 +170,7 @@ async fn b16_after_the_vms_end_every_question_has_an_answer_in_any_order() {
     for sandbox_first in [true, false] {
         let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
         let dir = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
-        shim.create("m1", &dir, NONE).await.expect("create");
+        shim.create("m1", &dir, NO_STREAMS).await.expect("create");
         shim.start("m1", "").await.expect("start");
         if sandbox_first {
             shim.kill("s1", "", 9).await.expect("kill");

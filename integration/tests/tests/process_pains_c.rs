@@ -6,17 +6,12 @@
 //! containerd restarts): `process_restarts`, `process_doors::events_are_not_needed_and_wait_for_a_containerd_that_is_away`.
 //! Limits of every single call: `process_guest`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-#![allow(clippy::print_stderr)]
-
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, Containerd, Shim, Stage, code, eventually, until, within};
+use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, Stage, code, eventually, until, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-
-const NONE: [&str; 3] = ["", "", ""];
 
 fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).expect("pid"))
@@ -36,7 +31,7 @@ async fn pod(stage: &Stage) -> Shim {
     let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     for id in ["m1", "m2"] {
         let dir = stage.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
-        shim.create(id, &dir, NONE).await.expect("create");
+        shim.create(id, &dir, NO_STREAMS).await.expect("create");
     }
     shim.start("m1", "").await.expect("start");
     shim

@@ -4,17 +4,12 @@
 //! D6 (end of input): `process_stdio::input_goes_through_to_its_end`. D13 (OOMKilled, a poller that floods):
 //! `process_oom`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-#![allow(clippy::print_stderr)]
-
 use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Stage, eventually, reader, within};
+use harness::{Bundle, NO_STREAMS, Stage, eventually, reader, within};
 use serde_json::json;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
@@ -49,7 +44,7 @@ async fn d5_a_missing_program_in_exec_is_answered_within_200_ms() {
     for (n, program) in ["/no/such/program", "no-such-program"].into_iter().cycle().take(20).enumerate() {
         let name = format!("e{n}");
         let began = Instant::now();
-        shim.exec("c1", &name, Bundle::process(&[program]), NONE).await.expect("exec");
+        shim.exec("c1", &name, Bundle::process(&[program]), NO_STREAMS).await.expect("exec");
         let e = within("an answer", 2, shim.start("c1", &name)).await.expect_err("missing").to_string();
         took.push(began.elapsed());
         assert!(e.contains(program), "{e}");

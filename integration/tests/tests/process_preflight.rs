@@ -1,14 +1,10 @@
 //! A confidential pod in the production configuration, on a machine made of files: what must not run is
 //! refused before QEMU starts, with the reason; what may run is recorded.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 
-use harness::{Bundle, Code, Shim, Stage, code, within};
+use harness::{Bundle, Code, NO_STREAMS, Shim, Stage, code, within};
 use serde_json::json;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// A sealed image, its key slots' hashes computed by another program (`src/image/testdata`).
 const IMAGE: &[u8] = include_bytes!("../../../src/image/testdata/by-hand.img");
@@ -69,7 +65,7 @@ fn configure(stage: &Stage, more: &str) {
 async fn refused(stage: &Stage) -> String {
     let dir = stage.bundle("c1", &Bundle::sh("true"));
     let shim = stage.shim("c1", &dir).await;
-    let result = within("an error", 20, shim.create("c1", &dir, NONE)).await;
+    let result = within("an error", 20, shim.create("c1", &dir, NO_STREAMS)).await;
     shim.shutdown(true).await.expect("shutdown");
     stage.assert_clean();
     assert_eq!(code(&result), Some(Code::FAILED_PRECONDITION), "{result:?}");
@@ -242,7 +238,7 @@ async fn a_refusal_of_the_ultravisor_is_explained_in_one_line_and_kept() {
     });
     let dir = stage.bundle("c1", &Bundle::sh("true"));
     let shim = stage.shim("c1", &dir).await;
-    let text = shim.create("c1", &dir, NONE).await.expect_err("refused").to_string();
+    let text = shim.create("c1", &dir, NO_STREAMS).await.expect_err("refused").to_string();
     assert!(
         text.contains("the image was built for another machine: KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5"),
         "{text}"
@@ -303,7 +299,7 @@ async fn a_failed_pod_is_explained_while_it_is_there() {
     stage.double(|o| o["exit"] = json!({"code": 1, "stderr": "S390 PV guests require KVM"}));
     let dir = stage.bundle("c1", &Bundle::sh("true"));
     let shim = stage.shim("c1", &dir).await;
-    shim.create("c1", &dir, NONE).await.expect_err("refused");
+    shim.create("c1", &dir, NO_STREAMS).await.expect_err("refused");
     let (code, text) = command(&stage, &["explain", "c1"]);
     assert!(code == Some(0) && text.contains("cause     QEMU runs without KVM\n"), "{text}");
     assert!(text.contains("tag       ") && text.contains("advice    boot the host"), "{text}");

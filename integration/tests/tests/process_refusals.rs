@@ -2,8 +2,6 @@
 //! pod: every row of the table in `src/qemu/ultravisor.rs` that a file or a machine can cause. softuv
 //! stands in QEMU's place; the shim sees a machine whose kernel tells too little to refuse it beforehand.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 

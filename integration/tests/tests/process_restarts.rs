@@ -1,9 +1,6 @@
 //! containerd killed and started again at random moments of pods' lives: no pod is lost, no event is
 //! lost or told twice, output is whole, and nothing is left.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-#![allow(clippy::print_stderr)]
-
 use std::fs;
 use std::path::PathBuf;
 use std::process::Output;

@@ -1,19 +1,17 @@
 //! containerd's Sandbox API: a pod whose VM is there without a container that stands for it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, PodConfig, PodNetns, Sandbox, Shim, Stage, code, eventually, within};
+use harness::{
+    Bundle, Code, NO_STREAMS, PodConfig, PodNetns, Sandbox, Shim, Stage, code, eventually, within,
+};
 use kata_se::test_api::Step;
 use serde_json::{Value, json};
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// A member of the pod `s1`, created and started.
 async fn member(stage: &Stage, shim: &Shim, id: &str) {
     let dir = stage.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
-    shim.create(id, &dir, NONE).await.expect("create");
+    shim.create(id, &dir, NO_STREAMS).await.expect("create");
     shim.start(id, "").await.expect("start");
 }
 
@@ -63,7 +61,7 @@ async fn a_pod_without_a_sandbox_container_from_create_to_shutdown() {
     member(&stage, &shim, "m1").await;
     // A caller that knows nothing of CRI says it by the shim that it asks.
     let dir = stage.bundle("m2", &Bundle::sh("exit 3"));
-    assert_eq!(shim.create("m2", &dir, NONE).await, Ok(pid));
+    assert_eq!(shim.create("m2", &dir, NO_STREAMS).await, Ok(pid));
     shim.start("m2", "").await.expect("start");
     assert_eq!(shim.wait("m2", "").await, Ok(3));
     assert_eq!(shim.run_exec("m1", "e1", &["/bin/sh", "-c", "exit 7"]).await, 7);
@@ -106,14 +104,14 @@ async fn each_call_at_the_wrong_time_has_its_code() {
     assert_eq!(code(&sandbox.ping().await), Some(Code::FAILED_PRECONDITION), "not started");
     assert_eq!(code(&sandbox.metrics().await), Some(Code::NOT_FOUND), "no figures yet");
     let dir = stage.bundle("m1", &Bundle::sh("true").member("s1"));
-    let early = shim.create("m1", &dir, NONE).await;
+    let early = shim.create("m1", &dir, NO_STREAMS).await;
     assert_eq!(code(&early), Some(Code::FAILED_PRECONDITION), "a container before its pod");
     sandbox.start().await.expect("start");
     assert_nobody(&sandbox.called("s2")).await;
     let again = sandbox.start().await.expect_err("started").to_string();
     assert!(again.contains("sandbox s1: was started already"), "{again}");
     let dir = stage.bundle("s1", &Bundle::sh("true").sandbox());
-    let e = shim.create("s1", &dir, NONE).await.expect_err("two ways").to_string();
+    let e = shim.create("s1", &dir, NO_STREAMS).await.expect_err("two ways").to_string();
     assert!(e.contains("was made by the Sandbox API and has no container of its own"), "{e}");
     sandbox.stop().await.expect("stop");
     let e = sandbox.start().await.expect_err("stopped").to_string();
@@ -179,7 +177,7 @@ async fn the_vms_death_ends_the_wait_and_each_container() {
     let (shim, sandbox) = stage.running_sandbox("s1").await;
     member(&stage, &shim, "m1").await;
     let dir = stage.bundle("m2", &Bundle::sh("true").member("s1"));
-    shim.create("m2", &dir, NONE).await.expect("created, never started");
+    shim.create("m2", &dir, NO_STREAMS).await.expect("created, never started");
     let pid = sandbox.status(false).await.expect("status").pid;
     let began = Instant::now();
     let (one, two, ()) = tokio::join!(sandbox.wait(), sandbox.wait(), async { kill(pid) });
@@ -291,7 +289,7 @@ async fn a_pods_first_container_that_cannot_be_made_leaves_the_pod_alone() {
     bundle.config["mounts"] =
         json!([{"destination": "/d", "type": "bind", "source": "/dev/null", "options": ["rbind"]}]);
     let dir = stage.bundle("m1", &bundle);
-    let e = shim.create("m1", &dir, NONE).await.expect_err("device").to_string();
+    let e = shim.create("m1", &dir, NO_STREAMS).await.expect_err("device").to_string();
     assert!(e.contains("mount /d: /dev/null is a character device"), "{e}");
     // What containerd does next.
     assert_eq!(code(&shim.delete("m1", "").await), Some(Code::NOT_FOUND));
@@ -311,7 +309,7 @@ async fn the_files_that_no_pause_container_brought_are_there() {
     let own = json!({"destination": "/etc/hosts", "type": "bind", "source": stage.path("kernel"), "options": ["rbind"]});
     bundle.config["mounts"].as_array_mut().expect("mounts").push(own);
     let dir = stage.bundle("m1", &bundle);
-    shim.create("m1", &dir, NONE).await.expect("create");
+    shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     let copied: Vec<_> = stage.requests().into_iter().filter(|r| r["call"] == "CopyFile").collect();
     let of = |name: &str| copied.iter().filter(|r| r.to_string().contains(name)).count();
     assert_eq!((of("-hostname"), of("-hosts"), of("-resolv.conf"), copied.len()), (1, 1, 1, 3), "{copied:?}");
@@ -350,7 +348,7 @@ async fn whole_life(stage: &Stage, netns: &PodNetns) -> ttrpc::Result<()> {
     sandbox.create(&PodConfig::default(), &netns.path()).await?;
     sandbox.start().await?;
     let dir = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
-    shim.create("m1", &dir, NONE).await?;
+    shim.create("m1", &dir, NO_STREAMS).await?;
     shim.start("m1", "").await?;
     shim.kill("m1", "", 9).await?;
     shim.wait("m1", "").await?;

@@ -1,8 +1,6 @@
 //! Seccomp profiles reach only guests that want them: the policies of most refuse a container with one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
-use harness::{Bundle, Stage};
+use harness::{Bundle, NO_STREAMS, Stage};
 use serde_json::{Value, json};
 
 fn profiled() -> Bundle {
@@ -42,7 +40,7 @@ async fn an_agent_that_cannot_apply_profiles_is_one_warning() {
     switch_on(&stage);
     let shim = stage.running("s1", &profiled().sandbox()).await;
     let dir = stage.bundle("m1", &profiled().member("s1"));
-    shim.create("m1", &dir, ["", "", ""]).await.expect("create");
+    shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     assert_eq!(sent(&stage), Value::Null);
     assert_eq!(stage.log().matches("cannot apply seccomp profiles").count(), 1);
     shim.delete("m1", "").await.expect("delete");

@@ -1,11 +1,7 @@
 //! A pod's VM has the size its containers may use, within what the operator allows.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
-use harness::{Bundle, Code, Stage, code};
+use harness::{Bundle, Code, NO_STREAMS, Stage, code};
 use serde_json::json;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// `-m` and `-smp` of a running VM.
 fn size(vm: u32) -> (String, String) {
@@ -81,7 +77,7 @@ async fn a_pod_that_is_too_large_is_refused_with_both_numbers_and_leaves_nothing
     ] {
         let dir = stage.bundle("s1", &pod(quota, memory));
         let shim = stage.shim("s1", &dir).await;
-        let e = shim.create("s1", &dir, NONE).await.expect_err("too large").to_string();
+        let e = shim.create("s1", &dir, NO_STREAMS).await.expect_err("too large").to_string();
         assert!(e.contains(wanted), "{e}");
         shim.shutdown(true).await.expect("shutdown");
         stage.assert_clean();

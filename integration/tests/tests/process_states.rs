@@ -1,13 +1,9 @@
 //! Every call in every state of a container and of an exec: the code callers rely on, and the words.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::time::Duration;
 
-use harness::{Bundle, Code, Shim, Stage, eventually, within};
+use harness::{Bundle, Code, NO_STREAMS, Shim, Stage, eventually, within};
 use serde_json::json;
-
-const NONE: [&str; 3] = ["", "", ""];
 
 /// The calls, those that end a state last.
 const CALLS: [&str; 15] = [
@@ -40,8 +36,8 @@ async fn ask(stage: &Stage, shim: &Shim, call: &str, id: &str, exec: &str) -> St
             "checkpoint" => shim.checkpoint(id).await,
             "close_io" => shim.close_stdin(id, exec).await,
             "resize" => shim.resize(id, 80, 25).await,
-            "create" => shim.create(id, &dir, NONE).await.map(|_| ()),
-            "exec" => shim.exec(id, "e1", Bundle::process(&["/bin/sleep", "1000"]), NONE).await,
+            "create" => shim.create(id, &dir, NO_STREAMS).await.map(|_| ()),
+            "exec" => shim.exec(id, "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await,
             "resume in vain" => shim.resume(id).await,
             "pause in vain" => shim.pause(id).await,
             "start in vain" => shim.start(id, exec).await.map(|_| ()),
@@ -85,7 +81,7 @@ async fn every_call_in_every_state_of_a_container() {
     let unknown = "checkpoint: UNIMPLEMENTED Checkpoint: the state of a confidential guest cannot be taken out\n\
         kill 0: INVALID_ARGUMENT\n*: NOT_FOUND container m1: no such container in this pod";
     all(&stage, &shim, "unknown", "", &["create"], unknown).await;
-    shim.create("m1", &stage.path("bundles/m1"), NONE).await.expect("create");
+    shim.create("m1", &stage.path("bundles/m1"), NO_STREAMS).await.expect("create");
     let created = format!(
         "checkpoint: UNIMPLEMENTED\nresize: FAILED_PRECONDITION container m1: has no terminal to resize\n\
         create: ALREADY_EXISTS container m1: exists already in this pod\n\
@@ -138,7 +134,7 @@ async fn every_call_in_every_state_of_a_container() {
 #[tokio::test]
 async fn every_call_in_every_state_of_an_exec() {
     let (stage, shim) = pod().await;
-    shim.create("m1", &stage.path("bundles/m1"), NONE).await.expect("create");
+    shim.create("m1", &stage.path("bundles/m1"), NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     // Calls without an exec id are the container's.
     let others =
@@ -146,7 +142,7 @@ async fn every_call_in_every_state_of_an_exec() {
     let but = |more: &[&'static str]| [&others[..], more].concat();
     let unknown = "kill 0: INVALID_ARGUMENT\n*: NOT_FOUND exec e1 of container m1: no such process";
     all(&stage, &shim, "unknown", "e1", &but(&["exec"]), unknown).await;
-    shim.exec("m1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NONE).await.expect("exec");
+    shim.exec("m1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
     let added = format!(
         "exec: ALREADY_EXISTS exec e1 of container m1: exists already\n\
         kill: FAILED_PRECONDITION exec e1 of container m1 is not started and cannot be signalled\n\
@@ -256,7 +252,7 @@ async fn limits_reach_the_guest_without_what_is_the_hosts() {
 #[tokio::test]
 async fn statistics_of_a_sandbox_are_the_vms_on_the_host() {
     let (stage, shim) = pod().await;
-    shim.create("m1", &stage.path("bundles/m1"), NONE).await.expect("create");
+    shim.create("m1", &stage.path("bundles/m1"), NO_STREAMS).await.expect("create");
     let (kind, sandbox) = shim.stats("s1").await.expect("stats");
     let (_, member) = shim.stats("m1").await.expect("stats");
     assert!(kind.starts_with("io.containerd.cgroups.v") && !sandbox.is_empty() && !member.is_empty());
@@ -281,7 +277,7 @@ async fn statistics_of_a_sandbox_are_the_vms_on_the_host() {
 async fn a_signal_for_all_reaches_the_execs_too() {
     let stage = Stage::new().await;
     let shim = stage.running("c1", &Bundle::sh("trap '' USR1; while :; do sleep 0.1; done")).await;
-    shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NONE).await.expect("exec");
+    shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
     shim.start("c1", "e1").await.expect("start");
     tokio::time::sleep(Duration::from_millis(200)).await;
     shim.kill("c1", "", 10).await.expect("kill");

@@ -1,8 +1,6 @@
 //! What a process writes arrives whole, in order, on the right stream; what it is sent arrives to
 //! its end; and a reader that stops delays nobody else.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;

@@ -1,8 +1,6 @@
 //! What a pod has of its host: files and folders copied into the guest, its empty folders made of the
 //! guest's memory, and what cannot be given refused in one line.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-
 use std::fs;
 use std::os::unix::fs::symlink;
 
