@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use harness::{Bundle, Shim, Stage};
-use kata_se::test_api::Agent;
-use kata_se::test_api::AgentConfig;
+use harness::{Bundle, Shim, TestNode};
 use kata_se::test_api::OutputStream;
+use kata_se::test_api::Agent;
 use kata_se::test_api::Transport;
-use kata_se::test_api::guest_process;
-use kata_se::test_api::parse_process;
+use kata_se::test_api::AgentConfig;
 use kata_se::test_api::{ContainerId, ExecId, ProcessId};
+use kata_se::test_api::parse_process;
+use kata_se::test_api::guest_process;
 use tokio::sync::watch;
 
 use crate::process::cpu;
@@ -22,23 +22,23 @@ const EXECS: u32 = 100;
 
 pub(crate) async fn measure(table: &mut Table) {
     table.heading("with doubles, milliseconds, median");
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("sleep 1000"));
     let layer = dir.join("rootfs");
     let (mut starts, mut to_exec, mut from_answer, mut deletes) = (vec![], vec![], vec![], vec![]);
     for _ in 0..ROUNDS {
         let began = Instant::now();
-        let shim = stage.shim("c1", &dir).await;
+        let shim = node.shim("c1", &dir).await;
         starts.push(began.elapsed());
         let asked = SystemTime::now();
         shim.create_on("c1", &dir, &[&layer]).await.expect("create");
         let answered = SystemTime::now();
-        let log = stage.log();
+        let log = node.log();
         to_exec.push(since(asked, logged(&log, "qemu_spawned")));
         from_answer.push(since(logged(&log, "agent_ready"), answered));
-        stage.end(&shim, "c1").await;
+        node.end(&shim, "c1").await;
         let began = Instant::now();
-        stage.delete("c1");
+        node.delete("c1");
         deletes.push(began.elapsed());
     }
     table.row("command start", median(starts), None, Wanted::AtMost(30.0));
@@ -46,16 +46,16 @@ pub(crate) async fn measure(table: &mut Table) {
     table.row("the agent's first answer to Create's return", median(from_answer), None, Wanted::AtMost(50.0));
     table.row("command delete, nothing left to do", median(deletes), None, Wanted::AtMost(15.0));
 
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (pid, _) = shim.pid("c1").await;
     let before = cpu(pid);
     let through = through_shim(&shim).await;
     let used = cpu(pid).saturating_sub(before) / EXECS;
-    let direct = directly(&agent(&stage.pod_dir()).await, "c1").await;
+    let direct = directly(&agent(&node.pod_dir()).await, "c1").await;
     table.row("exec true over the agent's own time", through - direct, None, Wanted::AtMost(5.0));
     table.row("  the whole exec; the agent's own time", through, Some(direct), Wanted::Nothing);
     table.row("CPU of the shim for one exec", crate::table::ms(used), None, Wanted::Nothing);
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 fn since(from: SystemTime, to: SystemTime) -> Duration {

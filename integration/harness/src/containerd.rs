@@ -147,7 +147,7 @@ impl Containerd {
 
     /// The folder of the only pod there is.
     pub fn pod_dir(&self) -> PathBuf {
-        crate::stage::only_folder(&self.path("run"))
+        crate::test_node::only_folder(&self.path("run"))
     }
 
     fn search_path(&self) -> String {
@@ -342,7 +342,7 @@ impl Drop for Containerd {
         }
         if !std::thread::panicking() {
             self.assert_clean();
-            crate::stage::assert_no_panic(&self.log());
+            crate::test_node::assert_no_panic(&self.log());
         }
     }
 }

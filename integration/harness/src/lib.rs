@@ -1,4 +1,4 @@
-//! What the integration tests stand on: a census of everything a pod may leave, a stage that calls
+//! What the integration tests stand on: a census of everything a pod may leave, a node that calls
 //! the shim as its callers do, a private containerd, and one on a machine with Secure Execution.
 
 // Test code: a failed assumption ends the test, programs are started plainly.
@@ -16,7 +16,7 @@ mod events;
 mod netns;
 mod sandbox;
 mod sealed;
-mod stage;
+mod test_node;
 mod wait;
 
 pub use bundle::Bundle;
@@ -30,7 +30,7 @@ pub use events::{Event, Events, Relay};
 pub use netns::PodNetns;
 pub use sandbox::{PodConfig, Sandbox};
 pub use sealed::{SealedNode, production, softuv};
-pub use stage::Stage;
+pub use test_node::TestNode;
 pub use wait::{eventually, until, within};
 
 use std::path::PathBuf;

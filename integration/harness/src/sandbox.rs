@@ -10,7 +10,7 @@ use ttrpc::r#async::Client;
 use ttrpc::context::with_duration;
 
 use crate::caller::{PATIENCE, Shim};
-use crate::stage::Stage;
+use crate::test_node::TestNode;
 
 /// A pod's sandbox at its shim.
 #[derive(Clone)]
@@ -72,7 +72,7 @@ impl PodConfig {
     }
 }
 
-impl Stage {
+impl TestNode {
     /// The bundle containerd makes for a sandbox of its Sandbox API: no config.json.
     pub fn sandbox_bundle(&self, id: &str) -> PathBuf {
         let dir = self.bundle(id, &crate::Bundle::sh("true"));

@@ -7,7 +7,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
-use harness::{Bundle, Code, Stage, code, eventually};
+use harness::{Bundle, Code, TestNode, code, eventually};
 
 /// A connection that speaks one version of the Task service.
 struct Caller {
@@ -115,8 +115,8 @@ fn options(path: &Path) -> Any {
     Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Default::default() }
 }
 
-fn memory(stage: &Stage) -> String {
-    let orders = std::fs::read_to_string(stage.path("config.toml")).expect("configuration");
+fn memory(node: &TestNode) -> String {
+    let orders = std::fs::read_to_string(node.path("config.toml")).expect("configuration");
     orders.lines().find(|line| line.starts_with("memory_mib")).expect("memory").to_owned()
 }
 
@@ -125,16 +125,16 @@ fn memory(stage: &Stage) -> String {
 #[tokio::test]
 async fn a_whole_pod_as_crio_leads_it() {
     const SERVICE: &str = "containerd.task.v2.Task";
-    let stage = Stage::new().await;
-    stage.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));
+    let node = TestNode::new().await;
+    node.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));
     let start = |id: &str, bundle: &Bundle| {
         let mut bundle = bundle.clone();
-        let root = stage.path("guest").join(format!("merged-{id}"));
+        let root = node.path("guest").join(format!("merged-{id}"));
         std::fs::create_dir_all(root.join("bin")).expect("root");
         bundle.config["root"]["path"] = root.display().to_string().into();
-        let dir = stage.bundle(id, &bundle);
-        let options = options(&stage.path("config.toml")).write_to_bytes().expect("encode");
-        let output = stage.start_with_input(id, &dir, &options);
+        let dir = node.bundle(id, &bundle);
+        let options = options(&node.path("config.toml")).write_to_bytes().expect("encode");
+        let output = node.start_with_input(id, &dir, &options);
         let combined = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
         assert!(output.status.success(), "{combined}");
         (dir, combined.trim().to_owned())
@@ -165,8 +165,8 @@ async fn a_whole_pod_as_crio_leads_it() {
     sandbox.stop("s1").await;
     sandbox.delete("s1", "").await.expect("delete");
     sandbox.shutdown("s1").await;
-    stage.assert_clean();
-    assert!(stage.events.seen().is_empty());
+    node.assert_clean();
+    assert!(node.events.seen().is_empty());
 }
 
 /// Its `start` is told everything on standard input and answers a message; events go where that says;
@@ -174,25 +174,25 @@ async fn a_whole_pod_as_crio_leads_it() {
 #[tokio::test]
 async fn a_whole_pod_as_containerd_2_3_leads_it() {
     const SERVICE: &str = "containerd.task.v3.Task";
-    let stage = Stage::new().await;
-    stage.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));
-    let named = stage.path("named.toml");
-    let text = std::fs::read_to_string(stage.path("config.toml")).expect("configuration");
-    std::fs::write(&named, text.replace(&memory(&stage), "memory_mib = 320")).expect("configuration");
+    let node = TestNode::new().await;
+    node.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));
+    let named = node.path("named.toml");
+    let text = std::fs::read_to_string(node.path("config.toml")).expect("configuration");
+    std::fs::write(&named, text.replace(&memory(&node), "memory_mib = 320")).expect("configuration");
     let start = |id: &str, bundle: &Bundle| {
-        let dir = stage.bundle(id, bundle);
+        let dir = node.bundle(id, bundle);
         let value = MessageField::some(options(&named));
         let params = BootstrapParams {
             instance_id: id.into(),
             namespace: "tests".into(),
             containerd_version: "2.3.0".into(),
-            containerd_ttrpc_address: format!("unix://{}", stage.path("events.sock").display()),
-            containerd_grpc_address: stage.path("c.sock").display().to_string(),
+            containerd_ttrpc_address: format!("unix://{}", node.path("events.sock").display()),
+            containerd_grpc_address: node.path("c.sock").display().to_string(),
             containerd_binary: "/usr/bin/containerd".into(),
             extensions: vec![Extension { value, ..Default::default() }],
             ..Default::default()
         };
-        let output = stage.start_with_input(id, &dir, &params.write_to_bytes().expect("encode"));
+        let output = node.start_with_input(id, &dir, &params.write_to_bytes().expect("encode"));
         assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         let result = BootstrapResult::parse_from_bytes(&output.stdout).expect("a bootstrap result");
         assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
@@ -202,7 +202,7 @@ async fn a_whole_pod_as_containerd_2_3_leads_it() {
     let sandbox = Caller::connect(&address, SERVICE).await;
     let vm = sandbox.create("s1", &dir).await;
     sandbox.start("s1", "").await;
-    assert!(stage.log().contains("\"memory_mib\":320"), "the configuration that the options name");
+    assert!(node.log().contains("\"memory_mib\":320"), "the configuration that the options name");
     let (member_dir, same) = start("m1", &Bundle::sh("sleep 1000").member("s1"));
     assert_eq!(same, address);
     let member = Caller::connect(&same, SERVICE).await;
@@ -223,8 +223,8 @@ async fn a_whole_pod_as_containerd_2_3_leads_it() {
     sandbox.stop("s1").await;
     sandbox.delete("s1", "").await.expect("delete");
     sandbox.shutdown("s1").await;
-    stage.assert_clean();
-    eventually("events", 5, || stage.events.lines().iter().any(|line| line.starts_with("delete s1"))).await;
-    let lines = stage.events.lines();
+    node.assert_clean();
+    eventually("events", 5, || node.events.lines().iter().any(|line| line.starts_with("delete s1"))).await;
+    let lines = node.events.lines();
     assert_eq!(lines[..4], ["create s1", "start s1", "create m1", "start m1"], "{lines:?}");
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use harness::{Bundle, Stage};
+use harness::{Bundle, TestNode};
 
 /// Where a process is, one line for each hierarchy.
 fn cgroups(pid: u32) -> BTreeSet<String> {
@@ -12,7 +12,7 @@ fn cgroups(pid: u32) -> BTreeSet<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Those that are below the cgroup of this stage's pods.
+/// Those that are below the cgroup of this node's pods.
 fn in_pod(pid: u32) -> Vec<String> {
     cgroups(pid).into_iter().filter(|line| line.contains(":/kata-se-tests/")).collect()
 }
@@ -27,7 +27,7 @@ fn hierarchies() -> Vec<PathBuf> {
     folders.filter(|dir| dir.join("cgroup.procs").is_file() && !dir.ends_with("unified")).collect()
 }
 
-/// The folders of its cgroups below the stage's.
+/// The folders of its cgroups below the node's.
 fn places(pid: u32) -> Vec<PathBuf> {
     let paths: BTreeSet<String> =
         in_pod(pid).iter().map(|line| line.rsplit_once(":/").expect("path").1.to_owned()).collect();
@@ -39,9 +39,9 @@ fn places(pid: u32) -> Vec<PathBuf> {
 
 #[tokio::test]
 async fn the_shim_is_accounted_to_its_pod_and_goes_back_before_the_end() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     let here = cgroups(std::process::id());
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     let (shim_pid, vm) = shim.pid("s1").await;
     let (shims, vms) = (in_pod(shim_pid), in_pod(vm));
     assert!(!shims.is_empty() && shims.len() == vms.len(), "{shims:?} {vms:?}");
@@ -50,7 +50,7 @@ async fn the_shim_is_accounted_to_its_pod_and_goes_back_before_the_end() {
     }
     // What the shim starts for itself is in the pod's, what was there before is where it was.
     assert_eq!(cgroups(std::process::id()), here);
-    assert!(!stage.log().contains("accounted"), "{}", stage.log());
+    assert!(!node.log().contains("accounted"), "{}", node.log());
     let made: Vec<PathBuf> = places(shim_pid).into_iter().chain(places(vm)).collect();
     assert!(made.len() >= 2, "{made:?}");
     shim.kill("s1", "", 9).await.expect("kill");
@@ -59,25 +59,25 @@ async fn the_shim_is_accounted_to_its_pod_and_goes_back_before_the_end() {
     assert_eq!(cgroups(shim_pid), here, "it is back where it came from, alive");
     assert!(made.iter().all(|dir| !dir.exists()), "{made:?}");
     shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn the_configuration_can_keep_the_shim_outside() {
-    let stage = Stage::new().await;
-    fs::create_dir(stage.path("config.d")).expect("folder");
-    fs::write(stage.path("config.d/host.toml"), "[host]\nshim_in_pod_cgroup = false\n").expect("drop-in");
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    fs::create_dir(node.path("config.d")).expect("folder");
+    fs::write(node.path("config.d/host.toml"), "[host]\nshim_in_pod_cgroup = false\n").expect("drop-in");
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (shim_pid, vm) = shim.pid("c1").await;
     assert_eq!(cgroups(shim_pid), cgroups(std::process::id()));
     assert!(!in_pod(vm).is_empty());
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_killed_shims_cgroup_is_removed_by_delete_and_a_log_writer_in_it_lives_on() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (shim_pid, _) = shim.pid("c1").await;
     let places = places(shim_pid);
     assert!(!places.is_empty());
@@ -88,22 +88,22 @@ async fn a_killed_shims_cgroup_is_removed_by_delete_and_a_log_writer_in_it_lives
     }
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim_pid as i32), nix::sys::signal::Signal::SIGKILL)
         .expect("kill");
-    stage.delete("c1");
+    node.delete("c1");
     assert!(places.iter().all(|dir| !dir.exists()), "{places:?}");
     assert!(writer.try_wait().expect("wait").is_none(), "it still runs");
     assert!(in_pod(writer.id()).is_empty(), "{:?}", in_pod(writer.id()));
     writer.kill().expect("kill");
     writer.wait().expect("wait");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn a_pods_cgroup_that_others_made_stays_in_every_hierarchy_where_it_was() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     // Only in one hierarchy, as the kubelet does where it does not know a controller.
     let kept = hierarchies().into_iter().next().expect("a hierarchy").join("kata-se-tests");
     fs::create_dir(&kept).expect("cgroup");
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (_, vm) = shim.pid("c1").await;
     assert!(!in_pod(vm).is_empty());
     shim.kill("c1", "", 9).await.expect("kill");
@@ -112,5 +112,5 @@ async fn a_pods_cgroup_that_others_made_stays_in_every_hierarchy_where_it_was() 
     shim.shutdown(true).await.expect("shutdown");
     assert!(kept.is_dir(), "not ours");
     fs::remove_dir(&kept).expect("remove");
-    stage.assert_clean();
+    node.assert_clean();
 }

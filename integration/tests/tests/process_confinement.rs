@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
 
-use harness::{Bundle, NO_STREAMS, Stage};
+use harness::{Bundle, NO_STREAMS, TestNode};
 
 fn fds(pid: u32) -> BTreeSet<String> {
     let dir = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("fds");
@@ -19,7 +19,7 @@ fn fds(pid: u32) -> BTreeSet<String> {
 #[tokio::test]
 #[allow(unsafe_code)]
 async fn qemu_and_the_shim_inherit_nothing_by_accident() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     // A hundred descriptors without CLOEXEC in the caller.
     let file = std::fs::File::open("/etc/passwd").expect("open");
     let leaked: Vec<std::fs::File> = (0..100)
@@ -28,7 +28,7 @@ async fn qemu_and_the_shim_inherit_nothing_by_accident() {
             unsafe { std::fs::File::from_raw_fd(nix::libc::dup(file.as_raw_fd())) }
         })
         .collect();
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (shim_pid, vm) = shim.pid("c1").await;
     drop(leaked);
     for pid in [shim_pid, vm] {
@@ -52,34 +52,34 @@ async fn qemu_and_the_shim_inherit_nothing_by_accident() {
         pods.clone().count() > 0 && pods.clone().all(|line| !own.lines().any(|o| o == line)),
         "the shim is never in the cgroup that it kills: {own}"
     );
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn qemu_has_its_own_rank_for_the_oom_killer_and_a_missing_privilege_is_a_warning() {
-    let stage = Stage::new().await;
-    stage.environment.lock().expect("environment").push(("SCHED_CORE".into(), "1".into()));
+    let node = TestNode::new().await;
+    node.environment.lock().expect("environment").push(("SCHED_CORE".into(), "1".into()));
     let mut bundle = Bundle::sh("sleep 1000");
     bundle.config["process"]["oomScoreAdj"] = 321.into();
-    let shim = stage.running("c1", &bundle).await;
+    let shim = node.running("c1", &bundle).await;
     let (_, vm) = shim.pid("c1").await;
     let score = std::fs::read_to_string(format!("/proc/{vm}/oom_score_adj")).expect("score");
     assert_eq!(score, "321\n");
     // A cookie of its own, or one line that says why not; the pod runs either way.
-    let warnings = stage.log().matches("PR_SCHED_CORE").count();
-    assert!(warnings <= 1, "{}", stage.log());
+    let warnings = node.log().matches("PR_SCHED_CORE").count();
+    assert!(warnings <= 1, "{}", node.log());
     assert_eq!(shim.state("c1", "").await.expect("state").status.value(), 2);
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn what_is_made_is_private_whatever_the_umask() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     nix::sys::stat::umask(before);
     let mut seen = 0;
-    let mut folders = vec![stage.path("run"), stage.path("layers")];
+    let mut folders = vec![node.path("run"), node.path("layers")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).expect("list").flatten() {
             let meta = entry.metadata().expect("stat");
@@ -96,38 +96,38 @@ async fn what_is_made_is_private_whatever_the_umask() {
         }
     }
     assert!(seen > 5, "{seen}");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_folder_that_is_not_ours_alone_is_refused() {
     use std::os::unix::fs::PermissionsExt;
-    let stage = Stage::new().await;
-    std::fs::set_permissions(stage.path("run"), std::fs::Permissions::from_mode(0o777)).expect("chmod");
-    let dir = stage.bundle("c1", &Bundle::sh("true"));
-    let output = stage.start_output("c1", &dir);
+    let node = TestNode::new().await;
+    std::fs::set_permissions(node.path("run"), std::fs::Permissions::from_mode(0o777)).expect("chmod");
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    let output = node.start_output("c1", &dir);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    std::fs::set_permissions(stage.path("run"), std::fs::Permissions::from_mode(0o700)).expect("chmod");
+    std::fs::set_permissions(node.path("run"), std::fs::Permissions::from_mode(0o700)).expect("chmod");
     assert!(text.contains("mode 777") && text.contains("remove it"), "{text}");
 }
 
 #[tokio::test]
 async fn no_secret_is_in_any_log_or_state() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     let canary = "CANARY-7c1f";
     let mut bundle = Bundle::sh(&format!("echo {canary}; sleep 1000"));
     bundle.config["process"]["env"] = serde_json::json!([format!("TOKEN={canary}"), "PATH=/usr/bin:/bin"]);
     bundle.config["annotations"] = serde_json::json!({"secret": canary});
-    let shim = stage.running("c1", &bundle).await;
+    let shim = node.running("c1", &bundle).await;
     shim.exec("c1", "e1", Bundle::process(&["/no/such", canary]), NO_STREAMS).await.expect("exec");
     shim.start("c1", "e1").await.expect_err("missing");
-    let mut text = stage.log();
-    for entry in std::fs::read_dir(stage.path("run")).expect("run").flatten() {
+    let mut text = node.log();
+    for entry in std::fs::read_dir(node.path("run")).expect("run").flatten() {
         for file in std::fs::read_dir(entry.path()).expect("pod").flatten() {
             text += &std::fs::read_to_string(file.path()).unwrap_or_default();
         }
     }
     assert!(text.contains("created container c1"), "{text}");
     assert!(!text.contains(canary), "{text}");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }

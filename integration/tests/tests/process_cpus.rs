@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use harness::{Bundle, Code, NO_STREAMS, Shim, Stage, cgroup_of, code, eventually};
+use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, cgroup_of, code, eventually};
 use serde_json::json;
 
 fn on(mut bundle: Bundle, cpus: &str) -> Bundle {
@@ -21,7 +21,7 @@ fn cpus(pid: u32) -> BTreeSet<String> {
     tasks.map(of).collect()
 }
 
-/// Everything in the pod's cgroup: the double, the vsock device, and on this stage the guest.
+/// Everything in the pod's cgroup: the double, the vsock device, and on this node the guest.
 fn processes(vm: u32) -> Vec<u32> {
     let procs = cgroup_of(vm, "pids").join("cgroup.procs");
     let list = std::fs::read_to_string(procs).expect("processes");
@@ -35,20 +35,20 @@ fn all() -> String {
     own
 }
 
-async fn member(stage: &Stage, shim: &Shim, id: &str, cpus: &str) {
-    let dir = stage.bundle(id, &on(Bundle::sh("sleep 1000").member("s1"), cpus));
+async fn member(node: &TestNode, shim: &Shim, id: &str, cpus: &str) {
+    let dir = node.bundle(id, &on(Bundle::sh("sleep 1000").member("s1"), cpus));
     shim.create(id, &dir, NO_STREAMS).await.expect("create");
 }
 
 #[tokio::test]
 async fn the_vm_runs_on_the_cpus_of_the_pods_containers() {
-    let stage = Stage::new().await;
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     let (shim_pid, vm) = shim.pid("s1").await;
     assert_eq!(cpus(vm), BTreeSet::from([all()]), "nobody names any");
-    member(&stage, &shim, "m1", "1").await;
+    member(&node, &shim, "m1", "1").await;
     assert_eq!(cpus(vm), BTreeSet::from(["1".to_owned()]));
-    member(&stage, &shim, "m2", "0").await;
+    member(&node, &shim, "m2", "0").await;
     assert_eq!(cpus(vm), BTreeSet::from(["0-1".to_owned()]));
     // The kubelet's CPU manager moves containers by Update.
     shim.update("m1", &json!({"cpu": {"shares": 512, "cpus": "0"}})).await.expect("update");
@@ -62,28 +62,28 @@ async fn the_vm_runs_on_the_cpus_of_the_pods_containers() {
     }
     assert_eq!(cpus(vm), BTreeSet::from([all()]), "nobody names any longer");
     assert_eq!(cpus(shim_pid), BTreeSet::from([all()]), "the shim has its own");
-    assert!(!stage.log().contains("CPUs"), "{}", stage.log());
-    stage.end(&shim, "s1").await;
+    assert!(!node.log().contains("CPUs"), "{}", node.log());
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn a_vm_is_started_on_its_cpus_with_all_its_threads_and_helpers() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &on(Bundle::sh("sleep 1000"), "1")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &on(Bundle::sh("sleep 1000"), "1")).await;
     let (_, vm) = shim.pid("c1").await;
     let list = processes(vm);
     assert!(list.len() > 1 && list.contains(&vm), "{list:?}");
     for pid in list {
         assert_eq!(cpus(pid), BTreeSet::from(["1".to_owned()]), "process {pid}");
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn cpus_that_are_not_there_are_one_warning() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     for (named, runs_on) in [("1,1000-1001", "1".to_owned()), ("1000-1001", all())] {
-        let shim = stage.running("c1", &on(Bundle::sh("sleep 1000"), named)).await;
+        let shim = node.running("c1", &on(Bundle::sh("sleep 1000"), named)).await;
         let (_, vm) = shim.pid("c1").await;
         assert_eq!(cpus(vm), BTreeSet::from([runs_on.clone()]));
         let mut log = String::new();
@@ -91,18 +91,18 @@ async fn cpus_that_are_not_there_are_one_warning() {
             "CPUs 1000-1001 of the pod are not there or not allowed for its cgroup: QEMU runs on {runs_on}"
         );
         eventually("the warning", 5, || {
-            log += &stage.log();
+            log += &node.log();
             log.contains(&wanted)
         })
         .await;
         assert_eq!(log.matches("CPUs 1000-1001").count(), 1, "{log}");
-        stage.end(&shim, "c1").await;
+        node.end(&shim, "c1").await;
     }
 }
 
 #[tokio::test]
 async fn a_list_that_is_none_is_refused_by_name() {
-    let stage = Stage::new().await;
-    let e = stage.refused(&on(Bundle::sh("true"), "0-99999999999")).await;
+    let node = TestNode::new().await;
+    let e = node.refused(&on(Bundle::sh("true"), "0-99999999999")).await;
     assert!(e.contains("resources.cpu.cpus: list of CPUs") && e.contains("takes numbers and ranges"), "{e}");
 }

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, Stage, cgroup_top, code, within};
+use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, TestNode, cgroup_top, code, within};
 use kata_se::test_api::Step;
 
 /// Steps that belong to a pod's end or to a process; the others are all on the way of its Create.
@@ -19,28 +19,28 @@ const LATER: [Step; 8] = [
     Step::CleanupDone,
 ];
 
-/// What every shim and every `delete` of the stage does at a step; empty: nothing.
-fn failpoint(stage: &Stage, what: &str) {
-    std::fs::write(stage.path("failpoint"), what).expect("failpoint");
+/// What every shim and every `delete` of the node does at a step; empty: nothing.
+fn failpoint(node: &TestNode, what: &str) {
+    std::fs::write(node.path("failpoint"), what).expect("failpoint");
 }
 
-async fn stage_with_failpoint() -> Stage {
-    let stage = Stage::new().await;
-    let file = stage.path("failpoint").display().to_string();
-    stage.environment.lock().expect("environment").push(("KATA_SE_FAILPOINT".to_owned(), file));
-    stage
+async fn node_with_failpoint() -> TestNode {
+    let node = TestNode::new().await;
+    let file = node.path("failpoint").display().to_string();
+    node.environment.lock().expect("environment").push(("KATA_SE_FAILPOINT".to_owned(), file));
+    node
 }
 
 /// Everything a pod does once, as far as it comes: a sandbox with network, a member, an exec, the end.
-async fn whole_life(stage: &Stage, netns: &PodNetns) -> ttrpc::Result<()> {
-    let dir = stage.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
-    let output = stage.start_output("s1", &dir);
+async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
+    let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
+    let output = node.start_output("s1", &dir);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let address = String::from_utf8(output.stdout).expect("address");
-    let shim = Shim::connect(&address, &stage.path("stdio")).await;
+    let shim = Shim::connect(&address, &node.path("stdio")).await;
     shim.create("s1", &dir, NO_STREAMS).await?;
     shim.start("s1", "").await?;
-    let member = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    let member = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
     shim.create("m1", &member, NO_STREAMS).await?;
     shim.start("m1", "").await?;
     shim.exec("m1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await?;
@@ -58,37 +58,37 @@ async fn whole_life(stage: &Stage, netns: &PodNetns) -> ttrpc::Result<()> {
 #[tokio::test]
 async fn the_walk_passes_every_step_that_exists() {
     // A step that no walk reaches would make the crash tests below say nothing about it.
-    let stage = stage_with_failpoint().await;
+    let node = node_with_failpoint().await;
     let netns = PodNetns::new();
     for step in Step::ALL {
-        failpoint(&stage, &format!("{}=EIO", step.name()));
-        let result = within("an end", 60, whole_life(&stage, &netns)).await;
-        let said = result.err().map(|e| e.to_string()).unwrap_or_default() + &stage.log();
+        failpoint(&node, &format!("{}=EIO", step.name()));
+        let result = within("an end", 60, whole_life(&node, &netns)).await;
+        let said = result.err().map(|e| e.to_string()).unwrap_or_default() + &node.log();
         assert!(
             said.contains(&format!("failpoint {}", step.name())),
             "{}: never reached: {said}",
             step.name()
         );
-        failpoint(&stage, "");
-        stage.delete("m1");
-        stage.delete("s1");
+        failpoint(&node, "");
+        node.delete("m1");
+        node.delete("s1");
     }
 }
 
 #[tokio::test]
 async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
-    let stage = stage_with_failpoint().await;
+    let node = node_with_failpoint().await;
     let netns = PodNetns::new();
-    let clean = harness::Census::take(&stage.path(""), &stage.path("run"));
+    let clean = harness::Census::take(&node.path(""), &node.path("run"));
     for round in 1..=3 {
         for step in Step::ALL {
             // In later rounds at the step of the member, or of the next undo, where there is one.
-            failpoint(&stage, &format!("{}=kill#{round}", step.name()));
-            within("an end", 60, whole_life(&stage, &netns)).await.ok();
-            failpoint(&stage, "");
+            failpoint(&node, &format!("{}=kill#{round}", step.name()));
+            within("an end", 60, whole_life(&node, &netns)).await.ok();
+            failpoint(&node, "");
             let began = Instant::now();
-            stage.delete("m1");
-            stage.delete("s1");
+            node.delete("m1");
+            node.delete("s1");
             assert!(
                 began.elapsed() < Duration::from_secs(5),
                 "{}: delete took {:?}",
@@ -96,7 +96,7 @@ async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
                 began.elapsed()
             );
             clean.assert_clean();
-            stage.delete("s1"); // again: no change, no error
+            node.delete("s1"); // again: no change, no error
             clean.assert_clean();
         }
     }
@@ -104,16 +104,16 @@ async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
 
 #[tokio::test]
 async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
-    let stage = stage_with_failpoint().await;
+    let node = node_with_failpoint().await;
     let netns = PodNetns::new();
-    let clean = harness::Census::take(&stage.path(""), &stage.path("run"));
+    let clean = harness::Census::take(&node.path(""), &node.path("run"));
     for step in Step::ALL.iter().filter(|s| !LATER.contains(s)) {
         for error in ["EIO", "ENOSPC", "EMFILE", "ETIMEDOUT"] {
             let point = format!("{}={error}", step.name());
-            let dir = stage.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
-            let shim = stage.shim("s1", &dir).await;
-            let served = harness::Census::take(&stage.path(""), &stage.path("run"));
-            failpoint(&stage, &point);
+            let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
+            let shim = node.shim("s1", &dir).await;
+            let served = harness::Census::take(&node.path(""), &node.path("run"));
+            failpoint(&node, &point);
             let e = shim.create("s1", &dir, NO_STREAMS).await.expect_err(&point).to_string();
             assert!(e.contains("create container s1") && e.contains("failpoint"), "{e}");
             let own = |line: &String| {
@@ -121,7 +121,7 @@ async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
             };
             let left: Vec<_> = served.difference().into_iter().filter(|line| !own(line)).collect();
             assert!(left.is_empty(), "{point}: {left:?}");
-            failpoint(&stage, "");
+            failpoint(&node, "");
             shim.create("s1", &dir, NO_STREAMS).await.expect("the same id at once");
             shim.shutdown(true).await.expect("shutdown");
             clean.assert_clean();
@@ -131,19 +131,19 @@ async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
 
 #[tokio::test]
 async fn delete_killed_at_any_undo_is_finished_by_the_next_one() {
-    let stage = stage_with_failpoint().await;
+    let node = node_with_failpoint().await;
     let netns = PodNetns::new();
-    let clean = harness::Census::take(&stage.path(""), &stage.path("run"));
+    let clean = harness::Census::take(&node.path(""), &node.path("run"));
     for nth in 1.. {
         let bundle = Bundle::sh("sleep 1000").sandbox().network(&netns.path());
-        let shim = stage.running("s1", &bundle).await;
+        let shim = node.running("s1", &bundle).await;
         let (pid, _) = shim.pid("s1").await;
         let pid = nix::unistd::Pid::from_raw(pid as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
-        failpoint(&stage, &format!("{}=kill#{nth}", Step::CleanupStepDone.name()));
-        let killed = !stage.delete_output("s1").status.success();
-        failpoint(&stage, "");
-        stage.delete("s1");
+        failpoint(&node, &format!("{}=kill#{nth}", Step::UndoPaid.name()));
+        let killed = !node.delete_output("s1").status.success();
+        failpoint(&node, "");
+        node.delete("s1");
         clean.assert_clean();
         if !killed {
             assert!(nth > 5, "only {nth} undos");
@@ -154,85 +154,85 @@ async fn delete_killed_at_any_undo_is_finished_by_the_next_one() {
 
 #[tokio::test]
 async fn a_create_that_failed_can_be_repeated_at_once() {
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("exit 5"));
-    let shim = stage.shim("c1", &dir).await;
-    stage.double(|orders| orders["refuse"] = "blockdev-add".into());
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("exit 5"));
+    let shim = node.shim("c1", &dir).await;
+    node.double(|orders| orders["refuse"] = "blockdev-add".into());
     let e = shim.create("c1", &dir, NO_STREAMS).await.expect_err("refused").to_string();
     assert!(e.contains("blockdev-add refused"), "{e}");
-    stage.double(|_| ());
+    node.double(|_| ());
     shim.create("c1", &dir, NO_STREAMS).await.expect("the same id, the same shim");
     shim.start("c1", "").await.expect("start");
     assert_eq!(shim.wait("c1", "").await, Ok(5));
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn delete_works_without_a_shim_twice_and_at_once() {
-    let stage = Stage::new().await;
-    stage.bundle("never", &Bundle::sh("true"));
-    stage.delete("never");
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    node.bundle("never", &Bundle::sh("true"));
+    node.delete("never");
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (pid, _) = shim.pid("c1").await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL)
         .expect("kill");
     // Its configuration and QEMU may be gone too.
-    std::fs::remove_file(stage.path("config.toml")).expect("remove");
-    std::fs::remove_file(stage.path("bin/qemu")).expect("remove");
-    let both = [stage.delete_command("c1"), stage.delete_command("c1")]
+    std::fs::remove_file(node.path("config.toml")).expect("remove");
+    std::fs::remove_file(node.path("bin/qemu")).expect("remove");
+    let both = [node.delete_command("c1"), node.delete_command("c1")]
         .map(|mut command| std::thread::spawn(move || command.output().expect("the shim")));
     for one in both {
         let output = one.join().expect("join");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn delete_of_a_member_leaves_the_living_pod_alone_and_of_the_sandbox_ends_it() {
-    let stage = Stage::new().await;
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
-    let dir = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
     shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
-    stage.delete("m1");
+    node.delete("m1");
     assert_eq!(shim.state("m1", "").await.expect("state").status.value(), 2, "untouched");
     // A shim that lives but hangs: stopped.
     let (pid, _) = shim.pid("s1").await;
     let pid = nix::unistd::Pid::from_raw(pid as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("stop");
     let began = Instant::now();
-    stage.delete("s1");
+    node.delete("s1");
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn a_create_that_its_client_gave_up_is_ended_by_delete() {
-    let stage = Stage::new().await;
-    stage.script(&serde_json::json!([{"call": "CreateContainer", "hang": true}]));
-    let dir = stage.bundle("c1", &Bundle::sh("true"));
-    let shim = stage.shim("c1", &dir).await;
+    let node = TestNode::new().await;
+    node.script(&serde_json::json!([{"call": "CreateContainer", "hang": true}]));
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    let shim = node.shim("c1", &dir).await;
     let given_up = shim.create_for("c1", &dir, NO_STREAMS, false, Duration::from_millis(1500)).await;
     assert!(given_up.is_err(), "{given_up:?}");
     let deleted = within("the cancelled create", 10, shim.delete("c1", "")).await;
     assert_eq!(code(&deleted), Some(Code::NOT_FOUND));
     shim.shutdown(false).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn qemu_killed_under_a_running_pod_ends_each_process_once() {
-    let stage = Stage::new().await;
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     for id in ["m1", "m2"] {
-        let dir = stage.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
+        let dir = node.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
         shim.create(id, &dir, NO_STREAMS).await.expect("create");
         shim.start(id, "").await.expect("start");
         shim.exec(id, "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
         shim.start(id, "e1").await.expect("start");
     }
-    let dir = stage.bundle("m3", &Bundle::sh("sleep 1000").member("s1"));
+    let dir = node.bundle("m3", &Bundle::sh("sleep 1000").member("s1"));
     shim.create("m3", &dir, NO_STREAMS).await.expect("created, never started");
     let (_, vm) = shim.pid("s1").await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(vm as i32), nix::sys::signal::Signal::SIGKILL)
@@ -247,16 +247,16 @@ async fn qemu_killed_under_a_running_pod_ends_each_process_once() {
     }
     shim.shutdown(false).await.expect("shutdown");
     harness::eventually("all events", 5, || {
-        stage.events.lines().iter().filter(|l| l.starts_with("delete")).count() == 4
+        node.events.lines().iter().filter(|l| l.starts_with("delete")).count() == 4
     })
     .await;
-    let mut exits: Vec<_> = stage.events.lines().into_iter().filter(|l| l.starts_with("exit")).collect();
+    let mut exits: Vec<_> = node.events.lines().into_iter().filter(|l| l.starts_with("exit")).collect();
     exits.sort();
     assert_eq!(
         exits,
         ["exit m1 137", "exit m1/e1 137", "exit m2 137", "exit m2/e1 137", "exit m3 137", "exit s1 137"]
     );
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 /// Leaks one thing of each kind until it is dropped.

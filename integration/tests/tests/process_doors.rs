@@ -3,47 +3,47 @@
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
-use harness::{Bundle, NO_STREAMS, Shim, Stage};
+use harness::{Bundle, NO_STREAMS, Shim, TestNode};
 
 #[tokio::test]
 async fn a_bare_address_for_old_callers_also_in_the_bundle() {
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
-    let output = stage.start_output("c1", &dir);
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("sleep 1000"));
+    let output = node.start_output("c1", &dir);
     let address = String::from_utf8(output.stdout).expect("text");
     assert!(address.starts_with("unix:///") && !address.contains('\n'), "{address}");
     assert_eq!(std::fs::read_to_string(dir.join("address")).expect("address"), address);
-    let again = stage.start_output("c1", &dir);
+    let again = node.start_output("c1", &dir);
     assert!(!again.status.success(), "the same sandbox cannot be started twice");
-    let shim = Shim::connect(&address, &stage.path("stdio")).await;
+    let shim = Shim::connect(&address, &node.path("stdio")).await;
     shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn a_bootstrap_result_for_containerd_2_3() {
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("sleep 1000"));
     let params = BootstrapParams {
         instance_id: "c1".into(),
         namespace: "tests".into(),
-        containerd_ttrpc_address: stage.path("events.sock").display().to_string(),
+        containerd_ttrpc_address: node.path("events.sock").display().to_string(),
         ..Default::default()
     };
-    let output = stage.start_with_input("c1", &dir, &params.write_to_bytes().expect("encode"));
+    let output = node.start_with_input("c1", &dir, &params.write_to_bytes().expect("encode"));
     let result = BootstrapResult::parse_from_bytes(&output.stdout).expect("a bootstrap result");
     assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
-    let shim = Shim::connect(&result.address, &stage.path("stdio")).await;
+    let shim = Shim::connect(&result.address, &node.path("stdio")).await;
     shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 /// The service under the name of containerd 1.x and CRI-O, which the client crate no longer speaks.
 #[tokio::test]
 async fn the_task_service_has_both_names() {
     use containerd_shim_protos::api::{ConnectRequest, ConnectResponse};
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     for name in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
         let client = ttrpc::r#async::Client::connect(&shim.address).await.expect("connect");
         let payload = ConnectRequest { id: "c1".into(), ..Default::default() };
@@ -58,36 +58,36 @@ async fn the_task_service_has_both_names() {
         let answer = ConnectResponse::parse_from_bytes(&answer.payload).expect("decode");
         assert!(answer.shim_pid > 0 && answer.task_pid > 0, "{name}");
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn events_are_not_needed_and_wait_for_a_containerd_that_is_away() {
-    let mut stage = Stage::new().await;
-    stage.events.down().await;
-    let shim = stage.running("c1", &Bundle::sh("exit 3")).await;
+    let mut node = TestNode::new().await;
+    node.events.down().await;
+    let shim = node.running("c1", &Bundle::sh("exit 3")).await;
     assert_eq!(shim.wait("c1", "").await, Ok(3));
-    stage.events.up().await;
-    harness::eventually("the events come", 10, || stage.events.seen().len() >= 3).await;
-    assert_eq!(stage.events.lines(), ["create c1", "start c1", "exit c1 3"]);
-    stage.end(&shim, "c1").await;
+    node.events.up().await;
+    harness::eventually("the events come", 10, || node.events.seen().len() >= 3).await;
+    assert_eq!(node.events.lines(), ["create c1", "start c1", "exit c1 3"]);
+    node.end(&shim, "c1").await;
 }
 
 /// CRI-O has no event socket, mounts the root file system itself, and reads the address from the bundle.
 #[tokio::test]
 async fn crios_pods_need_no_events() {
-    let stage = Stage::new().await;
-    stage.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").crio_sandbox("s1")).await;
-    let dir = stage.bundle("m1", &Bundle::sh("exit 4").crio_member("s1"));
-    assert_eq!(stage.shim("m1", &dir).await.address, shim.address);
+    let node = TestNode::new().await;
+    node.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").crio_sandbox("s1")).await;
+    let dir = node.bundle("m1", &Bundle::sh("exit 4").crio_member("s1"));
+    assert_eq!(node.shim("m1", &dir).await.address, shim.address);
     assert_eq!(std::fs::read_to_string(dir.join("address")).expect("address"), shim.address);
     shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     assert_eq!(shim.wait("m1", "").await, Ok(4));
     shim.delete("m1", "").await.expect("delete");
-    stage.end(&shim, "s1").await;
-    assert!(stage.events.seen().is_empty());
+    node.end(&shim, "s1").await;
+    assert!(node.events.seen().is_empty());
 }
 
 #[tokio::test]

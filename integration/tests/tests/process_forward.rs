@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use harness::{Bundle, PodNetns, Stage, eventually, within};
+use harness::{Bundle, PodNetns, TestNode, eventually, within};
 
 /// Connections at once, and descriptors of one (`src/limits.rs`).
 const BOUND: usize = 64;
@@ -27,27 +27,27 @@ fn is_open(mut stream: &TcpStream) -> bool {
 async fn a_node_that_cannot_forward_says_so_once_and_runs_its_pods() {
     let netns = PodNetns::new();
     netns.localhost("del");
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000").network(&netns.path())).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000").network(&netns.path())).await;
     let mut log = String::new();
     eventually("the warning", 5, || {
-        log += &stage.log();
+        log += &node.log();
         log.contains(WARNING)
     })
     .await;
     assert_eq!(shim.run_exec("c1", "e", &["/bin/true"]).await, 0);
     netns.localhost("add");
     assert_eq!(netns.connect(80).expect_err("nobody").kind(), ErrorKind::ConnectionRefused);
-    log += &stage.log();
+    log += &node.log();
     assert_eq!(log.matches(WARNING).count(), 1, "{log}");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn connections_are_bounded_and_end_with_the_vm() {
     let netns = PodNetns::new();
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000").network(&netns.path())).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000").network(&netns.path())).await;
     let (pid, qemu) = shim.pid("c1").await;
     let before = descriptors(pid);
     // The guest's double has no network: what is asked of it is not answered.
@@ -68,5 +68,5 @@ async fn connections_are_bounded_and_end_with_the_vm() {
     within("its end", 10, shim.wait("c1", "")).await.expect("end");
     eventually("connections end with the VM", 5, || !all.iter().any(is_open)).await;
     assert!(netns.connect(80).is_err(), "nobody takes them");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, Stage, code, eventually, within};
+use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, TestNode, code, eventually, within};
 use serde_json::{Value, json};
 
 /// The limit of a call in these tests.
@@ -17,12 +17,12 @@ fn silences(call: &str) -> [Value; 3] {
     ]
 }
 
-async fn stage_with_short_limits() -> Stage {
-    let stage = Stage::new().await;
-    std::fs::create_dir(stage.path("config.d")).expect("folder");
+async fn node_with_short_limits() -> TestNode {
+    let node = TestNode::new().await;
+    std::fs::create_dir(node.path("config.d")).expect("folder");
     let limits = "[agent]\ncall_timeout_s = 1\ncreate_timeout_s = 1\n";
-    std::fs::write(stage.path("config.d/limits.toml"), limits).expect("drop-in");
-    stage
+    std::fs::write(node.path("config.d/limits.toml"), limits).expect("drop-in");
+    node
 }
 
 /// The call's limit is kept, and told.
@@ -47,18 +47,18 @@ async fn eventually_ok<F: Future<Output = ttrpc::Result<()>>>(what: &str, ask: i
 }
 
 /// KILL and Delete end a pod whatever its guest does.
-async fn end_all_the_same(stage: &Stage, shim: &Shim) {
+async fn end_all_the_same(node: &TestNode, shim: &Shim) {
     within("KILL", 12, shim.kill("c1", "", 9)).await.ok();
     assert_eq!(within("its end", 10, shim.wait("c1", "")).await, Ok(137));
     within("delete", 10, shim.delete("c1", "")).await.expect("delete");
     shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn a_create_whose_guest_stops_answering_fails_and_is_undone() {
     let netns = PodNetns::new();
-    let stage = stage_with_short_limits().await;
+    let node = node_with_short_limits().await;
     let calls = [
         "UpdateInterface",
         "UpdateRoutes",
@@ -69,13 +69,14 @@ async fn a_create_whose_guest_stops_answering_fails_and_is_undone() {
         "CreateContainer",
     ];
     let mut bundle = Bundle::sh("true").network(&netns.path());
-    let file = json!({"destination": "/f", "type": "bind", "source": stage.path("config.toml"), "options": ["bind"]});
+    let file =
+        json!({"destination": "/f", "type": "bind", "source": node.path("config.toml"), "options": ["bind"]});
     bundle.config["mounts"].as_array_mut().expect("list").push(file);
-    let dir = stage.bundle("c1", &bundle);
+    let dir = node.bundle("c1", &bundle);
     for call in calls {
         for silence in silences(call) {
-            stage.script(&silence);
-            let shim = stage.shim("c1", &dir).await;
+            node.script(&silence);
+            let shim = node.shim("c1", &dir).await;
             let began = Instant::now();
             let result = within("an error", 10, shim.create("c1", &dir, NO_STREAMS)).await;
             assert_eq!(code(&result), Some(Code::DEADLINE_EXCEEDED), "{call}: {result:?}");
@@ -83,28 +84,28 @@ async fn a_create_whose_guest_stops_answering_fails_and_is_undone() {
             assert!(text.contains(&format!("agent {call}: no answer within 1 s")), "{text}");
             assert!(began.elapsed() < Duration::from_secs(9), "{call}: {:?}", began.elapsed());
             shim.shutdown(true).await.expect("shutdown");
-            stage.assert_clean();
+            node.assert_clean();
         }
     }
 }
 
 #[tokio::test]
 async fn every_call_of_a_running_pod_has_an_end() {
-    let stage = stage_with_short_limits().await;
+    let node = node_with_short_limits().await;
     for way in 0..3 {
-        let dir = stage.bundle("c1", &Bundle::sh("sleep 1000").terminal());
-        let shim = stage.shim("c1", &dir).await;
+        let dir = node.bundle("c1", &Bundle::sh("sleep 1000").terminal());
+        let shim = node.shim("c1", &dir).await;
         let (input, out) = (shim.fifo("c1", "in"), shim.fifo("c1", "out"));
         let streams = [input.to_str().expect("utf-8"), out.to_str().expect("utf-8"), ""];
         shim.create_for("c1", &dir, streams, true, Duration::from_secs(10)).await.expect("create");
-        let silence = |call: &str| stage.script(&silences(call)[way]);
+        let silence = |call: &str| node.script(&silences(call)[way]);
         silence("StartContainer");
         // Nobody knows then whether it runs: it counts as ended.
         ends("StartContainer", shim.start("c1", "")).await;
-        stage.end(&shim, "c1").await;
+        node.end(&shim, "c1").await;
 
-        stage.script(&json!([]));
-        let shim = stage.shim("c1", &dir).await;
+        node.script(&json!([]));
+        let shim = node.shim("c1", &dir).await;
         shim.create_for("c1", &dir, streams, true, Duration::from_secs(10)).await.expect("create");
         shim.start("c1", "").await.expect("start");
         silence("TtyWinResize");
@@ -123,11 +124,11 @@ async fn every_call_of_a_running_pod_has_an_end() {
         ends("PauseContainer", shim.pause("c1")).await;
         // After half an answer nothing more comes on the connection.
         if way < 2 {
-            stage.script(&json!([]));
+            node.script(&json!([]));
             eventually_ok("it can be paused again", || shim.pause("c1")).await;
             silence("ResumeContainer");
             ends("ResumeContainer", shim.resume("c1")).await;
-            stage.script(&json!([]));
+            node.script(&json!([]));
             shim.resume("c1").await.expect("asked again");
         }
         // Input that the guest does not take is lost; nothing else is.
@@ -138,52 +139,52 @@ async fn every_call_of_a_running_pod_has_an_end() {
             .and_then(|mut f| std::io::Write::write_all(&mut f, b"x"))
             .expect("write");
         silence("DestroySandbox");
-        end_all_the_same(&stage, &shim).await;
+        end_all_the_same(&node, &shim).await;
     }
 }
 
 #[tokio::test]
 async fn a_member_that_the_guest_does_not_remove_is_said_and_goes_with_its_pod() {
-    let stage = stage_with_short_limits().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let node = node_with_short_limits().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000").sandbox()).await;
     for (n, silence) in silences("RemoveContainer").iter().enumerate() {
         let id = format!("m{n}");
-        let dir = stage.bundle(&id, &Bundle::sh("exit 3").member("c1"));
+        let dir = node.bundle(&id, &Bundle::sh("exit 3").member("c1"));
         shim.create(&id, &dir, NO_STREAMS).await.expect("create");
         shim.start(&id, "").await.expect("start");
         assert_eq!(shim.wait(&id, "").await, Ok(3));
-        stage.script(silence);
+        node.script(silence);
         ends("RemoveContainer", shim.delete(&id, "")).await;
-        stage.script(&json!([]));
+        node.script(&json!([]));
     }
-    end_all_the_same(&stage, &shim).await;
+    end_all_the_same(&node, &shim).await;
 }
 
 #[tokio::test]
 async fn a_start_that_hangs_fails_and_leaves_a_container_that_can_be_deleted() {
-    let stage = Stage::new().await;
-    stage.script(&json!([{"call": "StartContainer", "hang": true}]));
-    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
-    let shim = stage.shim("c1", &dir).await;
+    let node = TestNode::new().await;
+    node.script(&json!([{"call": "StartContainer", "hang": true}]));
+    let dir = node.bundle("c1", &Bundle::sh("sleep 1000"));
+    let shim = node.shim("c1", &dir).await;
     shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     let started = within("an error", 8, shim.start("c1", "")).await;
     assert_eq!(code(&started), Some(Code::DEADLINE_EXCEEDED), "{started:?}");
     assert!(started.expect_err("hung").to_string().contains("agent StartContainer: no answer within 5 s"));
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn one_slow_container_does_not_slow_the_pod() {
-    let stage = Stage::new().await;
-    stage.config("");
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
-    stage.script(&json!([{"call": "CreateContainer", "request": {"containerId": "m1"}, "hang": true},
+    let node = TestNode::new().await;
+    node.config("");
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    node.script(&json!([{"call": "CreateContainer", "request": {"containerId": "m1"}, "hang": true},
         {"call": "CreateContainer", "hang": true}]));
-    let dir = stage.bundle("m1", &Bundle::sh("true").member("s1"));
+    let dir = node.bundle("m1", &Bundle::sh("true").member("s1"));
     let slow = shim.clone();
     let creating = tokio::spawn(async move { slow.create("m1", &dir, NO_STREAMS).await });
     eventually("the call hangs", 5, || {
-        stage.requests().iter().filter(|r| r["call"] == "CreateContainer").count() == 2
+        node.requests().iter().filter(|r| r["call"] == "CreateContainer").count() == 2
     })
     .await;
     for _ in 0..50 {
@@ -193,36 +194,36 @@ async fn one_slow_container_does_not_slow_the_pod() {
     }
     assert_eq!(shim.run_exec("s1", "e1", &["/bin/true"]).await, 0);
     assert!(creating.await.expect("join").is_err());
-    stage.end(&shim, "s1").await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn lies_of_a_guest_are_harmless() {
-    let stage = Stage::new().await;
-    stage.script(&json!([
+    let node = TestNode::new().await;
+    node.script(&json!([
         {"call": "WaitProcess", "nth": 1, "answer": {"status": -7}},
         {"call": "WaitProcess", "nth": 2, "answer": {"status": 70000}},
     ]));
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     for exec in ["e1", "e2"] {
         shim.exec("c1", exec, Bundle::process(&["/bin/true"]), NO_STREAMS).await.expect("exec");
         shim.start("c1", exec).await.expect("start");
         let status = within("an end", 20, shim.wait("c1", exec)).await.expect("wait");
         assert!(status <= 255, "{status}");
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn statistics_of_a_lying_guest_are_bounded_by_its_vm() {
     use containerd_shim_protos::cgroups::metrics::Metrics;
     use containerd_shim_protos::protobuf::Message;
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let many: Vec<Value> =
         (0..20_000).map(|n| json!({"major": n.to_string(), "op": "read", "value": "1"})).collect();
     let most = u64::MAX.to_string();
-    stage.script(&json!([{"call": "StatsContainer", "answer": {"cgroup_stats": {
+    node.script(&json!([{"call": "StatsContainer", "answer": {"cgroup_stats": {
         "cpu_stats": {"cpu_usage": {"total_usage": most}},
         "memory_stats": {"usage": {"usage": most}, "stats": {"inactive_file": most, "pgfault": most}},
         "pids_stats": {"current": most},
@@ -238,14 +239,14 @@ async fn statistics_of_a_lying_guest_are_bounded_by_its_vm() {
         assert!(metrics.pids.current <= 4 << 20);
     }
     assert!(bytes.len() < 16 << 10, "{} bytes", bytes.len());
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_connection_lost_while_waiting_loses_no_exit_code() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
-    stage.script(&json!([{"call": "StatsContainer", "close": true}, {"call": "SignalProcess", "nth": 1, "close": true}]));
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    node.script(&json!([{"call": "StatsContainer", "close": true}, {"call": "SignalProcess", "nth": 1, "close": true}]));
     shim.exec("c1", "e1", Bundle::process(&["/bin/sh", "-c", "sleep 2; exit 6"]), NO_STREAMS)
         .await
         .expect("exec");
@@ -253,5 +254,5 @@ async fn a_connection_lost_while_waiting_loses_no_exit_code() {
     let lost = shim.kill("c1", "", 18).await;
     assert_eq!(code(&lost), Some(Code::UNAVAILABLE), "not repeated: {lost:?}");
     assert_eq!(within("its end", 10, shim.wait("c1", "e1")).await, Ok(6));
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }

@@ -1,13 +1,13 @@
 //! A container's life is what containerd relies on: pids, exit codes, states, events in order, and
 //! errors with the codes callers look for.
 
-use harness::{Bundle, Code, NO_STREAMS, Stage, code, eventually, within};
+use harness::{Bundle, Code, NO_STREAMS, TestNode, code, eventually, within};
 
 #[tokio::test]
 async fn a_container_from_create_to_shutdown() {
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("exit 7"));
-    let shim = stage.shim("c1", &dir).await;
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("exit 7"));
+    let shim = node.shim("c1", &dir).await;
     let pid = shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     assert!(std::fs::exists(format!("/proc/{pid}")).expect("proc"), "the VM's process is a host process");
     assert_eq!(shim.pids("c1").await, Ok(vec![pid]));
@@ -22,15 +22,15 @@ async fn a_container_from_create_to_shutdown() {
     assert_eq!(shim.delete("c1", "").await, Ok(7));
     assert_eq!(code(&shim.state("c1", "").await), Some(Code::NOT_FOUND));
     shim.shutdown(false).await.expect("shutdown");
-    eventually("events", 5, || stage.events.seen().len() == 4).await;
-    assert_eq!(stage.events.lines(), ["create c1", "start c1", "exit c1 7", "delete c1 7"]);
-    stage.assert_clean();
+    eventually("events", 5, || node.events.seen().len() == 4).await;
+    assert_eq!(node.events.lines(), ["create c1", "start c1", "exit c1 7", "delete c1 7"]);
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn exit_codes_are_codes_or_128_and_the_signal() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     for (script, status) in
         [("exit 0", 0), ("exit 1", 1), ("exit 255", 255), ("kill -9 $$", 137), ("kill -15 $$", 143)]
     {
@@ -40,25 +40,25 @@ async fn exit_codes_are_codes_or_128_and_the_signal() {
     for n in 0..20 {
         assert_eq!(shim.run_exec("c1", &format!("n{n}"), &["/bin/true"]).await, 0);
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn an_exec_of_a_missing_program_says_so_at_once() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     shim.exec("c1", "e1", Bundle::process(&["/no/such/program"]), NO_STREAMS).await.expect("exec");
     let e = within("an answer", 1, shim.start("c1", "e1")).await.expect_err("missing").to_string();
     assert!(e.contains("start exec e1 of container c1") && e.contains("/no/such/program"), "{e}");
     shim.delete("c1", "e1").await.expect("delete");
-    assert!(!stage.events.lines().iter().any(|l| l.starts_with("exit")), "{:?}", stage.events);
-    stage.end(&shim, "c1").await;
+    assert!(!node.events.lines().iter().any(|l| l.starts_with("exit")), "{:?}", node.events);
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_running_exec_can_be_killed_and_everyone_who_waits_is_told() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
     assert_eq!(code(&shim.kill("c1", "e1", 9).await), Some(Code::FAILED_PRECONDITION), "not started");
     shim.start("c1", "e1").await.expect("start");
@@ -68,14 +68,14 @@ async fn a_running_exec_can_be_killed_and_everyone_who_waits_is_told() {
         });
     assert_eq!((one, two, three), (Ok(137), Ok(137), Ok(137)));
     assert_eq!(shim.delete("c1", "e1").await, Ok(137));
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn names_that_are_taken_or_unknown_have_their_codes() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
-    let dir = stage.path("bundles/c1");
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    let dir = node.path("bundles/c1");
     assert_eq!(code(&shim.create("c1", &dir, NO_STREAMS).await), Some(Code::ALREADY_EXISTS));
     shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await.expect("exec");
     let again = shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await;
@@ -87,31 +87,31 @@ async fn names_that_are_taken_or_unknown_have_their_codes() {
     }
     assert_eq!(code(&shim.pids("cx").await), Some(Code::NOT_FOUND));
     assert_eq!(code(&shim.resize("c1", 1, 1).await), Some(Code::FAILED_PRECONDITION), "no terminal");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn hostile_ids_are_refused_by_character_and_position() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     for id in ["..", "a/b", "a\nb", "-a", "a,b", "a%b", "é1", &"x".repeat(1000)] {
         let e = shim.state(id, "").await.expect_err(id);
         assert_eq!(code(&Err::<(), _>(e.clone())), Some(Code::INVALID_ARGUMENT), "{id}");
         assert_eq!(code(&shim.state("c1", id).await), Some(Code::INVALID_ARGUMENT), "{id}");
-        let dir = stage.path("bundles/c1");
-        let output = stage.start_output(id, &dir);
+        let dir = node.path("bundles/c1");
+        let output = node.start_output(id, &dir);
         assert!(!output.status.success() && output.stdout.is_empty());
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(text.contains("container id") && text.lines().count() == 1, "{text}");
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_container_that_was_never_started_can_be_deleted() {
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("exit 7"));
-    let shim = stage.shim("c1", &dir).await;
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("exit 7"));
+    let shim = node.shim("c1", &dir).await;
     shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     assert_eq!(shim.delete("c1", "").await, Ok(0));
     // containerd's own way: it kills, waits for the end, then deletes.
@@ -120,47 +120,47 @@ async fn a_container_that_was_never_started_can_be_deleted() {
     assert_eq!(within("its end", 5, shim.wait("c1", "")).await, Ok(137));
     assert_eq!(shim.delete("c1", "").await, Ok(137));
     shim.shutdown(false).await.expect("shutdown");
-    stage.assert_clean();
-    eventually("events", 5, || stage.events.seen().len() == 5).await;
+    node.assert_clean();
+    eventually("events", 5, || node.events.seen().len() == 5).await;
     let wanted = ["create c1", "delete c1 0", "create c1", "exit c1 137", "delete c1 137"];
-    assert_eq!(stage.events.lines(), wanted);
+    assert_eq!(node.events.lines(), wanted);
 }
 
 #[tokio::test]
 async fn a_sandbox_can_begin_again_right_after_its_end() {
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("exit 7"));
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("exit 7"));
     for _ in 0..20 {
         // The answer to Shutdown comes before the old shim has gone.
-        let shim = stage.shim("c1", &dir).await;
+        let shim = node.shim("c1", &dir).await;
         shim.shutdown(true).await.expect("shutdown");
     }
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn shutdown_waits_for_the_last_container_unless_it_is_now() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     shim.shutdown(false).await.expect("answered");
     assert_eq!(shim.state("c1", "").await.expect("still there").status.value(), 2);
     shim.shutdown(true).await.expect("now");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn a_pod_of_three_containers_is_one_shim_and_one_vm() {
-    let stage = Stage::new().await;
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     let (_, vm) = shim.pid("s1").await;
     for id in ["m1", "m2"] {
-        let dir = stage.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
-        let member = stage.shim(id, &dir).await;
+        let dir = node.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
+        let member = node.shim(id, &dir).await;
         assert_eq!(member.address, shim.address);
         assert_eq!(member.create(id, &dir, NO_STREAMS).await, Ok(vm));
         member.start(id, "").await.expect("start");
     }
-    let specs = stage.requests();
+    let specs = node.requests();
     let types: Vec<_> = specs
         .iter()
         .filter(|r| r["call"] == "CreateContainer")
@@ -187,9 +187,9 @@ async fn a_pod_of_three_containers_is_one_shim_and_one_vm() {
     assert_eq!(within("m2's end", 5, shim.wait("m2", "")).await, Ok(137));
     shim.delete("m2", "").await.expect("delete");
     shim.shutdown(false).await.expect("shutdown");
-    stage.assert_clean();
-    let dir = stage.bundle("m3", &Bundle::sh("true").member("s1"));
-    let output = stage.start_output("m3", &dir);
+    node.assert_clean();
+    let dir = node.bundle("m3", &Bundle::sh("true").member("s1"));
+    let output = node.start_output("m3", &dir);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("its sandbox s1 has no running shim"), "{text}");
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use harness::{Bundle, Code, NO_STREAMS, Shim, Stage, code, eventually, within};
+use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, code, eventually, within};
 
 /// What a shim uses.
 #[derive(Clone, Copy, Debug)]
@@ -70,8 +70,8 @@ async fn exec(shim: &Shim, name: &str, kind: usize) {
 
 #[tokio::test]
 async fn three_hundred_execs_leave_the_shim_as_it_was() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (pid, _) = shim.pid("c1").await;
     for n in 0..40 {
         exec(&shim, &format!("w{n}"), n).await;
@@ -100,7 +100,7 @@ async fn three_hundred_execs_leave_the_shim_as_it_was() {
         assert!(round < 4, "grows each time: {before:?} {after:?}");
         before = after;
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 /// 48 execs at once.
@@ -118,13 +118,13 @@ async fn many(shim: &Shim, prefix: &str) {
 
 #[tokio::test]
 async fn twenty_containers_in_one_pod_keep_their_output_and_their_ends_apart() {
-    let stage = Stage::new().await;
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     let began = Instant::now();
     let making = (0..20).map(|n| {
         let (id, script) = (format!("m{n}"), format!("echo I am m{n}; exit {n}"));
-        let dir = stage.bundle(&id, &Bundle::sh(&script).member("s1"));
-        let (shim, out) = (shim.clone(), format!("file://{}", stage.path(&id).display()));
+        let dir = node.bundle(&id, &Bundle::sh(&script).member("s1"));
+        let (shim, out) = (shim.clone(), format!("file://{}", node.path(&id).display()));
         tokio::spawn(async move {
             shim.create(&id, &dir, ["", &out, ""]).await.expect("create");
             shim.start(&id, "").await.expect("start");
@@ -134,28 +134,28 @@ async fn twenty_containers_in_one_pod_keep_their_output_and_their_ends_apart() {
     for (n, one) in making.collect::<Vec<_>>().into_iter().enumerate() {
         let status = within("its end", 60, one).await.expect("join");
         assert_eq!(status, Ok(u32::try_from(n).expect("small")));
-        assert_eq!(fs::read_to_string(stage.path(&format!("m{n}"))).expect("output"), format!("I am m{n}\n"));
+        assert_eq!(fs::read_to_string(node.path(&format!("m{n}"))).expect("output"), format!("I am m{n}\n"));
     }
     let (pid, _) = shim.pid("s1").await;
     eprintln!("20 containers in {:?}: {:?}", began.elapsed(), Usage::of(pid));
     for n in 0..20 {
         shim.delete(&format!("m{n}"), "").await.expect("delete");
     }
-    stage.end(&shim, "s1").await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn four_pods_live_beside_each_other() {
-    let stage = Stage::new().await;
-    stage.double(|orders| orders["apart"] = true.into());
+    let node = TestNode::new().await;
+    node.double(|orders| orders["apart"] = true.into());
     let began = Instant::now();
     let names = ["p1", "p2", "p3", "p4"];
     let lives = names.map(|id| {
-        let dir = stage.bundle(id, &Bundle::sh("sleep 1000"));
-        let out = format!("file://{}", stage.path(id).display());
-        let stage = &stage;
+        let dir = node.bundle(id, &Bundle::sh("sleep 1000"));
+        let out = format!("file://{}", node.path(id).display());
+        let node = &node;
         async move {
-            let shim = stage.shim(id, &dir).await;
+            let shim = node.shim(id, &dir).await;
             shim.create(id, &dir, NO_STREAMS).await.expect("create");
             shim.start(id, "").await.expect("start");
             let process = Bundle::process(&["/bin/echo", id]);
@@ -171,7 +171,7 @@ async fn four_pods_live_beside_each_other() {
     let shims = [one, two, three, four];
     let mut vms = Vec::new();
     for (id, shim) in names.iter().zip(&shims) {
-        assert_eq!(fs::read_to_string(stage.path(id)).expect("output"), format!("{id}\n"));
+        assert_eq!(fs::read_to_string(node.path(id)).expect("output"), format!("{id}\n"));
         vms.push(shim.pid(id).await.1);
     }
     vms.sort_unstable();
@@ -189,15 +189,15 @@ async fn four_pods_live_beside_each_other() {
         shim.delete(id, "").await.expect("delete");
         shim.shutdown(false).await.expect("shutdown");
     }
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn of_two_creates_at_once_of_one_name_one_wins() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     for round in 0..10 {
-        let dir = stage.bundle("c1", &Bundle::sh("exit 7"));
-        let shim = stage.shim("c1", &dir).await;
+        let dir = node.bundle("c1", &Bundle::sh("exit 7"));
+        let shim = node.shim("c1", &dir).await;
         let (one, two) =
             tokio::join!(shim.create("c1", &dir, NO_STREAMS), shim.create("c1", &dir, NO_STREAMS));
         let lost: Vec<_> = [&one, &two].into_iter().filter_map(code).collect();
@@ -206,19 +206,19 @@ async fn of_two_creates_at_once_of_one_name_one_wins() {
         assert_eq!(shim.wait("c1", "").await, Ok(7));
         shim.delete("c1", "").await.expect("delete");
         shim.shutdown(false).await.expect("shutdown");
-        stage.assert_clean();
+        node.assert_clean();
     }
-    let created = stage.events.lines().into_iter().filter(|line| line == "create c1").count();
+    let created = node.events.lines().into_iter().filter(|line| line == "create c1").count();
     assert_eq!(created, 10);
 }
 
 #[tokio::test]
 async fn two_members_are_made_at_once() {
-    let stage = Stage::new().await;
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     for round in 0..5 {
         let ids = [format!("a{round}"), format!("b{round}")];
-        let dirs = ids.each_ref().map(|id| stage.bundle(id, &Bundle::sh("exit 4").member("s1")));
+        let dirs = ids.each_ref().map(|id| node.bundle(id, &Bundle::sh("exit 4").member("s1")));
         let (one, two) = tokio::join!(
             shim.create(&ids[0], &dirs[0], NO_STREAMS),
             shim.create(&ids[1], &dirs[1], NO_STREAMS)
@@ -230,15 +230,15 @@ async fn two_members_are_made_at_once() {
             shim.delete(id, "").await.expect("delete");
         }
     }
-    stage.end(&shim, "s1").await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn of_two_starts_at_once_of_one_sandbox_one_wins() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     for round in 0..10 {
-        let dir = stage.bundle("s1", &Bundle::sh("sleep 1000").sandbox());
-        let both = [(); 2].map(|()| stage.start_command("s1", &dir));
+        let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox());
+        let both = [(); 2].map(|()| node.start_command("s1", &dir));
         let both = both.map(|mut start| std::thread::spawn(move || start.output().expect("shim")));
         let both = both.map(|one| one.join().expect("join"));
         let (won, lost): (Vec<_>, Vec<_>) = both.iter().partition(|output| output.status.success());
@@ -246,9 +246,9 @@ async fn of_two_starts_at_once_of_one_sandbox_one_wins() {
         let said = String::from_utf8_lossy(&lost[0].stderr).into_owned();
         assert!(said.contains("start sandbox s1: its shim is running already"), "{said}");
         let address = String::from_utf8_lossy(&won[0].stdout).into_owned();
-        let shim = Shim::connect(&address, &stage.path("stdio")).await;
+        let shim = Shim::connect(&address, &node.path("stdio")).await;
         within("create", 10, shim.create("s1", &dir, NO_STREAMS)).await.expect("the winner's works");
         shim.shutdown(true).await.expect("shutdown");
-        stage.assert_clean();
+        node.assert_clean();
     }
 }

@@ -2,45 +2,45 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, NO_STREAMS, Stage, cgroup_of, eventually, limit_memory, within};
+use harness::{Bundle, NO_STREAMS, TestNode, cgroup_of, eventually, limit_memory, within};
 use serde_json::json;
 
 /// A script that waits for the file `name` and then ends as one that was killed: a first process is not, by itself.
-fn killed_when(stage: &Stage, name: &str) -> Bundle {
-    let file = stage.path(name);
+fn killed_when(node: &TestNode, name: &str) -> Bundle {
+    let file = node.path(name);
     Bundle::sh(&format!("while ! [ -e {} ]; do sleep 0.02; done; exit 137", file.display()))
 }
 
 #[tokio::test]
 async fn an_oom_is_told_before_the_exit_and_to_crio_by_a_file() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     // The report comes three seconds after the pod is up, half a second after the exit.
-    stage.script(&json!([{"call": "GetOOMEvent", "nth": 1, "skip": true, "delay_ms": 3000,
+    node.script(&json!([{"call": "GetOOMEvent", "nth": 1, "skip": true, "delay_ms": 3000,
         "answer": {"container_id": "m1"}}]));
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     let up = Instant::now();
-    let dir = stage.bundle("m1", &killed_when(&stage, "now").member("s1"));
+    let dir = node.bundle("m1", &killed_when(&node, "now").member("s1"));
     shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     tokio::time::sleep(Duration::from_millis(2400).saturating_sub(up.elapsed())).await;
-    std::fs::write(stage.path("now"), b"").expect("now");
+    std::fs::write(node.path("now"), b"").expect("now");
     assert_eq!(within("its end", 5, shim.wait("m1", "")).await, Ok(137));
     assert!(dir.join("oom").is_file(), "CRI-O's sign stands before the exit is known");
-    assert!(!stage.path("bundles/s1/oom").exists());
-    eventually("events", 5, || stage.events.lines().iter().any(|l| l == "exit m1 137")).await;
-    let lines = stage.events.lines();
+    assert!(!node.path("bundles/s1/oom").exists());
+    eventually("events", 5, || node.events.lines().iter().any(|l| l == "exit m1 137")).await;
+    let lines = node.events.lines();
     let at = |line: &str| lines.iter().position(|l| l == line);
     assert!(at("oom m1").is_some() && at("oom m1") < at("exit m1 137"), "{lines:?}");
     shim.delete("m1", "").await.expect("delete");
-    stage.end(&shim, "s1").await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn an_end_without_oom_is_told_soon() {
-    let stage = Stage::new().await;
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     // KILL asked by a caller: at once.
-    let dir = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
     shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     let began = Instant::now();
@@ -48,7 +48,7 @@ async fn an_end_without_oom_is_told_soon() {
     assert_eq!(shim.wait("m1", "").await, Ok(137));
     assert!(began.elapsed() < Duration::from_millis(800), "{:?}", began.elapsed());
     // KILL by somebody in the guest: after a bounded wait.
-    let dir = stage.bundle("m2", &Bundle::sh("exit 137").member("s1"));
+    let dir = node.bundle("m2", &Bundle::sh("exit 137").member("s1"));
     shim.create("m2", &dir, NO_STREAMS).await.expect("create");
     shim.start("m2", "").await.expect("start");
     assert_eq!(within("its end", 3, shim.wait("m2", "")).await, Ok(137));
@@ -56,38 +56,38 @@ async fn an_end_without_oom_is_told_soon() {
     for id in ["m1", "m2"] {
         shim.delete(id, "").await.expect("delete");
     }
-    stage.end(&shim, "s1").await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn a_guest_cannot_flood_containerd_with_ooms() {
-    let stage = Stage::new().await;
-    stage.script(&json!([{"call": "GetOOMEvent", "skip": true, "answer": {"container_id": "c1"}}]));
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    node.script(&json!([{"call": "GetOOMEvent", "skip": true, "answer": {"container_id": "c1"}}]));
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let ooms = stage.events.lines().iter().filter(|l| *l == "oom c1").count();
+    let ooms = node.events.lines().iter().filter(|l| *l == "oom c1").count();
     assert!((1..=30).contains(&ooms), "{ooms}");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_vm_that_the_hosts_oom_killer_ended_says_so() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (_, vm) = shim.pid("c1").await;
     let dir = cgroup_of(vm, "memory");
     std::fs::write(format!("/proc/{vm}/oom_score_adj"), "1000").expect("the double is hit first");
     limit_memory(&dir, 64 << 20);
-    // The guest's processes stand in the same cgroup on this stage.
+    // The guest's processes stand in the same cgroup on this node.
     let hog = "echo -500 > /proc/self/oom_score_adj; exec tail /dev/zero";
     shim.exec("c1", "hog", Bundle::process(&["/bin/sh", "-c", hog]), NO_STREAMS).await.expect("exec");
     shim.start("c1", "hog").await.ok();
     assert_eq!(within("its end", 20, shim.wait("c1", "")).await, Ok(137));
-    let record = std::fs::read_to_string(stage.pod_dir().join("state.json")).expect("record");
+    let record = std::fs::read_to_string(node.pod_dir().join("state.json")).expect("record");
     let record: serde_json::Value = serde_json::from_str(&record).expect("JSON");
     let failure = &record["failure"];
     assert_eq!(failure["cause"], "the host's OOM killer ended the VM", "{record}");
     let evidence = failure["evidence"].as_str().expect("evidence");
     assert!(evidence.contains("is 64 MiB") && evidence.contains("/kata-se-tests/kata-se-"), "{evidence}");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }

@@ -13,7 +13,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, Stage, code, until, within};
+use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, TestNode, code, until, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -33,10 +33,10 @@ type Mishap = (fn(&mut Value), &'static str);
 
 #[tokio::test]
 async fn b1_a_qemu_that_fails_at_its_start_is_killed_and_reaped() {
-    let stage = Stage::new().await;
-    fs::create_dir(stage.path("config.d")).expect("folder");
-    fs::write(stage.path("config.d/limits.toml"), "[agent]\nconnect_timeout_s = 1\n").expect("drop-in");
-    let dir = stage.bundle("c1", &Bundle::sh("true"));
+    let node = TestNode::new().await;
+    fs::create_dir(node.path("config.d")).expect("folder");
+    fs::write(node.path("config.d/limits.toml"), "[agent]\nconnect_timeout_s = 1\n").expect("drop-in");
+    let dir = node.bundle("c1", &Bundle::sh("true"));
     let mishaps: [Mishap; 4] = [
         (|o| o["exit"] = json!({"code": 1, "stderr": "no"}), "exit code 1"),
         (|o| o["refuse"] = "qmp_capabilities".into(), "qmp_capabilities refused"),
@@ -44,18 +44,18 @@ async fn b1_a_qemu_that_fails_at_its_start_is_killed_and_reaped() {
         (|o| o["no_agent"] = true.into(), "did not answer"),
     ];
     for (mishap, wanted) in mishaps {
-        stage.double(mishap);
-        let shim = stage.shim("c1", &dir).await;
+        node.double(mishap);
+        let shim = node.shim("c1", &dir).await;
         let began = Instant::now();
         let e =
             within("an error", 20, shim.create("c1", &dir, NO_STREAMS)).await.expect_err(wanted).to_string();
         assert!(e.contains(wanted), "{e}");
-        let server = fs::read_to_string(stage.pod_dir().join("lock")).expect("lock");
+        let server = fs::read_to_string(node.pod_dir().join("lock")).expect("lock");
         let server = server.trim().parse().expect("pid");
         harness::eventually("all are reaped", 1, || children(server).is_empty()).await;
         eprintln!("{wanted}: told after {:?}", began.elapsed());
         shim.shutdown(true).await.expect("shutdown");
-        stage.assert_clean();
+        node.assert_clean();
     }
 }
 
@@ -102,12 +102,12 @@ fn b7_b15_a_pod_that_cannot_start_leaves_no_shim_and_its_name_is_free() {
 
 #[tokio::test]
 async fn b8_a_shim_whose_cleanup_fails_ends_all_the_same() {
-    let stage = Stage::new().await;
-    let file = stage.path("failpoint");
+    let node = TestNode::new().await;
+    let file = node.path("failpoint");
     let point = ("KATA_SE_FAILPOINT".to_owned(), file.display().to_string());
-    stage.environment.lock().expect("environment").push(point);
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
-    fs::write(&file, "CleanupStepDone=EIO").expect("failpoint");
+    node.environment.lock().expect("environment").push(point);
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    fs::write(&file, "UndoPaid=EIO").expect("failpoint");
     shim.kill("c1", "", 9).await.expect("kill");
     shim.wait("c1", "").await.expect("wait");
     let e = shim.delete("c1", "").await.expect_err("cannot be cleaned up").to_string();
@@ -118,8 +118,8 @@ async fn b8_a_shim_whose_cleanup_fails_ends_all_the_same() {
     harness::eventually("the shim has gone", 5, || words().is_empty()).await;
     // What could not be freed is still owed, and freed by whoever comes next.
     fs::write(&file, "").expect("failpoint");
-    stage.delete("c1");
-    stage.assert_clean();
+    node.delete("c1");
+    node.assert_clean();
 }
 
 #[test]
@@ -166,10 +166,10 @@ async fn is_told(shim: &Shim, id: &str) {
 
 #[tokio::test]
 async fn b16_after_the_vms_end_every_question_has_an_answer_in_any_order() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     for sandbox_first in [true, false] {
-        let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
-        let dir = stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+        let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+        let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
         shim.create("m1", &dir, NO_STREAMS).await.expect("create");
         shim.start("m1", "").await.expect("start");
         if sandbox_first {
@@ -188,6 +188,6 @@ async fn b16_after_the_vms_end_every_question_has_an_answer_in_any_order() {
         }
         is_told(&shim, "m1").await;
         shim.shutdown(false).await.expect("shutdown");
-        stage.assert_clean();
+        node.assert_clean();
     }
 }

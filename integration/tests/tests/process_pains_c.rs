@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, Stage, code, eventually, until, within};
+use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, TestNode, code, eventually, until, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -18,19 +18,19 @@ fn pid(number: u32) -> Pid {
 }
 
 /// Calls are given up after a second, and so is an agent that seems dead.
-async fn stage_with_short_limits() -> Stage {
-    let stage = Stage::new().await;
-    std::fs::create_dir(stage.path("config.d")).expect("folder");
+async fn node_with_short_limits() -> TestNode {
+    let node = TestNode::new().await;
+    std::fs::create_dir(node.path("config.d")).expect("folder");
     let limits = "[agent]\ncall_timeout_s = 1\nhealth_timeout_s = 1\n";
-    std::fs::write(stage.path("config.d/limits.toml"), limits).expect("drop-in");
-    stage
+    std::fs::write(node.path("config.d/limits.toml"), limits).expect("drop-in");
+    node
 }
 
 /// A pod with two members, the second not yet started.
-async fn pod(stage: &Stage) -> Shim {
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+async fn pod(node: &TestNode) -> Shim {
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     for id in ["m1", "m2"] {
-        let dir = stage.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
+        let dir = node.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
         shim.create(id, &dir, NO_STREAMS).await.expect("create");
     }
     shim.start("m1", "").await.expect("start");
@@ -38,7 +38,7 @@ async fn pod(stage: &Stage) -> Shim {
 }
 
 /// All containers end as killed, QEMU is reaped, the pod is deleted at once.
-async fn dies(stage: &Stage, shim: &Shim, vm: u32, since: Instant, within_ms: u64) {
+async fn dies(node: &TestNode, shim: &Shim, vm: u32, since: Instant, within_ms: u64) {
     for id in ["m1", "m2", "s1"] {
         assert_eq!(within("its end", 20, shim.wait(id, "")).await, Ok(137), "{id}");
     }
@@ -50,7 +50,7 @@ async fn dies(stage: &Stage, shim: &Shim, vm: u32, since: Instant, within_ms: u6
         within("delete", 2, shim.delete(id, "")).await.expect("delete");
     }
     shim.shutdown(false).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[test]
@@ -79,21 +79,21 @@ fn c1_a_leftover_shim_whose_guest_hangs_does_not_keep_containerd_from_starting()
 #[tokio::test]
 async fn c2_a_kill_does_not_wait_for_a_guest_that_hangs() {
     for container in ["s1", "m1"] {
-        let stage = stage_with_short_limits().await;
-        let shim = pod(&stage).await;
+        let node = node_with_short_limits().await;
+        let shim = pod(&node).await;
         let (_, vm) = shim.pid("s1").await;
-        stage.script(&json!([{"call": "SignalProcess", "hang": true}, {"call": "Check", "hang": true}]));
+        node.script(&json!([{"call": "SignalProcess", "hang": true}, {"call": "Check", "hang": true}]));
         let began = Instant::now();
         let killed = within("an answer", 3, shim.kill(container, "", 9)).await;
         eprintln!("KILL of {container} was answered after {:?}: {killed:?}", began.elapsed());
-        dies(&stage, &shim, vm, began, 5000).await;
+        dies(&node, &shim, vm, began, 5000).await;
     }
 }
 
 #[tokio::test]
 async fn c2_a_guest_that_stands_still_is_declared_dead() {
-    let stage = stage_with_short_limits().await;
-    let shim = pod(&stage).await;
+    let node = node_with_short_limits().await;
+    let shim = pod(&node).await;
     let (_, vm) = shim.pid("s1").await;
     let agent = std::fs::read_to_string(format!("/proc/{vm}/task/{vm}/children")).expect("children");
     let agents = agent.split_whitespace().filter_map(|word| word.parse().ok());
@@ -103,8 +103,8 @@ async fn c2_a_guest_that_stands_still_is_declared_dead() {
     let began = Instant::now();
     let stats = within("an answer", 3, shim.stats("m1")).await;
     assert_eq!(code(&stats), Some(Code::DEADLINE_EXCEEDED), "{stats:?}");
-    dies(&stage, &shim, vm, began, 5000).await;
-    let log = stage.log();
+    dies(&node, &shim, vm, began, 5000).await;
+    let log = node.log();
     let said = "killing the VM: the guest agent did not answer a health check within 1 s";
     assert!(log.contains(said), "{log}");
 }
@@ -117,25 +117,25 @@ async fn c2_a_connection_that_falls_silent_or_is_lost_ends_the_pod() {
         ("lost", json!([{"call": "StatsContainer", "close": true}, {"call": "@connect", "close": true}])),
     ];
     for (way, rules) in ways {
-        let stage = stage_with_short_limits().await;
-        let shim = pod(&stage).await;
+        let node = node_with_short_limits().await;
+        let shim = pod(&node).await;
         let (_, vm) = shim.pid("s1").await;
-        stage.script(&rules);
+        node.script(&rules);
         let began = Instant::now();
         assert!(within("an answer", 5, shim.stats("m1")).await.is_err(), "{way}");
-        dies(&stage, &shim, vm, began, 5000).await;
+        dies(&node, &shim, vm, began, 5000).await;
     }
 }
 
 #[tokio::test]
 async fn c2_one_call_that_is_not_answered_is_no_reason_to_end_a_pod() {
-    let stage = stage_with_short_limits().await;
-    let shim = pod(&stage).await;
-    stage.script(&json!([{"call": "StatsContainer", "hang": true}]));
+    let node = node_with_short_limits().await;
+    let shim = pod(&node).await;
+    node.script(&json!([{"call": "StatsContainer", "hang": true}]));
     for _ in 0..2 {
         assert_eq!(code(&shim.stats("m1").await), Some(Code::DEADLINE_EXCEEDED));
     }
-    let asked = || stage.requests().iter().filter(|r| r["call"] == "Check").count();
+    let asked = || node.requests().iter().filter(|r| r["call"] == "Check").count();
     eventually("the agent is asked whether it is well", 5, || asked() >= 3).await;
     assert_eq!(shim.run_exec("m1", "e1", &["/bin/true"]).await, 0);
     // No suspicion, no question.
@@ -143,13 +143,13 @@ async fn c2_one_call_that_is_not_answered_is_no_reason_to_end_a_pod() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(asked(), before, "an idle shim is idle");
     shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn c4_signals_that_are_meant_for_containerd_end_no_pod() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (server, _) = shim.pid("c1").await;
     let count = || std::fs::read_dir(format!("/proc/{server}/fd")).map_or(0, Iterator::count);
     let before = count();
@@ -163,47 +163,47 @@ async fn c4_signals_that_are_meant_for_containerd_end_no_pod() {
         );
     }
     assert_eq!(count(), before, "nothing was opened for them");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn c5_a_delete_whose_caller_gave_up_goes_on_and_can_be_asked_again() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("exit 3")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("exit 3")).await;
     assert_eq!(shim.wait("c1", "").await, Ok(3));
-    stage.script(&json!([{"call": "DestroySandbox", "skip": true, "delay_ms": 1000}]));
+    node.script(&json!([{"call": "DestroySandbox", "skip": true, "delay_ms": 1000}]));
     assert!(shim.delete_for("c1", "", Duration::from_millis(200)).await.is_err(), "given up");
     let (one, two) = tokio::join!(shim.delete("c1", ""), shim.delete("c1", ""));
     assert_eq!((code(&one), code(&two)), (Some(Code::NOT_FOUND), Some(Code::NOT_FOUND)), "{one:?} {two:?}");
     shim.shutdown(false).await.expect("shutdown");
-    stage.assert_clean();
-    assert_eq!(stage.events.lines(), ["create c1", "start c1", "exit c1 3", "delete c1 3"]);
+    node.assert_clean();
+    assert_eq!(node.events.lines(), ["create c1", "start c1", "exit c1 3", "delete c1 3"]);
 }
 
 #[tokio::test]
 async fn c12_the_last_events_reach_a_containerd_that_waits_for_the_shims_end() {
     // containerd 2 cleans up at its start: it asks for Delete and Shutdown, waits for the shim's end, and takes events
     // after that.
-    let mut stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("exit 3")).await;
+    let mut node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("exit 3")).await;
     assert_eq!(shim.wait("c1", "").await, Ok(3));
-    eventually("events", 5, || stage.events.seen().len() == 3).await;
-    stage.events.down().await;
+    eventually("events", 5, || node.events.seen().len() == 3).await;
+    node.events.down().await;
     shim.delete("c1", "").await.expect("delete");
     tokio::time::sleep(Duration::from_secs(1)).await; // its pauses have grown
     shim.shutdown(false).await.expect("shutdown");
-    let pods = || std::fs::read_dir(stage.path("run")).expect("run").count();
+    let pods = || std::fs::read_dir(node.path("run")).expect("run").count();
     eventually("the pod is gone, and its name is free", 1, || pods() == 0).await;
-    stage.events.up().await;
-    let last = || stage.events.lines().last().is_some_and(|line| line == "delete c1 3");
+    node.events.up().await;
+    let last = || node.events.lines().last().is_some_and(|line| line == "delete c1 3");
     eventually("its last event", 2, last).await;
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn c5_a_shim_that_nobody_ends_ends_by_itself() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("exit 3")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("exit 3")).await;
     assert_eq!(shim.wait("c1", "").await, Ok(3));
     shim.delete("c1", "").await.expect("delete");
     let (server, _) = shim.pid("c1").await;
@@ -211,17 +211,17 @@ async fn c5_a_shim_that_nobody_ends_ends_by_itself() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(lives(), "Shutdown may still come");
     eventually("it goes", 10, || !lives()).await;
-    assert_eq!(stage.events.lines(), ["create c1", "start c1", "exit c1 3", "delete c1 3"]);
-    stage.assert_clean();
+    assert_eq!(node.events.lines(), ["create c1", "start c1", "exit c1 3", "delete c1 3"]);
+    node.assert_clean();
 }
 
 #[tokio::test]
 async fn c5_a_shim_that_was_never_used_says_so() {
     // containerd was killed between `start` and Create: after its own start it asks, and cleans up.
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("sleep 1000"));
-    let shim = stage.shim("c1", &dir).await;
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("sleep 1000"));
+    let shim = node.shim("c1", &dir).await;
     assert_eq!(code(&shim.pids_of("c1").await), Some(Code::NOT_FOUND));
-    stage.delete("c1");
-    stage.assert_clean();
+    node.delete("c1");
+    node.assert_clean();
 }

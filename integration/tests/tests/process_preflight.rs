@@ -3,15 +3,15 @@
 
 use std::fs;
 
-use harness::{Bundle, Code, NO_STREAMS, Shim, Stage, code, within};
+use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, code, within};
 use serde_json::json;
 
 /// A sealed image, its key slots' hashes computed by another program (`src/image/testdata`).
 const IMAGE: &[u8] = include_bytes!("../../../src/image/testdata/by-hand.img");
 
-/// A stage whose machine is a Z host the image was built for.
-async fn z_host() -> Stage {
-    let stage = Stage::new().await;
+/// A node whose machine is a Z host the image was built for.
+async fn z_host() -> TestNode {
+    let node = TestNode::new().await;
     let image = kata_se::test_api::image::read(IMAGE).expect("image");
     let key = image.header.slots.first().expect("slot").host_key.to_string();
     let zeros = "0".repeat(64);
@@ -28,18 +28,18 @@ async fn z_host() -> Stage {
         ("sys/firmware/uv/keys/all", &format!("{key}\n{zeros}\n")),
         ("dev/kvm", "1"),
     ] {
-        machine(&stage, name, Some(text));
+        machine(&node, name, Some(text));
     }
-    let root = stage.path("machine").display().to_string();
-    *stage.environment.lock().expect("environment") = vec![("KATA_SE_SYS_ROOT".into(), root)];
-    fs::write(stage.path("image"), IMAGE).expect("image");
-    configure(&stage, "");
-    stage
+    let root = node.path("machine").display().to_string();
+    *node.environment.lock().expect("environment") = vec![("KATA_SE_SYS_ROOT".into(), root)];
+    fs::write(node.path("image"), IMAGE).expect("image");
+    configure(&node, "");
+    node
 }
 
 /// Writes or removes one file of the machine.
-fn machine(stage: &Stage, name: &str, text: Option<&str>) {
-    let path = stage.path("machine").join(name);
+fn machine(node: &TestNode, name: &str, text: Option<&str>) {
+    let path = node.path("machine").join(name);
     fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
     match text {
         Some(text) => fs::write(path, text).expect("write"),
@@ -48,8 +48,8 @@ fn machine(stage: &Stage, name: &str, text: Option<&str>) {
 }
 
 /// The production configuration but for paths and the vsock transport; `more` goes into `[guest]`.
-fn configure(stage: &Stage, more: &str) {
-    let at = |name: &str| stage.path(name).display().to_string();
+fn configure(node: &TestNode, more: &str) {
+    let at = |name: &str| node.path(name).display().to_string();
     let text = format!(
         "[qemu]\npath = \"{qemu}\"\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{qemu}\"\n\
          [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\nconnect_timeout_s = 10\n\
@@ -58,101 +58,101 @@ fn configure(stage: &Stage, more: &str) {
         at("image"),
         qemu = at("bin/qemu"),
     );
-    fs::write(stage.path("config.toml"), text).expect("config");
+    fs::write(node.path("config.toml"), text).expect("config");
 }
 
 /// Creates the pod, which must be refused as a failed precondition; says why.
-async fn refused(stage: &Stage) -> String {
-    let dir = stage.bundle("c1", &Bundle::sh("true"));
-    let shim = stage.shim("c1", &dir).await;
+async fn refused(node: &TestNode) -> String {
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    let shim = node.shim("c1", &dir).await;
     let result = within("an error", 20, shim.create("c1", &dir, NO_STREAMS)).await;
     shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
     assert_eq!(code(&result), Some(Code::FAILED_PRECONDITION), "{result:?}");
     let text = result.expect_err("refused").to_string();
     assert_eq!(text.lines().count(), 1, "{text}");
     text
 }
 
-async fn says(stage: &Stage, wanted: &str) {
-    let text = refused(stage).await;
+async fn says(node: &TestNode, wanted: &str) {
+    let text = refused(node).await;
     assert!(text.contains(wanted), "{wanted:?} is not in: {text}");
-    assert!(!stage.log().contains("QEMU started"), "QEMU was started");
+    assert!(!node.log().contains("QEMU started"), "QEMU was started");
 }
 
-fn record(stage: &Stage) -> serde_json::Value {
-    let pods = fs::read_dir(stage.path("run")).expect("run").flatten();
+fn record(node: &TestNode) -> serde_json::Value {
+    let pods = fs::read_dir(node.path("run")).expect("run").flatten();
     let state = pods.map(|pod| pod.path().join("state.json")).find(|path| path.is_file());
     serde_json::from_slice(&fs::read(state.expect("state.json")).expect("read")).expect("json")
 }
 
-async fn running(stage: &Stage) -> Shim {
-    stage.running("c1", &Bundle::sh("sleep 1000")).await
+async fn running(node: &TestNode) -> Shim {
+    node.running("c1", &Bundle::sh("sleep 1000")).await
 }
 
 #[tokio::test]
 async fn an_image_for_this_machine_runs_and_is_recorded() {
-    let stage = z_host().await;
-    let shim = running(&stage).await;
+    let node = z_host().await;
+    let shim = running(&node).await;
     let image = kata_se::test_api::image::read(IMAGE).expect("image");
     let tag = kata_se::test_api::tag(&image);
-    let recorded = record(&stage);
-    assert_eq!(recorded["image"]["path"], stage.path("image").display().to_string());
+    let recorded = record(&node);
+    assert_eq!(recorded["image"]["path"], node.path("image").display().to_string());
     assert_eq!(recorded["image"]["size"], IMAGE.len());
     assert_eq!(recorded["image"]["tag"], tag.as_str());
     assert_eq!(recorded["image"]["key"], image.header.slots[0].host_key.to_string());
-    let log = stage.log();
+    let log = node.log();
     assert!(log.contains("image checked") && log.contains(&tag), "{log}");
     assert!(log.contains("preflight: kvm: KVM runs protected guests"), "{log}");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn what_cannot_run_here_is_refused_before_qemu_starts() {
-    let stage = z_host().await;
-    fs::write(stage.path("image"), vec![0; 300_000]).expect("image");
+    let node = z_host().await;
+    fs::write(node.path("image"), vec![0; 300_000]).expect("image");
     says(
-        &stage,
+        &node,
         "not a Secure Execution image: QEMU would boot it unprotected: there is no header in its 300000",
     )
     .await;
-    fs::write(stage.path("image"), IMAGE.get(..0x17100).expect("cut")).expect("image");
-    says(&stage, "the image is damaged").await;
-    fs::remove_file(stage.path("image")).expect("remove");
-    says(&stage, "the image cannot be read").await;
-    fs::write(stage.path("image"), IMAGE).expect("image");
+    fs::write(node.path("image"), IMAGE.get(..0x17100).expect("cut")).expect("image");
+    says(&node, "the image is damaged").await;
+    fs::remove_file(node.path("image")).expect("remove");
+    says(&node, "the image cannot be read").await;
+    fs::write(node.path("image"), IMAGE).expect("image");
 
     let wrong = "ab".repeat(32);
-    machine(&stage, "sys/firmware/uv/keys/all", Some(&format!("{wrong}\n{wrong}\n")));
+    machine(&node, "sys/firmware/uv/keys/all", Some(&format!("{wrong}\n{wrong}\n")));
     says(
-        &stage,
+        &node,
         "built for another machine: rebuild it with this machine's host key document: the image's slots",
     )
     .await;
-    machine(&stage, "sys/firmware/uv/keys/all", None);
-    machine(&stage, "sys/firmware/uv/query/supp_se_hdr_ver", Some("2000000000000000"));
-    says(&stage, "this machine does not know the version of the image's header").await;
-    machine(&stage, "sys/firmware/uv/query/supp_se_hdr_ver", None);
-    machine(&stage, "proc/1/cmdline", Some("qemu\0s390-pv-guest,id=pv0"));
-    machine(&stage, "sys/firmware/uv/query/max_guests", Some("1"));
-    says(&stage, "this machine has no room for another secure guest: 1 run, the limit is 1").await;
-    machine(&stage, "sys/firmware/uv/query/max_guests", None);
-    configure(&stage, "vcpus = 4\n");
-    machine(&stage, "sys/firmware/uv/query/max_cpus", Some("3"));
-    says(&stage, "4 (guest.vcpus and the pod's limits), the limit is 3").await;
-    configure(&stage, "");
-    machine(&stage, "dev/kvm", Some("0"));
-    says(&stage, "KVM cannot run protected guests").await;
-    machine(&stage, "dev/kvm", Some("1"));
-    machine(&stage, "sys/firmware/uv/prot_virt_host", Some("0"));
-    says(&stage, "this kernel was not started as a Secure Execution host").await;
-    machine(&stage, "proc/sys/kernel/arch", Some("x86_64"));
-    says(&stage, "this machine is not an IBM Z or LinuxONE").await;
+    machine(&node, "sys/firmware/uv/keys/all", None);
+    machine(&node, "sys/firmware/uv/query/supp_se_hdr_ver", Some("2000000000000000"));
+    says(&node, "this machine does not know the version of the image's header").await;
+    machine(&node, "sys/firmware/uv/query/supp_se_hdr_ver", None);
+    machine(&node, "proc/1/cmdline", Some("qemu\0s390-pv-guest,id=pv0"));
+    machine(&node, "sys/firmware/uv/query/max_guests", Some("1"));
+    says(&node, "this machine has no room for another secure guest: 1 run, the limit is 1").await;
+    machine(&node, "sys/firmware/uv/query/max_guests", None);
+    configure(&node, "vcpus = 4\n");
+    machine(&node, "sys/firmware/uv/query/max_cpus", Some("3"));
+    says(&node, "4 (guest.vcpus and the pod's limits), the limit is 3").await;
+    configure(&node, "");
+    machine(&node, "dev/kvm", Some("0"));
+    says(&node, "KVM cannot run protected guests").await;
+    machine(&node, "dev/kvm", Some("1"));
+    machine(&node, "sys/firmware/uv/prot_virt_host", Some("0"));
+    says(&node, "this kernel was not started as a Secure Execution host").await;
+    machine(&node, "proc/sys/kernel/arch", Some("x86_64"));
+    says(&node, "this machine is not an IBM Z or LinuxONE").await;
 }
 
 #[tokio::test]
 async fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
-    let stage = z_host().await;
+    let node = z_host().await;
     let uv = "sys/firmware/uv";
     let cpu = "the CPU does not offer the ultravisor facility";
     let none =
@@ -168,97 +168,97 @@ async fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
         (&format!("{uv}/query/max_address"), Some("3fffffff"), large),
         (&format!("{uv}/query/supp_se_hdr_pcf"), Some("0"), flags),
     ] {
-        let path = stage.path("machine").join(file);
+        let path = node.path("machine").join(file);
         let before = fs::read_to_string(&path).ok();
-        machine(&stage, file, text);
-        says(&stage, wanted).await;
+        machine(&node, file, text);
+        says(&node, wanted).await;
         if before.is_some() || text.is_some() {
-            machine(&stage, file, before.as_deref());
+            machine(&node, file, before.as_deref());
         }
     }
-    let shim = running(&stage).await;
-    stage.end(&shim, "c1").await;
+    let shim = running(&node).await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn an_image_that_does_not_fit_the_vm_or_is_no_file_is_refused() {
-    let stage = z_host().await;
-    configure(&stage, "memory_mib = 256\n");
-    let file = fs::File::options().write(true).open(stage.path("image")).expect("open");
+    let node = z_host().await;
+    configure(&node, "memory_mib = 256\n");
+    let file = fs::File::options().write(true).open(node.path("image")).expect("open");
     file.set_len(300 << 20).expect("grow");
     says(
-        &stage,
+        &node,
         "the VM's memory is too small for the image: 256 MiB (guest.memory_mib and the pod's limits), the image needs 301 MiB",
     )
     .await;
-    fs::remove_file(stage.path("image")).expect("remove");
-    fs::create_dir(stage.path("image")).expect("mkdir");
-    says(&stage, "is a directory, must be a regular file").await;
-    fs::remove_dir(stage.path("image")).expect("rmdir");
-    nix::unistd::mkfifo(&stage.path("image"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
-    says(&stage, "is a fifo, must be a regular file").await;
+    fs::remove_file(node.path("image")).expect("remove");
+    fs::create_dir(node.path("image")).expect("mkdir");
+    says(&node, "is a directory, must be a regular file").await;
+    fs::remove_dir(node.path("image")).expect("rmdir");
+    nix::unistd::mkfifo(&node.path("image"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    says(&node, "is a fifo, must be a regular file").await;
 }
 
 /// Kernels before 6.13 do not tell the machine's keys.
 #[tokio::test]
 async fn without_the_machines_keys_its_documents_decide() {
-    let stage = z_host().await;
-    machine(&stage, "sys/firmware/uv/keys/all", None);
-    let shim = running(&stage).await;
+    let node = z_host().await;
+    machine(&node, "sys/firmware/uv/keys/all", None);
+    let shim = running(&node).await;
     let unknown = "whether the image fits this machine could not be checked: this kernel does not tell";
-    assert!(stage.log().contains(unknown), "a warning only");
-    assert_eq!(record(&stage)["image"]["key"], serde_json::Value::Null);
-    stage.end(&shim, "c1").await;
+    assert!(node.log().contains(unknown), "a warning only");
+    assert_eq!(record(&node)["image"]["key"], serde_json::Value::Null);
+    node.end(&shim, "c1").await;
 
-    let other = softuv::machine::Machine::at(stage.path("other"));
+    let other = softuv::machine::Machine::at(node.path("other"));
     other.make(&softuv::machine::Options::default()).expect("machine");
-    configure(&stage, &format!("host_key_documents = [\"{}\"]\n", other.document().display()));
+    configure(&node, &format!("host_key_documents = [\"{}\"]\n", other.document().display()));
     let hash = softuv::keys::hash(&softuv::document::host_key(&other.document()).expect("key"));
     let hash = softuv::keys::hex(&hash);
-    says(&stage, &format!("keys of the configured documents: {}…", &hash[..16])).await;
+    says(&node, &format!("keys of the configured documents: {}…", &hash[..16])).await;
 }
 
 #[tokio::test]
 async fn a_changed_page_is_found_where_the_operator_asked_for_it() {
-    let stage = z_host().await;
-    configure(&stage, "verify_digest = true\n");
+    let node = z_host().await;
+    configure(&node, "verify_digest = true\n");
     let image = kata_se::test_api::image::read(IMAGE).expect("image");
     let at = image.ipib.expect("list").components.first().expect("component").address;
     let mut bytes = IMAGE.to_vec();
     bytes[usize::try_from(at).expect("small")] ^= 1;
-    fs::write(stage.path("image"), bytes).expect("image");
-    says(&stage, "the image was modified or truncated since it was sealed").await;
+    fs::write(node.path("image"), bytes).expect("image");
+    says(&node, "the image was modified or truncated since it was sealed").await;
 }
 
 #[tokio::test]
 async fn a_refusal_of_the_ultravisor_is_explained_in_one_line_and_kept() {
-    let stage = z_host().await;
-    stage.double(|o| {
+    let node = z_host().await;
+    node.double(|o| {
         o["exit"] = json!({"code": 1, "stderr": "KVM PV command 2 (KVM_PV_SET_SEC_PARMS) failed: header rc 108 rrc 5 IOCTL rc: -22"});
     });
-    let dir = stage.bundle("c1", &Bundle::sh("true"));
-    let shim = stage.shim("c1", &dir).await;
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    let shim = node.shim("c1", &dir).await;
     let text = shim.create("c1", &dir, NO_STREAMS).await.expect_err("refused").to_string();
     assert!(
         text.contains("the image was built for another machine: KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5"),
         "{text}"
     );
-    let recorded = record(&stage);
+    let recorded = record(&node);
     assert_eq!(recorded["failure"]["cause"], "the image was built for another machine");
     assert!(recorded["failure"]["words"].as_str().expect("words").contains("header rc 108 rrc 5"));
-    assert!(stage.log().contains("\"evidence\":\"KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5"));
+    assert!(node.log().contains("\"evidence\":\"KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5"));
     shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
+    node.assert_clean();
 }
 
 /// The node command in the same world as the shim.
-fn command(stage: &Stage, args: &[&str]) -> (Option<i32>, String) {
+fn command(node: &TestNode, args: &[&str]) -> (Option<i32>, String) {
     let mut command = std::process::Command::new(harness::program("kata-se"));
     command
         .args(args)
-        .env("KATA_SE_SYS_ROOT", stage.path("machine"))
-        .env("KATA_SE_RUN_DIR", stage.path("run"))
-        .env("KATA_SE_CONFIG", stage.path("config.toml"))
+        .env("KATA_SE_SYS_ROOT", node.path("machine"))
+        .env("KATA_SE_RUN_DIR", node.path("run"))
+        .env("KATA_SE_CONFIG", node.path("config.toml"))
         .stdin(std::process::Stdio::null());
     let output = command.output().expect("kata-se");
     let text =
@@ -268,43 +268,43 @@ fn command(stage: &Stage, args: &[&str]) -> (Option<i32>, String) {
 
 #[tokio::test]
 async fn the_node_command_says_beforehand_what_the_shim_would_say() {
-    let stage = z_host().await;
-    let (code, text) = command(&stage, &["check"]);
+    let node = z_host().await;
+    let (code, text) = command(&node, &["check"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.ends_with("A secure pod could start here.\n") && !text.contains('\x1b'), "{text}");
 
     let wrong = "ab".repeat(32);
-    machine(&stage, "sys/firmware/uv/keys/all", Some(&format!("{wrong}\n{wrong}\n")));
-    let why = refused(&stage).await;
-    let (code, text) = command(&stage, &["check"]);
+    machine(&node, "sys/firmware/uv/keys/all", Some(&format!("{wrong}\n{wrong}\n")));
+    let why = refused(&node).await;
+    let (code, text) = command(&node, &["check"]);
     assert_eq!(code, Some(1), "{text}");
     let line = text.lines().find(|line| line.starts_with("FAIL  key")).expect("the key's line");
     let said = line.strip_prefix("FAIL  key").expect("mark").trim_start();
     assert!(why.contains(said), "{said:?} is not in: {why}");
-    let (code, text) = command(&stage, &["check", "--json"]);
+    let (code, text) = command(&node, &["check", "--json"]);
     let answer: serde_json::Value = serde_json::from_str(&text).expect("json");
     assert_eq!((code, &answer["can_start"]), (Some(1), &json!(false)));
 
-    let kernel = stage.path("kernel").display().to_string();
-    let (code, text) = command(&stage, &["image", "inspect", &kernel]);
+    let kernel = node.path("kernel").display().to_string();
+    let (code, text) = command(&node, &["image", "inspect", &kernel]);
     assert!(code == Some(1) && text.contains("not a Secure Execution image"), "{text}");
-    let (code, text) = command(&stage, &["image", "inspect", "/nonexistent"]);
+    let (code, text) = command(&node, &["image", "inspect", "/nonexistent"]);
     assert!(code == Some(3) && text.contains("No such file"), "{text}");
-    assert_eq!(command(&stage, &["image"]).0, Some(2));
+    assert_eq!(command(&node, &["image"]).0, Some(2));
 }
 
 #[tokio::test]
 async fn a_failed_pod_is_explained_while_it_is_there() {
-    let stage = z_host().await;
-    stage.double(|o| o["exit"] = json!({"code": 1, "stderr": "S390 PV guests require KVM"}));
-    let dir = stage.bundle("c1", &Bundle::sh("true"));
-    let shim = stage.shim("c1", &dir).await;
+    let node = z_host().await;
+    node.double(|o| o["exit"] = json!({"code": 1, "stderr": "S390 PV guests require KVM"}));
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    let shim = node.shim("c1", &dir).await;
     shim.create("c1", &dir, NO_STREAMS).await.expect_err("refused");
-    let (code, text) = command(&stage, &["explain", "c1"]);
+    let (code, text) = command(&node, &["explain", "c1"]);
     assert!(code == Some(0) && text.contains("cause     QEMU runs without KVM\n"), "{text}");
     assert!(text.contains("tag       ") && text.contains("advice    boot the host"), "{text}");
     shim.shutdown(true).await.expect("shutdown");
-    stage.assert_clean();
-    let (code, text) = command(&stage, &["explain", "c1"]);
+    node.assert_clean();
+    let (code, text) = command(&node, &["explain", "c1"]);
     assert!(code == Some(3) && text.contains("neither a sandbox that runs here nor a file"), "{text}");
 }

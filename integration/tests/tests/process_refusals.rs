@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use harness::{Bundle, Stage, production, program};
+use harness::{Bundle, TestNode, production, program};
 use serde_json::{Value, json};
 use softuv::damage::Damage;
 use softuv::header::{BACKUP_TARGET_KEYS, DUMP_ALLOWED, flag};
@@ -22,36 +22,36 @@ const SEEN: [(&str, &str); 5] = [
     ("dev/kvm", "1"),
 ];
 
-async fn stage() -> Stage {
-    let stage = Stage::new().await;
-    machine(&stage).make(&machine::Options { seed: Some("a".into()), without_dump: true }).expect("machine");
+async fn node() -> TestNode {
+    let node = TestNode::new().await;
+    machine(&node).make(&machine::Options { seed: Some("a".into()), without_dump: true }).expect("machine");
     for (name, text) in SEEN {
-        let path = stage.path("seen").join(name);
+        let path = node.path("seen").join(name);
         fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
         fs::write(path, text).expect("write");
     }
-    let seen = stage.path("seen").display().to_string();
-    *stage.environment.lock().expect("environment") = vec![("KATA_SE_SYS_ROOT".into(), seen)];
-    fs::create_dir(stage.path("softuv")).expect("mkdir");
-    symlink(program("qemu-softuv"), stage.path("softuv/qemu")).expect("link");
-    order(&stage, &json!({}));
-    configure(&stage, "softuv/qemu", &[]);
-    stage
+    let seen = node.path("seen").display().to_string();
+    *node.environment.lock().expect("environment") = vec![("KATA_SE_SYS_ROOT".into(), seen)];
+    fs::create_dir(node.path("softuv")).expect("mkdir");
+    symlink(program("qemu-softuv"), node.path("softuv/qemu")).expect("link");
+    order(&node, &json!({}));
+    configure(&node, "softuv/qemu", &[]);
+    node
 }
 
-fn machine(stage: &Stage) -> Machine {
-    Machine::at(stage.path("machine"))
+fn machine(node: &TestNode) -> Machine {
+    Machine::at(node.path("machine"))
 }
 
-fn order(stage: &Stage, more: &Value) {
-    let mut orders = json!({"machine": stage.path("machine")});
+fn order(node: &TestNode, more: &Value) {
+    let mut orders = json!({"machine": node.path("machine")});
     orders.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
-    fs::write(stage.path("softuv/softuv.json"), orders.to_string()).expect("orders");
+    fs::write(node.path("softuv/softuv.json"), orders.to_string()).expect("orders");
 }
 
 /// The production configuration with this QEMU; the double is the vsock device.
-fn configure(stage: &Stage, qemu: &str, more: &[(&str, &str)]) {
-    let at = |name: &str| format!("\"{}\"", stage.path(name).display());
+fn configure(node: &TestNode, qemu: &str, more: &[(&str, &str)]) {
+    let at = |name: &str| format!("\"{}\"", node.path(name).display());
     let (qemu, image, layers) = (at(qemu), at("image"), at("layers"));
     let vsock = format!("\"vhost-user\"\nprogram = {}", at("bin/qemu"));
     let own = [
@@ -65,15 +65,15 @@ fn configure(stage: &Stage, qemu: &str, more: &[(&str, &str)]) {
     ];
     let own = own.into_iter().filter(|(key, _)| more.iter().all(|(other, _)| key != other));
     let all: Vec<_> = own.chain(more.iter().copied()).collect();
-    fs::write(stage.path("config.toml"), production(&all)).expect("config");
+    fs::write(node.path("config.toml"), production(&all)).expect("config");
 }
 
-fn options(stage: &Stage) -> Options {
-    Options::new(vec![softuv::document::host_key(&machine(stage).document()).expect("key")])
+fn options(node: &TestNode) -> Options {
+    Options::new(vec![softuv::document::host_key(&machine(node).document()).expect("key")])
 }
 
 /// A small image that could not boot.
-fn image(stage: &Stage, options: &Options) {
+fn image(node: &TestNode, options: &Options) {
     let parts = Parts {
         kernel: vec![1; 5000],
         ramdisk: None,
@@ -82,15 +82,15 @@ fn image(stage: &Stage, options: &Options) {
         stage3b: vec![0; 200],
     };
     let image = seal(&parts, options, &Secrets::new(None).expect("secrets")).expect("seal");
-    fs::write(stage.path("image"), image).expect("image");
+    fs::write(node.path("image"), image).expect("image");
 }
 
-async fn refused(stage: &Stage) -> String {
-    stage.refused(&Bundle::sh("true")).await
+async fn refused(node: &TestNode) -> String {
+    node.refused(&Bundle::sh("true")).await
 }
 
-async fn says(stage: &Stage, wanted: &str) {
-    let text = refused(stage).await;
+async fn says(node: &TestNode, wanted: &str) {
+    let text = refused(node).await;
     assert!(text.contains(wanted), "{wanted:?} is not in: {text}");
 }
 
@@ -100,9 +100,9 @@ const DAMAGED: &str = "the image's header is damaged or was made by a broken too
 
 #[tokio::test]
 async fn every_refusal_an_image_can_cause_is_explained() {
-    let stage = stage().await;
-    let with = |damage| Options { damage: Some(damage), ..options(&stage) };
-    let flags = |flags| Options { flags: 0xe0 | flags, ..options(&stage) };
+    let node = node().await;
+    let with = |damage| Options { damage: Some(damage), ..options(&node) };
+    let flags = |flags| Options { flags: 0xe0 | flags, ..options(&node) };
     let stranger = || Options::new(vec![softuv::keys::private(&[7; 60]).expect("key").public_key()]);
     for (options, cause, codes) in [
         (stranger(), OTHER, "rc 0x108 rrc 0x5 (no key slot for this machine)"),
@@ -125,78 +125,78 @@ async fn every_refusal_an_image_can_cause_is_explained() {
             "rc 0x106 rrc 0x30 (unsupported plaintext control flag, such as dumping)",
         ),
         (
-            Options { secret_flags: 1, ..options(&stage) },
+            Options { secret_flags: 1, ..options(&node) },
             "the sealed flags of the image ask for something this machine lacks: KVM_PV_SET_SEC_PARMS: ",
             "rc 0x109 rrc 0x0 (unsupported secret control flag)",
         ),
     ] {
-        image(&stage, &options);
-        says(&stage, &format!("{cause}{codes}; QEMU ended with exit code 1: ")).await;
+        image(&node, &options);
+        says(&node, &format!("{cause}{codes}; QEMU ended with exit code 1: ")).await;
     }
 }
 
 /// The ultravisor would say 104/1 and 10a; the reader is there before it.
 #[tokio::test]
 async fn a_header_that_makes_no_sense_is_found_before_qemu_starts() {
-    let stage = stage().await;
+    let node = node().await;
     for damage in [Damage::Version, Damage::HeaderSize, Damage::EncryptedSize, Damage::NoSlots] {
-        image(&stage, &Options { damage: Some(damage), ..options(&stage) });
-        says(&stage, "the image is damaged: ").await;
+        image(&node, &Options { damage: Some(damage), ..options(&node) });
+        says(&node, "the image is damaged: ").await;
     }
-    assert!(!stage.log().contains("QEMU started"), "QEMU was started");
+    assert!(!node.log().contains("QEMU started"), "QEMU was started");
 }
 
 #[tokio::test]
 async fn what_the_machine_lacks_is_explained() {
-    let stage = stage().await;
-    image(&stage, &options(&stage));
-    order(&stage, &json!({"no_resources": true}));
+    let node = node().await;
+    image(&node, &options(&node));
+    order(&node, &json!({"no_resources": true}));
     says(
-        &stage,
+        &node,
         "this machine has no room for another secure guest: KVM_PV_ENABLE: rc 0x0 rrc 0x0 (no more is told, \
          Cannot allocate memory",
     )
     .await;
-    order(&stage, &json!({"no_facility": true}));
-    says(&stage, "this host or this QEMU cannot start secure guests, and the image cannot start unprotected")
+    order(&node, &json!({"no_facility": true}));
+    says(&node, "this host or this QEMU cannot start secure guests, and the image cannot start unprotected")
         .await;
 
-    order(&stage, &json!({}));
-    let uv = machine(&stage).root().join("sys/firmware/uv");
+    order(&node, &json!({}));
+    let uv = machine(&node).root().join("sys/firmware/uv");
     fs::write(uv.join("query/max_cpus"), "1\n").expect("write");
-    configure(&stage, "softuv/qemu", &[("vcpus", "2")]);
+    configure(&node, "softuv/qemu", &[("vcpus", "2")]);
     says(
-        &stage,
+        &node,
         "QEMU ended with exit code 1: stderr: qemu-system-s390x: Protected VMs support a maximum of 1",
     )
     .await;
-    configure(&stage, "softuv/qemu", &[]);
+    configure(&node, "softuv/qemu", &[]);
     fs::write(uv.join("query/supp_se_hdr_ver"), "2000000000000000\n").expect("write");
     says(
-        &stage,
+        &node,
         "this machine does not know the version of the image's header: KVM_PV_SET_SEC_PARMS: rc 0x104 rrc 0x1",
     )
     .await;
     fs::write(uv.join("prot_virt_host"), "0\n").expect("write");
-    says(&stage, "this machine is not a Secure Execution host: qemu-system-s390x: CPU model does not").await;
+    says(&node, "this machine is not a Secure Execution host: qemu-system-s390x: CPU model does not").await;
 }
 
 #[tokio::test]
 async fn the_reason_is_found_wherever_it_was_said() {
-    let stage = stage().await;
-    image(&stage, &Options { damage: Some(Damage::Page), ..options(&stage) });
+    let node = node().await;
+    image(&node, &Options { damage: Some(Damage::Page), ..options(&node) });
     for lost in ["stderr", "console", "events"] {
-        order(&stage, &json!({"lost": lost}));
-        says(&stage, &format!("{MODIFIED}rc 0x102 rrc 0x1b (content of pages differs)")).await;
+        order(&node, &json!({"lost": lost}));
+        says(&node, &format!("{MODIFIED}rc 0x102 rrc 0x1b (content of pages differs)")).await;
     }
 }
 
 /// What softuv does not say, with the double in QEMU's place.
 #[tokio::test]
 async fn the_words_of_a_qemu_without_protection_are_explained() {
-    let stage = stage().await;
-    image(&stage, &options(&stage));
-    configure(&stage, "bin/qemu", &[]);
+    let node = node().await;
+    image(&node, &options(&node));
+    configure(&node, "bin/qemu", &[]);
     let qemu = "qemu-system-s390x: ";
     for (stderr, cause) in [
         ("S390 PV guests require KVM support", "QEMU runs without KVM"),
@@ -212,8 +212,8 @@ async fn the_words_of_a_qemu_without_protection_are_explained() {
         ),
         ("Failed to set secure execution parameters", "the ultravisor refused the image's header"),
     ] {
-        stage.double(|o| o["exit"] = json!({"code": 1, "stderr": stderr}));
-        says(&stage, &format!("{cause}: {qemu}{stderr}; QEMU ended with exit code 1: ")).await;
+        node.double(|o| o["exit"] = json!({"code": 1, "stderr": stderr}));
+        says(&node, &format!("{cause}: {qemu}{stderr}; QEMU ended with exit code 1: ")).await;
     }
 }
 
@@ -221,16 +221,16 @@ async fn the_words_of_a_qemu_without_protection_are_explained() {
 /// another image there.
 #[tokio::test]
 async fn an_image_replaced_while_the_vm_starts_does_not_run() {
-    let stage = stage().await;
-    image(&stage, &options(&stage));
-    fs::rename(stage.path("image"), stage.path("next")).expect("rename");
-    image(&stage, &options(&stage));
-    let at = |name: &str| stage.path(name).display().to_string();
+    let node = node().await;
+    image(&node, &options(&node));
+    fs::rename(node.path("image"), node.path("next")).expect("rename");
+    image(&node, &options(&node));
+    let at = |name: &str| node.path(name).display().to_string();
     let (next, place, double) = (at("next"), at("image"), at("bin/qemu"));
     let script = format!("#!/bin/sh\n/bin/mv {next} {place}\nexec {double} \"$@\"\n");
-    fs::write(stage.path("device"), script).expect("script");
-    fs::set_permissions(stage.path("device"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    fs::write(node.path("device"), script).expect("script");
+    fs::set_permissions(node.path("device"), fs::Permissions::from_mode(0o700)).expect("chmod");
     let vsock = format!("\"vhost-user\"\nprogram = \"{}\"", at("device"));
-    configure(&stage, "bin/qemu", &[("device", &vsock)]);
-    says(&stage, "the file was replaced or changed while the VM was started: try again").await;
+    configure(&node, "bin/qemu", &[("device", &vsock)]);
+    says(&node, "the file was replaced or changed while the VM was started: try again").await;
 }

@@ -1,6 +1,6 @@
 //! A pod's VM has the size its containers may use, within what the operator allows.
 
-use harness::{Bundle, Code, NO_STREAMS, Stage, code};
+use harness::{Bundle, Code, NO_STREAMS, TestNode, code};
 use serde_json::json;
 
 /// `-m` and `-smp` of a running VM.
@@ -14,13 +14,13 @@ fn size(vm: u32) -> (String, String) {
     (after("-m"), after("-smp"))
 }
 
-/// A stage whose VMs have 256 MiB and one CPU, and at most these.
-async fn stage(max_memory_mib: u32, max_vcpus: u32) -> Stage {
-    let stage = Stage::new().await;
-    std::fs::create_dir(stage.path("config.d")).expect("folder");
+/// A node whose VMs have 256 MiB and one CPU, and at most these.
+async fn node(max_memory_mib: u32, max_vcpus: u32) -> TestNode {
+    let node = TestNode::new().await;
+    std::fs::create_dir(node.path("config.d")).expect("folder");
     let text = format!("[guest]\nmax_memory_mib = {max_memory_mib}\nmax_vcpus = {max_vcpus}\n");
-    std::fs::write(stage.path("config.d/size.toml"), text).expect("drop-in");
-    stage
+    std::fs::write(node.path("config.d/size.toml"), text).expect("drop-in");
+    node
 }
 
 /// A sandbox with containerd's annotations of its containers' sums.
@@ -35,32 +35,32 @@ fn pod(quota: &str, memory: &str) -> Bundle {
 
 #[tokio::test]
 async fn a_pod_has_the_vm_of_its_annotations() {
-    let stage = stage(1024, 8).await;
-    let shim = stage.running("s1", &pod("150000", "104857600")).await;
+    let node = node(1024, 8).await;
+    let shim = node.running("s1", &pod("150000", "104857600")).await;
     let (_, vm) = shim.pid("s1").await;
     assert_eq!(size(vm), ("358M".to_owned(), "3".to_owned()), "256 + 100 + 2 MiB, 1 + 2 CPUs");
     // An update may go up to the VM's size and not beyond.
     shim.update("s1", &json!({"memory": {"limit": 358 << 20}})).await.expect("as large as the VM");
     let beyond = shim.update("s1", &json!({"memory": {"limit": 359 << 20}})).await;
     assert_eq!(code(&beyond), Some(Code::FAILED_PRECONDITION), "{beyond:?}");
-    stage.end(&shim, "s1").await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn a_container_alone_has_the_vm_of_its_own_limits() {
-    let stage = stage(1024, 8).await;
+    let node = node(1024, 8).await;
     let mut bundle = Bundle::sh("sleep 1000");
     bundle.config["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
     bundle.config["linux"]["resources"]["cpu"] = json!({"quota": 100_000, "period": 100_000});
-    let shim = stage.running("c1", &bundle).await;
+    let shim = node.running("c1", &bundle).await;
     let (_, vm) = shim.pid("c1").await;
     assert_eq!(size(vm), ("321M".to_owned(), "2".to_owned()));
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_pod_that_is_too_large_is_refused_with_both_numbers_and_leaves_nothing() {
-    let stage = stage(300, 2).await;
+    let node = node(300, 2).await;
     for (quota, memory, wanted) in [
         (
             "0",
@@ -75,11 +75,11 @@ async fn a_pod_that_is_too_large_is_refused_with_both_numbers_and_leaves_nothing
         ),
         ("x", "0", "create container s1: annotation io.kubernetes.cri.sandbox-cpu-quota = "),
     ] {
-        let dir = stage.bundle("s1", &pod(quota, memory));
-        let shim = stage.shim("s1", &dir).await;
+        let dir = node.bundle("s1", &pod(quota, memory));
+        let shim = node.shim("s1", &dir).await;
         let e = shim.create("s1", &dir, NO_STREAMS).await.expect_err("too large").to_string();
         assert!(e.contains(wanted), "{e}");
         shim.shutdown(true).await.expect("shutdown");
-        stage.assert_clean();
+        node.assert_clean();
     }
 }

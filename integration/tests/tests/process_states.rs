@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::{Bundle, Code, NO_STREAMS, Shim, Stage, eventually, within};
+use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, eventually, within};
 use serde_json::json;
 
 /// The calls, those that end a state last.
@@ -25,8 +25,8 @@ const CALLS: [&str; 15] = [
 ];
 
 /// What one call answers: `ok`, or code and text.
-async fn ask(stage: &Stage, shim: &Shim, call: &str, id: &str, exec: &str) -> String {
-    let dir = stage.path("bundles/m1");
+async fn ask(node: &TestNode, shim: &Shim, call: &str, id: &str, exec: &str) -> String {
+    let dir = node.path("bundles/m1");
     let asking = async {
         match call {
             "state" => shim.state(id, exec).await.map(|_| ()),
@@ -54,10 +54,10 @@ async fn ask(stage: &Stage, shim: &Shim, call: &str, id: &str, exec: &str) -> St
 }
 
 /// Asks all calls but those named, and compares with the lines `call: answer`; an answer may go on.
-async fn all(stage: &Stage, shim: &Shim, state: &str, exec: &str, but: &[&str], wanted: &str) {
+async fn all(node: &TestNode, shim: &Shim, state: &str, exec: &str, but: &[&str], wanted: &str) {
     let wanted: Vec<(&str, &str)> = wanted.lines().filter_map(|l| l.trim().split_once(": ")).collect();
     for call in CALLS.iter().filter(|call| !but.contains(call)) {
-        let answer = ask(stage, shim, call, "m1", exec).await;
+        let answer = ask(node, shim, call, "m1", exec).await;
         let line =
             wanted.iter().find(|(name, _)| name == call).or_else(|| wanted.iter().find(|w| w.0 == "*"));
         let (_, begins) = line.unwrap_or_else(|| panic!("{state}: {call} is not in the table: {answer}"));
@@ -68,20 +68,20 @@ async fn all(stage: &Stage, shim: &Shim, state: &str, exec: &str, but: &[&str], 
 const BAD_SIGNAL: &str = "INVALID_ARGUMENT signal 0: allowed are 1 to 64";
 
 /// A pod whose member `m1` is still to be made.
-async fn pod() -> (Stage, Shim) {
-    let stage = Stage::new().await;
-    let shim = stage.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
-    stage.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
-    (stage, shim)
+async fn pod() -> (TestNode, Shim) {
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    (node, shim)
 }
 
 #[tokio::test]
 async fn every_call_in_every_state_of_a_container() {
-    let (stage, shim) = pod().await;
+    let (node, shim) = pod().await;
     let unknown = "checkpoint: UNIMPLEMENTED Checkpoint: the state of a confidential guest cannot be taken out\n\
         kill 0: INVALID_ARGUMENT\n*: NOT_FOUND container m1: no such container in this pod";
-    all(&stage, &shim, "unknown", "", &["create"], unknown).await;
-    shim.create("m1", &stage.path("bundles/m1"), NO_STREAMS).await.expect("create");
+    all(&node, &shim, "unknown", "", &["create"], unknown).await;
+    shim.create("m1", &node.path("bundles/m1"), NO_STREAMS).await.expect("create");
     let created = format!(
         "checkpoint: UNIMPLEMENTED\nresize: FAILED_PRECONDITION container m1: has no terminal to resize\n\
         create: ALREADY_EXISTS container m1: exists already in this pod\n\
@@ -89,7 +89,7 @@ async fn every_call_in_every_state_of_a_container() {
         resume in vain: FAILED_PRECONDITION container m1 is not started and cannot be resumed\n\
         kill 0: {BAD_SIGNAL}\n*: ok"
     );
-    all(&stage, &shim, "created", "", &["exec", "start in vain", "delete in vain"], &created).await;
+    all(&node, &shim, "created", "", &["exec", "start in vain", "delete in vain"], &created).await;
     shim.start("m1", "").await.expect("start");
     let running = format!(
         "checkpoint: UNIMPLEMENTED\nresize: FAILED_PRECONDITION\ncreate: ALREADY_EXISTS\n\
@@ -98,7 +98,7 @@ async fn every_call_in_every_state_of_a_container() {
         resume in vain: FAILED_PRECONDITION container m1 is running and cannot be resumed\n\
         kill 0: {BAD_SIGNAL}\n*: ok"
     );
-    all(&stage, &shim, "running", "", &["pause in vain", "exec"], &running).await;
+    all(&node, &shim, "running", "", &["pause in vain", "exec"], &running).await;
     shim.pause("m1").await.expect("pause");
     assert_eq!(shim.state("m1", "").await.expect("state").status.value(), 4, "paused");
     let paused = format!(
@@ -109,7 +109,7 @@ async fn every_call_in_every_state_of_a_container() {
         exec: FAILED_PRECONDITION exec e1 of container m1: container m1 is paused: resume it first\n\
         kill 0: {BAD_SIGNAL}\n*: ok"
     );
-    all(&stage, &shim, "paused", "", &["resume in vain"], &paused).await;
+    all(&node, &shim, "paused", "", &["resume in vain"], &paused).await;
     shim.resume("m1").await.expect("resume");
     shim.kill("m1", "", 9).await.expect("kill");
     assert_eq!(shim.wait("m1", "").await, Ok(137));
@@ -125,32 +125,32 @@ async fn every_call_in_every_state_of_a_container() {
         kill: NOT_FOUND process already finished: container m1 has finished and cannot be signalled\n\
         kill 0: {BAD_SIGNAL}"
     );
-    all(&stage, &shim, "stopped", "", &["delete in vain"], &stopped).await;
+    all(&node, &shim, "stopped", "", &["delete in vain"], &stopped).await;
     assert_eq!(shim.delete("m1", "").await, Ok(137));
-    all(&stage, &shim, "deleted", "", &["create"], unknown).await;
-    stage.end(&shim, "s1").await;
+    all(&node, &shim, "deleted", "", &["create"], unknown).await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn every_call_in_every_state_of_an_exec() {
-    let (stage, shim) = pod().await;
-    shim.create("m1", &stage.path("bundles/m1"), NO_STREAMS).await.expect("create");
+    let (node, shim) = pod().await;
+    shim.create("m1", &node.path("bundles/m1"), NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
     // Calls without an exec id are the container's.
     let others =
         ["pids", "stats", "update", "checkpoint", "resize", "create", "pause in vain", "resume in vain"];
     let but = |more: &[&'static str]| [&others[..], more].concat();
     let unknown = "kill 0: INVALID_ARGUMENT\n*: NOT_FOUND exec e1 of container m1: no such process";
-    all(&stage, &shim, "unknown", "e1", &but(&["exec"]), unknown).await;
+    all(&node, &shim, "unknown", "e1", &but(&["exec"]), unknown).await;
     shim.exec("m1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
     let added = format!(
         "exec: ALREADY_EXISTS exec e1 of container m1: exists already\n\
         kill: FAILED_PRECONDITION exec e1 of container m1 is not started and cannot be signalled\n\
         kill 0: {BAD_SIGNAL}\n*: ok"
     );
-    all(&stage, &shim, "added", "e1", &but(&["start in vain", "delete in vain"]), &added).await;
+    all(&node, &shim, "added", "e1", &but(&["start in vain", "delete in vain"]), &added).await;
     shim.pause("m1").await.expect("pause");
-    let frozen = ask(&stage, &shim, "start in vain", "m1", "e1").await;
+    let frozen = ask(&node, &shim, "start in vain", "m1", "e1").await;
     assert_eq!(
         frozen,
         "FAILED_PRECONDITION exec e1 of container m1: container m1 is paused: resume it first"
@@ -162,7 +162,7 @@ async fn every_call_in_every_state_of_an_exec() {
         delete in vain: FAILED_PRECONDITION exec e1 of container m1 is running and cannot be deleted\n\
         exec: ALREADY_EXISTS\nkill 0: {BAD_SIGNAL}\n*: ok"
     );
-    all(&stage, &shim, "running", "e1", &but(&[]), &running).await;
+    all(&node, &shim, "running", "e1", &but(&[]), &running).await;
     shim.kill("m1", "e1", 9).await.expect("kill");
     assert_eq!(shim.wait("m1", "e1").await, Ok(137));
     let stopped = format!(
@@ -170,18 +170,18 @@ async fn every_call_in_every_state_of_an_exec() {
         start in vain: FAILED_PRECONDITION exec e1 of container m1 has finished and cannot be started\n\
         kill: NOT_FOUND process already finished: exec e1 of container m1 has finished"
     );
-    all(&stage, &shim, "stopped", "e1", &but(&["delete in vain"]), &stopped).await;
+    all(&node, &shim, "stopped", "e1", &but(&["delete in vain"]), &stopped).await;
     assert_eq!(shim.delete("m1", "e1").await, Ok(137));
-    all(&stage, &shim, "deleted", "e1", &but(&["exec"]), unknown).await;
-    stage.end(&shim, "s1").await;
+    all(&node, &shim, "deleted", "e1", &but(&["exec"]), unknown).await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn a_paused_container_stands_still_and_its_events_say_so() {
-    let stage = Stage::new().await;
-    let file = stage.path("count");
+    let node = TestNode::new().await;
+    let file = node.path("count");
     let script = format!("while :; do echo x >> {}; sleep 0.01; done", file.display());
-    let shim = stage.running("c1", &Bundle::sh(&script)).await;
+    let shim = node.running("c1", &Bundle::sh(&script)).await;
     let size = || std::fs::metadata(&file).map_or(0, |m| m.len());
     eventually("it runs", 5, || size() > 0).await;
     shim.pause("c1").await.expect("pause");
@@ -194,27 +194,27 @@ async fn a_paused_container_stands_still_and_its_events_say_so() {
     shim.pause("c1").await.expect("pause");
     shim.kill("c1", "", 9).await.expect("kill");
     assert_eq!(within("its end", 5, shim.wait("c1", "")).await, Ok(137));
-    eventually("events", 5, || stage.events.seen().len() == 6).await;
+    eventually("events", 5, || node.events.seen().len() == 6).await;
     assert_eq!(
-        stage.events.lines(),
+        node.events.lines(),
         ["create c1", "start c1", "paused c1", "resumed c1", "paused c1", "exit c1 137"]
     );
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_pause_that_fails_leaves_a_running_container() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
-    stage.script(&json!([{"call": "PauseContainer", "skip": true, "error": {"code": 7, "text": "PauseContainerRequest is blocked by policy: "}}]));
-    let answer = ask(&stage, &shim, "pause in vain", "c1", "").await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    node.script(&json!([{"call": "PauseContainer", "skip": true, "error": {"code": 7, "text": "PauseContainerRequest is blocked by policy: "}}]));
+    let answer = ask(&node, &shim, "pause in vain", "c1", "").await;
     assert!(
         answer.starts_with(
             "PERMISSION_DENIED pause container c1: agent PauseContainer: PauseContainerRequest is blocked"
         ),
         "{answer}"
     );
-    stage.script(&json!([]));
+    node.script(&json!([]));
     for _ in 0..100 {
         if shim.pause("c1").await.is_ok() {
             break;
@@ -222,17 +222,17 @@ async fn a_pause_that_fails_leaves_a_running_container() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     shim.resume("c1").await.expect("it was paused");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn limits_reach_the_guest_without_what_is_the_hosts() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let all = json!({"cpu": {"shares": 512, "quota": 50000, "period": 100_000, "cpus": "0-3"},
         "memory": {"limit": 64 << 20}, "pids": {"limit": 5}, "devices": [{"allow": true, "access": "rwm"}]});
     shim.update("c1", &all).await.expect("update");
-    let requests = stage.requests();
+    let requests = node.requests();
     let sent = requests.iter().rev().find(|r| r["call"] == "UpdateContainer").expect("sent");
     let sent = &sent["request"]["resources"];
     assert_eq!(
@@ -246,17 +246,17 @@ async fn limits_reach_the_guest_without_what_is_the_hosts() {
         wide.to_string().contains("update container c1: memory limit of 257 MiB: the VM has 256 MiB"),
         "{wide}"
     );
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn statistics_of_a_sandbox_are_the_vms_on_the_host() {
-    let (stage, shim) = pod().await;
-    shim.create("m1", &stage.path("bundles/m1"), NO_STREAMS).await.expect("create");
+    let (node, shim) = pod().await;
+    shim.create("m1", &node.path("bundles/m1"), NO_STREAMS).await.expect("create");
     let (kind, sandbox) = shim.stats("s1").await.expect("stats");
     let (_, member) = shim.stats("m1").await.expect("stats");
     assert!(kind.starts_with("io.containerd.cgroups.v") && !sandbox.is_empty() && !member.is_empty());
-    let asked: Vec<_> = stage
+    let asked: Vec<_> = node
         .requests()
         .iter()
         .filter(|r| r["call"] == "StatsContainer")
@@ -270,13 +270,13 @@ async fn statistics_of_a_sandbox_are_the_vms_on_the_host() {
         assert!(metrics.cpu.usage.total > 0, "the double used some: {metrics}");
         assert!(metrics.pids.current >= 1);
     }
-    stage.end(&shim, "s1").await;
+    node.end(&shim, "s1").await;
 }
 
 #[tokio::test]
 async fn a_signal_for_all_reaches_the_execs_too() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("trap '' USR1; while :; do sleep 0.1; done")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("trap '' USR1; while :; do sleep 0.1; done")).await;
     shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
     shim.start("c1", "e1").await.expect("start");
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -287,5 +287,5 @@ async fn a_signal_for_all_reaches_the_execs_too() {
     shim.kill_all("c1", 9).await.expect("kill");
     assert_eq!(within("its end", 5, shim.wait("c1", "")).await, Ok(137));
     assert_eq!(harness::code(&shim.kill_all("c1", 9).await), Some(Code::NOT_FOUND));
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }

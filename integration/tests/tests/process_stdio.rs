@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::{Bundle, Stage, reader, within};
+use harness::{Bundle, TestNode, reader, within};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
@@ -13,8 +13,8 @@ fn text(path: &Path) -> &str {
 
 #[tokio::test]
 async fn both_streams_are_complete_and_apart() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     for round in 0..20 {
         let (out, err) = (shim.fifo(&format!("r{round}"), "out"), shim.fifo(&format!("r{round}"), "err"));
         let (one, two) = (reader(out.clone()), reader(err.clone()));
@@ -26,25 +26,25 @@ async fn both_streams_are_complete_and_apart() {
         assert_eq!(one.join().expect("join"), b"to-out\nlast");
         assert_eq!(two.join().expect("join"), b"to-err\n");
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_process_without_stdin_finds_its_input_at_its_end() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("cat; sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("cat; sleep 1000")).await;
     let out = shim.fifo("e1", "out");
     let reading = reader(out.clone());
     shim.script("c1", "e1", "cat; echo read to its end", ["", text(&out), ""]).await;
     assert_eq!(within("its end", 10, shim.wait("c1", "e1")).await, Ok(0));
     assert_eq!(reading.join().expect("join"), b"read to its end\n");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn sixty_four_mebibytes_arrive_byte_by_byte() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let out = shim.fifo("big", "out");
     let reading = reader(out.clone());
     let script = "i=0; while [ $i -lt 64 ]; do head -c 1048576 /dev/zero | tr '\\0' \"\\\\$((i % 8 + 60))\"; i=$((i+1)); done";
@@ -56,13 +56,13 @@ async fn sixty_four_mebibytes_arrive_byte_by_byte() {
         let wanted = u8::from_str_radix(&format!("{}", index % 8 + 60), 8).expect("octal");
         assert!(block.iter().all(|b| *b == wanted), "block {index} has {:?}, not {wanted}", block.first());
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn input_goes_through_to_its_end() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     // The end by the writer that goes, and by CloseIO while the writer stays.
     for close_io in [false, true] {
         let name = format!("in{close_io}");
@@ -84,13 +84,13 @@ async fn input_goes_through_to_its_end() {
         assert_eq!(within("its end", 10, shim.wait("c1", &name)).await, Ok(0));
         assert_eq!(String::from_utf8_lossy(&reading.join().expect("join")), "300000\ndone\n");
     }
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_reader_that_never_reads_delays_its_own_stream_only() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (out, err) = (shim.fifo("slow", "out"), shim.fifo("slow", "err"));
     let errors = reader(err.clone());
     // The other stream's end leaves nothing to wait for but this reader.
@@ -101,20 +101,20 @@ async fn a_reader_that_never_reads_delays_its_own_stream_only() {
     assert_eq!(state.status.value(), 2, "its writer is held back");
     // A reader comes so late that the shim has begun to look for its end: nothing is lost.
     harness::eventually("its end is looked for", 15, || {
-        stage.requests().iter().any(|r| r["call"] == "WaitProcess" && r.to_string().contains("\"slow\""))
+        node.requests().iter().any(|r| r["call"] == "WaitProcess" && r.to_string().contains("\"slow\""))
     })
     .await;
     let bytes = within("the late reader", 30, tokio::task::spawn_blocking(move || reader(out).join())).await;
     assert_eq!(bytes.expect("join").expect("join").len(), 10_000_000);
     assert_eq!(shim.wait("c1", "slow").await, Ok(0));
     assert_eq!(errors.join().expect("join"), b"fine\n");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn nobody_reading_at_all_holds_an_exit_back_for_a_bounded_time() {
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let out = shim.fifo("mute", "out");
     shim.script("c1", "mute", "head -c 150000 /dev/zero", ["", text(&out), ""]).await;
     let began = std::time::Instant::now();
@@ -128,22 +128,22 @@ async fn nobody_reading_at_all_holds_an_exit_back_for_a_bounded_time() {
     shim.kill("c1", "full", 9).await.expect("kill");
     assert_eq!(within("its exit", 20, shim.wait("c1", "full")).await, Ok(137));
     shim.delete("c1", "full").await.expect("delete");
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn files_and_programs_can_take_the_output() {
     use std::os::unix::fs::PermissionsExt;
-    let stage = Stage::new().await;
-    let shim = stage.running("c1", &Bundle::sh("sleep 1000")).await;
-    let file = stage.path("stdio/file");
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    let file = node.path("stdio/file");
     let uri = format!("file://{}", file.display());
     shim.script("c1", "f1", "echo one", ["", &uri, &uri]).await;
     assert_eq!(shim.wait("c1", "f1").await, Ok(0));
     assert_eq!(std::fs::read_to_string(&file).expect("read"), "one\n");
 
-    let program = stage.path("stdio/logger");
-    let result = stage.path("stdio/logged");
+    let program = node.path("stdio/logger");
+    let result = node.path("stdio/logged");
     let script = "#!/bin/sh\n{ echo \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\"; cat <&3; cat <&4; } > \"$2.new\"\nmv \"$2.new\" \"$2\"\n";
     std::fs::write(&program, script).expect("write");
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("chmod");
@@ -153,14 +153,14 @@ async fn files_and_programs_can_take_the_output() {
     harness::eventually("the program ends with its input", 5, || result.exists()).await;
     let logged = std::fs::read_to_string(&result).expect("read");
     assert_eq!(logged, format!("c1 tests to {}\nout\nerr\n", result.display()));
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn a_terminal_is_one_stream_with_a_size() {
-    let stage = Stage::new().await;
-    let dir = stage.bundle("c1", &Bundle::sh("read go; stty size; echo bye >&2; exit 4").terminal());
-    let shim = stage.shim("c1", &dir).await;
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("read go; stty size; echo bye >&2; exit 4").terminal());
+    let shim = node.shim("c1", &dir).await;
     let (input, out) = (shim.fifo("c1", "in"), shim.fifo("c1", "out"));
     let reading = reader(out.clone());
     let streams = [text(&input), text(&out), ""];
@@ -173,5 +173,5 @@ async fn a_terminal_is_one_stream_with_a_size() {
     shim.shutdown(false).await.expect("shutdown");
     let seen = String::from_utf8_lossy(&reading.join().expect("join")).into_owned();
     assert!(seen.contains("33 111") && seen.contains("bye"), "{seen}");
-    stage.assert_clean();
+    node.assert_clean();
 }

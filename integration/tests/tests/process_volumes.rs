@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use harness::{Bundle, Stage};
+use harness::{Bundle, TestNode};
 use serde_json::{Value, json};
 
 const SHARED: &str = "/run/kata-containers/shared/containers/";
@@ -25,8 +25,8 @@ fn of<'a>(requests: &'a [Value], method: &str) -> Vec<&'a Value> {
 
 #[tokio::test]
 async fn files_of_the_pod_are_copied_before_its_container_is_made() {
-    let stage = Stage::new().await;
-    let at = |name: &str| stage.path(name);
+    let node = TestNode::new().await;
+    let at = |name: &str| node.path(name);
     fs::write(at("resolv"), "nameserver 10.0.0.1\nsearch a.b\n").expect("write");
     let large: Vec<u8> = (0..2_500_000_u32).map(|n| n.to_le_bytes()[1]).collect();
     fs::create_dir_all(at("config/..1")).expect("folder");
@@ -34,9 +34,9 @@ async fn files_of_the_pod_are_copied_before_its_container_is_made() {
     symlink("..1", at("config/..data")).expect("link");
     symlink("..data/key", at("config/key")).expect("link");
     let bundle = with_mounts(&[bind("/etc/resolv.conf", &at("resolv")), bind("/etc/config", &at("config"))]);
-    let shim = stage.running("c1", &bundle).await;
+    let shim = node.running("c1", &bundle).await;
 
-    let requests = stage.requests();
+    let requests = node.requests();
     let [sandbox] = of(&requests, "CreateSandbox")[..] else { panic!("{requests:?}") };
     assert_eq!(sandbox["dns"], json!(["nameserver 10.0.0.1", "search a.b", ""]));
     let methods: Vec<&str> = requests.iter().filter_map(|r| r["call"].as_str()).collect();
@@ -52,16 +52,16 @@ async fn files_of_the_pod_are_copied_before_its_container_is_made() {
         .collect();
     let [resolver, config] = sources[..] else { panic!("{sources:?}") };
     assert!(resolver.ends_with("-resolv.conf") && config.ends_with("-config"), "{sources:?}");
-    // The guest is a plain process: its files stand in a folder of this stage.
-    let guest = |path: &str| stage.path("guest").join(path.trim_start_matches('/'));
+    // The guest is a plain process: its files stand in a folder of this node.
+    let guest = |path: &str| node.path("guest").join(path.trim_start_matches('/'));
     assert_eq!(fs::read(guest(resolver)).expect("copied"), b"nameserver 10.0.0.1\nsearch a.b\n");
     assert!(fs::read(guest(config).join("key")).expect("through both links") == large);
-    stage.end(&shim, "c1").await;
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
 async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
-    let stage = Stage::new().await;
+    let node = TestNode::new().await;
     let without = |namespace: &str| {
         let mut bundle = Bundle::sh("true").sandbox();
         let list = bundle.config["linux"]["namespaces"].as_array_mut().expect("list");
@@ -70,9 +70,9 @@ async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
     };
     let mut device = Bundle::sh("true").sandbox();
     device.config["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0, "fileMode": 384, "uid": 0, "gid": 0}]);
-    let mut shared = bind("/data", &stage.path("bundles"));
+    let mut shared = bind("/data", &node.path("bundles"));
     shared["options"] = json!(["rbind", "rshared"]);
-    let fifo = stage.path("fifo");
+    let fifo = node.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
     for (bundle, wanted) in [
         (without("network"), "hostNetwork: a guest has a kernel of its own"),
@@ -81,20 +81,20 @@ async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
         (device, "device /dev/sda: a device of the host cannot be given"),
         (with_mounts(&[shared]), "mount /data: mounts made in the guest cannot be propagated to the host"),
         (with_mounts(&[bind("/run/pipe", &fifo)]), "fifo is a fifo of the host"),
-        (with_mounts(&[bind("/data", &stage.path("none"))]), "none: No such file or directory"),
+        (with_mounts(&[bind("/data", &node.path("none"))]), "none: No such file or directory"),
     ] {
-        let text = stage.refused(&bundle).await;
+        let text = node.refused(&bundle).await;
         assert!(text.contains(wanted), "{text}");
         assert!(!text.contains("QEMU"), "refused before anything is started: {text}");
     }
-    assert!(stage.requests().is_empty(), "no guest was started");
+    assert!(node.requests().is_empty(), "no guest was started");
 }
 
 #[tokio::test]
 async fn too_large_a_volume_is_refused_and_its_pod_undone() {
-    let stage = Stage::new().await;
-    fs::create_dir(stage.path("large")).expect("folder");
-    fs::File::create(stage.path("large/disk")).and_then(|f| f.set_len(1 << 40)).expect("sparse");
-    let text = stage.refused(&with_mounts(&[bind("/data", &stage.path("large"))])).await;
+    let node = TestNode::new().await;
+    fs::create_dir(node.path("large")).expect("folder");
+    fs::File::create(node.path("large/disk")).and_then(|f| f.set_len(1 << 40)).expect("sparse");
+    let text = node.refused(&with_mounts(&[bind("/data", &node.path("large"))])).await;
     assert!(text.contains("larger than can be copied into a guest (64 MiB for all volumes"), "{text}");
 }

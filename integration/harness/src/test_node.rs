@@ -1,4 +1,4 @@
-//! A stage for tests without a VM: the real shim, called directly, with QEMU's double and the test
+//! A node for tests without a VM: the real shim, called directly, with QEMU's double and the test
 //! agent as a plain process. Everything stands below one temporary folder.
 
 use std::fs::{self, File};
@@ -14,9 +14,9 @@ use tempfile::TempDir;
 use crate::doubles::Doubles;
 use crate::{Bundle, Census, Events, NO_STREAMS, Shim, program, within};
 
-/// One stage; when it goes, everything on it has to be gone.
+/// One node; when it goes, everything on it has to be gone.
 #[derive(Debug)]
-pub struct Stage {
+pub struct TestNode {
     dir: TempDir,
     doubles: Doubles,
     census: Census,
@@ -27,7 +27,7 @@ pub struct Stage {
     logs: Mutex<Vec<File>>,
 }
 
-impl Stage {
+impl TestNode {
     pub async fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "needs root: it makes cgroups");
         let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("temporary folder");
@@ -40,9 +40,9 @@ impl Stage {
         let events = Events::listen(&at("events.sock")).await;
         let census = Census::take(dir.path(), &at("run"));
         let (environment, logs) = (Mutex::default(), Mutex::default());
-        let stage = Self { dir, doubles, census, events, environment, logs };
-        stage.config("");
-        stage
+        let node = Self { dir, doubles, census, events, environment, logs };
+        node.config("");
+        node
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -80,7 +80,7 @@ impl Stage {
         dir
     }
 
-    /// What the shims of this stage have logged so far.
+    /// What the shims of this node have logged so far.
     pub fn log(&self) -> String {
         let mut text = Vec::new();
         for mut log in self.logs.lock().expect("logs").iter() {
@@ -221,7 +221,7 @@ pub(crate) fn only_folder(dir: &Path) -> PathBuf {
     found.into_iter().next().expect("one")
 }
 
-impl Drop for Stage {
+impl Drop for TestNode {
     fn drop(&mut self) {
         for entry in fs::read_dir(self.path("bundles")).into_iter().flatten().flatten() {
             let id = entry.file_name().to_string_lossy().into_owned();
