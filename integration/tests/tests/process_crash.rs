@@ -221,44 +221,6 @@ async fn a_create_that_its_client_gave_up_is_ended_by_delete() {
     node.assert_clean();
 }
 
-#[tokio::test]
-async fn qemu_killed_under_a_running_pod_ends_each_process_once() {
-    let node = TestNode::new().await;
-    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
-    for id in ["m1", "m2"] {
-        let dir = node.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
-        shim.create(id, &dir, NO_STREAMS).await.expect("create");
-        shim.start(id, "").await.expect("start");
-        shim.exec(id, "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
-        shim.start(id, "e1").await.expect("start");
-    }
-    let dir = node.bundle("m3", &Bundle::sh("sleep 1000").member("s1"));
-    shim.create("m3", &dir, NO_STREAMS).await.expect("created, never started");
-    let (_, vm) = shim.pid("s1").await;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vm as i32), nix::sys::signal::Signal::SIGKILL)
-        .expect("kill");
-    let began = Instant::now();
-    for (id, exec) in [("s1", ""), ("m1", ""), ("m2", ""), ("m3", ""), ("m1", "e1"), ("m2", "e1")] {
-        assert_eq!(within("its end", 5, shim.wait(id, exec)).await, Ok(137), "{id} {exec}");
-    }
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    for id in ["m1", "m2", "m3", "s1"] {
-        within("delete without an agent", 2, shim.delete(id, "")).await.expect("delete");
-    }
-    shim.shutdown(false).await.expect("shutdown");
-    harness::eventually("all events", 5, || {
-        node.events.lines().iter().filter(|l| l.starts_with("delete")).count() == 4
-    })
-    .await;
-    let mut exits: Vec<_> = node.events.lines().into_iter().filter(|l| l.starts_with("exit")).collect();
-    exits.sort();
-    assert_eq!(
-        exits,
-        ["exit m1 137", "exit m1/e1 137", "exit m2 137", "exit m2/e1 137", "exit m3 137", "exit s1 137"]
-    );
-    node.assert_clean();
-}
-
 /// Leaks one thing of each kind until it is dropped.
 struct Leak {
     dir: tempfile::TempDir,

@@ -44,18 +44,6 @@ async fn exit_codes_are_codes_or_128_and_the_signal() {
 }
 
 #[tokio::test]
-async fn an_exec_of_a_missing_program_says_so_at_once() {
-    let node = TestNode::new().await;
-    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    shim.exec("c1", "e1", Bundle::process(&["/no/such/program"]), NO_STREAMS).await.expect("exec");
-    let e = within("an answer", 1, shim.start("c1", "e1")).await.expect_err("missing").to_string();
-    assert!(e.contains("start exec e1 of container c1") && e.contains("/no/such/program"), "{e}");
-    shim.delete("c1", "e1").await.expect("delete");
-    assert!(!node.events.lines().iter().any(|l| l.starts_with("exit")), "{:?}", node.events);
-    node.end(&shim, "c1").await;
-}
-
-#[tokio::test]
 async fn a_running_exec_can_be_killed_and_everyone_who_waits_is_told() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;

@@ -1,19 +1,10 @@
-//! What users of similar shims suffered with left-overs, group B: processes, mounts and names that stay, pods that
-//! hang in Terminating. Each pain is a test of its name.
-//!
-//! Shown elsewhere: B2 is B1. B3, B12, B13, B19 (a start that fails leaves things): `process_crash::
-//! any_error_at_any_step_of_create_is_undone_before_it_is_answered`. B5 (churn): `process_restarts`. B6 (only killing
-//! the shim helps): `process_guest::every_call_of_a_running_pod_has_an_end` and `process_pains_c`. B9 (a shim stays
-//! after its container): `process_life::a_container_from_create_to_shutdown`. B10, B20 (`delete` frees everything and
-//! can be repeated): `process_crash`. B11 (a killed QEMU): `process_crash::
-//! qemu_killed_under_a_running_pod_ends_each_process_once`. B17 (cgroups stay): the census of every test. B18 (CRI-O):
-//! `process_doors::crios_pods_need_no_events`.
+//! A pod that fails, dies or is abandoned leaves no process, no shim and no name that is taken.
 
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, TestNode, code, until, within};
+use harness::{Bundle, Containerd, NO_STREAMS, TestNode, until, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -32,7 +23,7 @@ fn children(parent: u32) -> Vec<String> {
 type Mishap = (fn(&mut Value), &'static str);
 
 #[tokio::test]
-async fn b1_a_qemu_that_fails_at_its_start_is_killed_and_reaped() {
+async fn a_qemu_that_fails_at_its_start_is_killed_and_reaped() {
     let node = TestNode::new().await;
     fs::create_dir(node.path("config.d")).expect("folder");
     fs::write(node.path("config.d/limits.toml"), "[agent]\nconnect_timeout_s = 1\n").expect("drop-in");
@@ -67,7 +58,7 @@ fn ended(node: &Containerd) {
 }
 
 #[test]
-fn b4_a_pod_whose_qemu_died_is_removed_without_delay() {
+fn a_pod_whose_qemu_died_is_removed_without_delay() {
     let node = Containerd::doubled("1.6");
     let run = node.run(&["--detach"], "c1", &["sleep", "1000"]).output().expect("ctr");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
@@ -85,7 +76,7 @@ fn b4_a_pod_whose_qemu_died_is_removed_without_delay() {
 }
 
 #[test]
-fn b7_b15_a_pod_that_cannot_start_leaves_no_shim_and_its_name_is_free() {
+fn a_pod_that_cannot_start_leaves_no_shim_and_its_name_is_free() {
     let node = Containerd::doubled("1.6");
     node.doubles().double(|orders| orders["exit"] = json!({"code": 1, "stderr": "not today"}));
     for _ in 0..2 {
@@ -100,30 +91,8 @@ fn b7_b15_a_pod_that_cannot_start_leaves_no_shim_and_its_name_is_free() {
     node.assert_clean();
 }
 
-#[tokio::test]
-async fn b8_a_shim_whose_cleanup_fails_ends_all_the_same() {
-    let node = TestNode::new().await;
-    let file = node.path("failpoint");
-    let point = ("KATA_SE_FAILPOINT".to_owned(), file.display().to_string());
-    node.environment.lock().expect("environment").push(point);
-    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    fs::write(&file, "UndoPaid=EIO").expect("failpoint");
-    shim.kill("c1", "", 9).await.expect("kill");
-    shim.wait("c1", "").await.expect("wait");
-    let e = shim.delete("c1", "").await.expect_err("cannot be cleaned up").to_string();
-    assert!(e.contains("delete container c1: clean up: "), "{e}");
-    let (server, _) = shim.pid("c1").await;
-    within("an answer", 5, shim.shutdown(true)).await.expect("shutdown");
-    let words = || fs::read(format!("/proc/{server}/cmdline")).unwrap_or_default();
-    harness::eventually("the shim has gone", 5, || words().is_empty()).await;
-    // What could not be freed is still owed, and freed by whoever comes next.
-    fs::write(&file, "").expect("failpoint");
-    node.delete("c1");
-    node.assert_clean();
-}
-
 #[test]
-fn b14_a_create_that_containerd_gave_up_ends_with_its_shim() {
+fn a_create_that_containerd_gave_up_ends_with_its_shim() {
     let node = Containerd::doubled("1.6");
     let hang = |call: &str| json!({"call": call, "skip": true, "hang": true});
     node.doubles().script(&json!([hang("CreateContainer"), hang("DestroySandbox")]));
@@ -139,55 +108,4 @@ fn b14_a_create_that_containerd_gave_up_ends_with_its_shim() {
     eprintln!("nothing is left {:?} after the start", began.elapsed());
     node.ctr(&["container", "rm", "c1"]);
     node.assert_clean();
-}
-
-/// Everything a caller may ask of a container that ended with its VM.
-async fn is_told(shim: &Shim, id: &str) {
-    let ask = |what: &str| format!("{what} {id}");
-    let second = 1;
-    let state = within(&ask("state"), second, shim.state(id, "")).await.expect("state");
-    assert_eq!((state.status.value(), state.exit_status), (3, 137), "{id}");
-    assert_eq!(
-        within(&ask("pids"), second, shim.pids(id)).await,
-        Ok(vec![]),
-        "no process of a VM that is gone"
-    );
-    assert_eq!(within(&ask("connect"), second, shim.pids_of(id)).await.map(|(_, vm)| vm), Ok(0));
-    for answer in [
-        within(&ask("kill"), second, shim.kill(id, "", 9)).await,
-        within(&ask("kill"), second, shim.kill(id, "", 15)).await,
-        within(&ask("stats"), second, shim.stats(id)).await.map(|_| ()),
-    ] {
-        assert_eq!(code(&answer), Some(Code::NOT_FOUND), "{id}: {answer:?}");
-    }
-    assert_eq!(within(&ask("wait"), second, shim.wait(id, "")).await, Ok(137));
-    assert_eq!(within(&ask("delete"), second, shim.delete(id, "")).await, Ok(137));
-}
-
-#[tokio::test]
-async fn b16_after_the_vms_end_every_question_has_an_answer_in_any_order() {
-    let node = TestNode::new().await;
-    for sandbox_first in [true, false] {
-        let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
-        let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
-        shim.create("m1", &dir, NO_STREAMS).await.expect("create");
-        shim.start("m1", "").await.expect("start");
-        if sandbox_first {
-            shim.kill("s1", "", 9).await.expect("kill");
-            shim.wait("s1", "").await.expect("wait");
-            shim.delete("s1", "").await.expect("the VM ends with its sandbox");
-            shim.wait("m1", "").await.expect("wait");
-        } else {
-            let (_, vm) = shim.pid("s1").await;
-            kill(Pid::from_raw(i32::try_from(vm).expect("pid")), Signal::SIGKILL).expect("kill");
-            shim.wait("m1", "").await.expect("wait");
-            shim.wait("s1", "").await.expect("wait");
-            let dead = shim.pids_of("m1").await.expect("connect");
-            assert!(dead.1 == vm || dead.1 == 0);
-            shim.delete("s1", "").await.expect("delete");
-        }
-        is_told(&shim, "m1").await;
-        shim.shutdown(false).await.expect("shutdown");
-        node.assert_clean();
-    }
 }

@@ -1,4 +1,4 @@
-//! A guest that hangs, lies or goes away: every call has an end, and the pod stays in our hands.
+//! Every call to the guest agent has a deadline, and what it leaves is consistent: the pod can be used or ended.
 
 use std::time::{Duration, Instant};
 
@@ -195,51 +195,6 @@ async fn one_slow_container_does_not_slow_the_pod() {
     assert_eq!(shim.run_exec("s1", "e1", &["/bin/true"]).await, 0);
     assert!(creating.await.expect("join").is_err());
     node.end(&shim, "s1").await;
-}
-
-#[tokio::test]
-async fn lies_of_a_guest_are_harmless() {
-    let node = TestNode::new().await;
-    node.script(&json!([
-        {"call": "WaitProcess", "nth": 1, "answer": {"status": -7}},
-        {"call": "WaitProcess", "nth": 2, "answer": {"status": 70000}},
-    ]));
-    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    for exec in ["e1", "e2"] {
-        shim.exec("c1", exec, Bundle::process(&["/bin/true"]), NO_STREAMS).await.expect("exec");
-        shim.start("c1", exec).await.expect("start");
-        let status = within("an end", 20, shim.wait("c1", exec)).await.expect("wait");
-        assert!(status <= 255, "{status}");
-    }
-    node.end(&shim, "c1").await;
-}
-
-#[tokio::test]
-async fn statistics_of_a_lying_guest_are_bounded_by_its_vm() {
-    use containerd_shim_protos::cgroups::metrics::Metrics;
-    use containerd_shim_protos::protobuf::Message;
-    let node = TestNode::new().await;
-    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    let many: Vec<Value> =
-        (0..20_000).map(|n| json!({"major": n.to_string(), "op": "read", "value": "1"})).collect();
-    let most = u64::MAX.to_string();
-    node.script(&json!([{"call": "StatsContainer", "answer": {"cgroup_stats": {
-        "cpu_stats": {"cpu_usage": {"total_usage": most}},
-        "memory_stats": {"usage": {"usage": most}, "stats": {"inactive_file": most, "pgfault": most}},
-        "pids_stats": {"current": most},
-        "blkio_stats": {"io_service_bytes_recursive": many},
-    }}}]));
-    let (kind, bytes) = within("an answer", 10, shim.stats("c1")).await.expect("stats");
-    assert!(kind.starts_with("io.containerd.cgroups.v"), "{kind}");
-    if kind == "io.containerd.cgroups.v1.Metrics" {
-        let metrics = Metrics::parse_from_bytes(&bytes).expect("metrics");
-        assert_eq!(metrics.memory.usage.usage, 256 << 20, "the VM's memory");
-        assert_eq!(metrics.memory.total_inactive_file, 256 << 20);
-        assert!(metrics.cpu.usage.total < 60_000_000_000, "one CPU since the VM's start");
-        assert!(metrics.pids.current <= 4 << 20);
-    }
-    assert!(bytes.len() < 16 << 10, "{} bytes", bytes.len());
-    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]

@@ -61,18 +61,6 @@ async fn the_task_service_has_both_names() {
     node.end(&shim, "c1").await;
 }
 
-#[tokio::test]
-async fn events_are_not_needed_and_wait_for_a_containerd_that_is_away() {
-    let mut node = TestNode::new().await;
-    node.events.down().await;
-    let shim = node.running("c1", &Bundle::sh("exit 3")).await;
-    assert_eq!(shim.wait("c1", "").await, Ok(3));
-    node.events.up().await;
-    harness::eventually("the events come", 10, || node.events.seen().len() >= 3).await;
-    assert_eq!(node.events.lines(), ["create c1", "start c1", "exit c1 3"]);
-    node.end(&shim, "c1").await;
-}
-
 /// CRI-O has no event socket, mounts the root file system itself, and reads the address from the bundle.
 #[tokio::test]
 async fn crios_pods_need_no_events() {
