@@ -15,16 +15,16 @@ cri::on_each_version! {
     in_short:
     the_main_path,
     exit_codes_have_the_kubelets_reasons,
-    a_stop_gives_the_grace_that_it_is_told;
+    a_stop_waits_for_its_grace_period;
     in_full:
-    what_runs_can_be_removed,
+    running_containers_and_pods_can_be_removed,
     a_container_is_started_again_in_its_pod,
-    a_program_that_is_missing_is_named,
+    a_missing_program_is_named,
     several_pods_run_at_once,
     thirty_containers_come_and_go,
     pods_come_and_go,
     a_checkpoint_is_refused,
-    events_tell_what_becomes_of_a_pod,
+    events_report_the_life_of_a_pod,
     a_dead_vm_ends_its_pod_and_nothing_else;
 }
 
@@ -126,7 +126,7 @@ fn exit_codes_have_the_kubelets_reasons(node: &Node) {
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
 }
 
-fn a_stop_gives_the_grace_that_it_is_told(node: &Node) {
+fn a_stop_waits_for_its_grace_period(node: &Node) {
     let pod = node.pod("stop");
     let polite =
         pod.script("polite", "trap 'sleep 1; echo bye; exit 7' TERM; echo up; while :; do sleep 0.1; done");
@@ -156,7 +156,7 @@ fn a_stop_gives_the_grace_that_it_is_told(node: &Node) {
     assert_eq!(own.status().exit_code, 9, "the image's own signal");
 }
 
-fn what_runs_can_be_removed(node: &Node) {
+fn running_containers_and_pods_can_be_removed(node: &Node) {
     let pod = node.pod("remove");
     let container = pod.idle("c1");
     container.remove();
@@ -196,7 +196,7 @@ fn a_container_is_started_again_in_its_pod(node: &Node) {
     assert_eq!(pod.status().state(), PodSandboxState::SandboxReady);
 }
 
-fn a_program_that_is_missing_is_named(node: &Node) {
+fn a_missing_program_is_named(node: &Node) {
     let pod = node.pod("missing");
     let container = pod.create(&pod.plain("c1", &["/no/such/program"]));
     let e = container.try_start().expect_err("it cannot start");
@@ -270,7 +270,7 @@ fn a_checkpoint_is_refused(node: &Node) {
 }
 
 /// Each in its order; containerd 1.6 has no such call.
-fn events_tell_what_becomes_of_a_pod(node: &Node) {
+fn events_report_the_life_of_a_pod(node: &Node) {
     let mut events = node.container_events();
     if node.version == "1.6" {
         return assert_eq!(node.next_event(&mut events).expect_err("unknown").code(), Code::Unimplemented);

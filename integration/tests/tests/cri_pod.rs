@@ -10,12 +10,12 @@ use harness::until;
 cri::on_each_version! {
     in_short:
     a_pod_has_its_name_and_its_resolver,
-    a_port_of_the_node_leads_into_the_pod,
+    a_host_port_reaches_the_pod,
     sysctls_of_a_pod_are_set_in_its_guest,
     containers_share_the_pods_process_ids;
     in_full:
     a_pod_has_its_addresses_and_a_way_out,
-    containers_have_process_ids_of_their_own,
+    containers_have_their_own_process_ids,
     a_target_of_process_ids_is_the_pod,
     containers_of_a_pod_share_its_memory_and_its_network;
 }
@@ -53,7 +53,7 @@ fn a_pod_has_its_addresses_and_a_way_out(node: &Node) {
     assert!(container.sh("ip addr show dev lo").contains("127.0.0.1"));
 }
 
-fn a_port_of_the_node_leads_into_the_pod(node: &Node) {
+fn a_host_port_reaches_the_pod(node: &Node) {
     let mut config = node.config("ports");
     let mapping = |container_port, host_port| PortMapping { container_port, host_port, ..Default::default() };
     // One without a port of the node is only told.
@@ -103,7 +103,7 @@ fn with_pids(mode: NamespaceMode) -> Option<NamespaceOption> {
     Some(NamespaceOption { pid: mode.into(), ..Default::default() })
 }
 
-fn containers_have_process_ids_of_their_own(node: &Node) {
+fn containers_have_their_own_process_ids(node: &Node) {
     let mut config = node.config("own-pids");
     pod_security(&mut config).namespace_options = with_pids(NamespaceMode::Container);
     let pod = node.run(&config);

@@ -10,11 +10,11 @@ use cri::{Node, OWN, Pod, pod_security, security};
 
 cri::on_each_version! {
     in_short:
-    a_container_runs_as_the_user_and_groups_it_is_told,
-    a_container_has_the_capabilities_it_is_told,
-    paths_are_read_only_or_masked_as_told;
+    a_container_runs_as_the_requested_user_and_groups,
+    a_container_has_the_requested_capabilities,
+    paths_are_read_only_or_masked_as_requested;
     in_full:
-    privileges_cannot_be_gained_where_that_is_told,
+    no_new_privs_prevents_gaining_privileges,
     seccomp_profiles_do_not_keep_a_container_from_running,
     a_seccomp_profile_is_applied_by_a_guest_that_can,
     a_privileged_container_is_privileged_in_its_guest;
@@ -41,7 +41,7 @@ fn secured(
     printed(pod, name, script, |config| change(security(config)))
 }
 
-fn a_container_runs_as_the_user_and_groups_it_is_told(node: &Node) {
+fn a_container_runs_as_the_requested_user_and_groups(node: &Node) {
     let pod = node.pod("users");
     let who = "echo $(id -u) $(id -g) $(id -G)";
     assert_eq!(secured(&pod, "root", who, |_| ()), "0 0 0\n");
@@ -79,7 +79,7 @@ fn a_container_runs_as_the_user_and_groups_it_is_told(node: &Node) {
     assert_eq!(pod.start(&config).sh(who), "1234 567 567 10 20\n");
 }
 
-fn a_container_has_the_capabilities_it_is_told(node: &Node) {
+fn a_container_has_the_requested_capabilities(node: &Node) {
     let pod = node.pod("capabilities");
     let effective = "sed -n 's/^CapEff:.//p' /proc/self/status";
     let of = |add: &[&str], drop: &[&str]| {
@@ -104,7 +104,7 @@ fn a_container_has_the_capabilities_it_is_told(node: &Node) {
     assert_eq!(secured(&pod, "without", change, |_| ()), "");
 }
 
-fn paths_are_read_only_or_masked_as_told(node: &Node) {
+fn paths_are_read_only_or_masked_as_requested(node: &Node) {
     let pod = node.pod("paths");
     let write = "touch /new && echo root; touch /tmp/new && echo tmp; touch /dev/shm/new && echo shm; true";
     assert_eq!(secured(&pod, "writable", write, |_| ()), "root\ntmp\nshm\n");
@@ -126,7 +126,7 @@ fn paths_are_read_only_or_masked_as_told(node: &Node) {
     assert_eq!(secured(&pod, "defaults", usual, defaults), "0\n0\n");
 }
 
-fn privileges_cannot_be_gained_where_that_is_told(node: &Node) {
+fn no_new_privs_prevents_gaining_privileges(node: &Node) {
     let pod = node.pod("privileges");
     let asked = "sed -n 's/^NoNewPrivs:.//p' /proc/self/status";
     assert_eq!(secured(&pod, "may", asked, |_| ()), "0\n");

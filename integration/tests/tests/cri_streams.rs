@@ -10,19 +10,19 @@ use harness::until;
 
 cri::on_each_version! {
     in_short:
-    exec_sync_answers_streams_and_code,
+    exec_sync_returns_streams_and_exit_code,
     exec_sync_ends_at_its_timeout,
-    a_streamed_exec_carries_stdin_and_tells_its_code,
-    attach_speaks_with_the_running_container,
+    a_streamed_exec_carries_stdin_and_reports_its_exit_code,
+    attach_reaches_the_running_container,
     a_log_is_rotated,
     a_port_forward_reaches_the_programs_of_the_pod;
     in_full:
-    a_streamed_exec_has_a_terminal_of_the_size_it_is_told,
+    a_streamed_exec_has_a_terminal_of_the_requested_size,
     attach_shows_the_terminal_of_a_container,
-    logs_have_the_kubelets_form;
+    logs_have_the_kubelets_format;
 }
 
-fn exec_sync_answers_streams_and_code(node: &Node) {
+fn exec_sync_returns_streams_and_exit_code(node: &Node) {
     let pod = node.pod("exec");
     let container = pod.idle("c1");
     for (script, stdout, stderr, code) in [
@@ -86,7 +86,7 @@ fn exec_with(container: &Container, command: &[&str], tty: bool, stdin: bool) ->
     Stream::open(container.node, &url)
 }
 
-fn a_streamed_exec_carries_stdin_and_tells_its_code(node: &Node) {
+fn a_streamed_exec_carries_stdin_and_reports_its_exit_code(node: &Node) {
     let pod = node.pod("exec");
     let container = pod.idle("c1");
     let script = "read first; echo got $first; echo problem >&2; head -c 100000 | wc -c; exit 3";
@@ -121,7 +121,7 @@ fn a_streamed_exec_carries_stdin_and_tells_its_code(node: &Node) {
     assert!(missing.outcome().contains("/no/such/program"), "{}", missing.text(Channel::Outcome));
 }
 
-fn a_streamed_exec_has_a_terminal_of_the_size_it_is_told(node: &Node) {
+fn a_streamed_exec_has_a_terminal_of_the_requested_size(node: &Node) {
     let pod = node.pod("terminal");
     let container = pod.idle("c1");
     let mut stream = exec(&container, &["sh"], true);
@@ -152,7 +152,7 @@ fn attach(container: &Container, tty: bool) -> Stream {
     Stream::open(container.node, &url)
 }
 
-fn attach_speaks_with_the_running_container(node: &Node) {
+fn attach_reaches_the_running_container(node: &Node) {
     let pod = node.pod("attach");
     let mut config =
         pod.plain("c1", &["sh", "-c", "while read line; do echo got $line; echo err >&2; done; exit 6"]);
@@ -227,7 +227,7 @@ fn a_port_forward_reaches_the_programs_of_the_pod(node: &Node) {
     assert_eq!(web.sh("wget -q -O - http://127.0.0.1:8081/"), "page\n", "the pod's localhost is its own");
 }
 
-fn logs_have_the_kubelets_form(node: &Node) {
+fn logs_have_the_kubelets_format(node: &Node) {
     let pod = node.pod("logs");
     let script = "echo first; echo second >&2; printf 'no newline'; head -c 40000 /dev/zero | tr '\\0' x; echo; echo last";
     let container = pod.script("c1", script);

@@ -15,7 +15,7 @@ fn code(output: &Output) -> Option<i32> {
 }
 
 #[test]
-fn one_container_from_its_first_line_to_nothing_left() {
+fn one_container_from_create_to_a_clean_node() {
     let node = Containerd::new();
     let script = "uname -m; echo problem >&2; exit 3";
     let output = node.run(&["--rm"], "c1", &["sh", "-c", script]).output().expect("ctr");
@@ -96,7 +96,7 @@ fn streams_carry_every_byte_both_ways() {
 }
 
 #[test]
-fn the_last_words_of_a_container_that_ends_at_once_arrive() {
+fn the_output_of_a_container_that_exits_at_once_is_complete() {
     let node = Containerd::new();
     let output =
         node.run(&["--rm"], "c1", &["sh", "-c", "yes | head -c 100000; echo end"]).output().expect("ctr");
@@ -109,7 +109,7 @@ fn the_last_words_of_a_container_that_ends_at_once_arrive() {
 }
 
 #[test]
-fn a_terminal_has_the_size_it_is_told() {
+fn a_terminal_has_the_requested_size() {
     let node = Containerd::new();
     let mut command = node.run(&["--rm", "-t"], "c1", &["sh"]);
     // `script` gives ctr a terminal; its size is what stty says before.

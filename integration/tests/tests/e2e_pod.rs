@@ -109,7 +109,7 @@ fn eth0_bytes(netns: &str) -> (u64, u64) {
 }
 
 #[test]
-fn four_pods_run_beside_each_other() {
+fn four_pods_run_side_by_side() {
     let node = Containerd::new();
     let began = std::time::Instant::now();
     let names = ["p1", "p2", "p3", "p4"];

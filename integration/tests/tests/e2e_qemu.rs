@@ -155,7 +155,7 @@ async fn arrives(dir: &Path, name: &str) {
 }
 
 #[tokio::test]
-async fn no_text_changes_qemus_command_line() {
+async fn no_text_injects_into_qemus_command_line() {
     for name in hostile_names() {
         let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("folder");
         arrives(dir.path(), &name).await;

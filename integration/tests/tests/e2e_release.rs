@@ -20,7 +20,7 @@ fn found(program: &Path) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_release_has_no_way_into_the_test_bed() {
+fn a_release_contains_nothing_of_the_test_bed() {
     for name in ["containerd-shim-kata-se-v2", "kata-se"] {
         assert_eq!(found(&harness::program(name)), Vec::<&str>::new(), "{name}");
     }

@@ -75,7 +75,7 @@ fn a_container_finds_what_no_pause_container_brings() {
 }
 
 #[test]
-fn the_vms_death_is_the_pods() {
+fn the_vms_death_ends_the_pod() {
     let node = Node::with_sandbox_api();
     let pod = node.pod("dying");
     let container = pod.idle("c1");
@@ -90,7 +90,7 @@ fn the_vms_death_is_the_pods() {
 }
 
 #[test]
-fn the_shims_death_is_the_pods() {
+fn the_shims_death_ends_the_pod() {
     let node = Node::with_sandbox_api();
     let pod = node.pod("dying");
     let container = pod.idle("c1");

@@ -203,7 +203,7 @@ fn take_verdicts(sealed: &SealedNode) -> Vec<PathBuf> {
 }
 
 #[test]
-fn an_image_replaced_between_two_pods_is_checked_anew_and_the_second_pod_runs_it() {
+fn an_image_replaced_between_two_pods_is_checked_again_and_the_second_pod_runs_it() {
     let sealed = SealedNode::new();
     let place = sealed.path("kata-se.img");
     let first_tag = tag(&image(&place));
@@ -271,7 +271,7 @@ fn sightings(sealed: &SealedNode, more: &[(&str, &[u8])]) -> Vec<String> {
 
 /// softuv's emulator has the sealed command line in its arguments, so that the secrets are files.
 #[test]
-fn secrets_in_an_image_are_seen_nowhere_also_when_its_boot_fails() {
+fn secrets_of_an_image_appear_nowhere_even_when_its_boot_fails() {
     let sealed = SealedNode::new();
     let secret = sealed.path("secret");
     fs::write(&secret, format!("password={CANARY}\n")).expect("secret");

@@ -25,7 +25,7 @@ fn usage(metrics: &Value) -> u64 {
 }
 
 #[test]
-fn figures_are_true_and_an_oom_is_told_before_the_exit() {
+fn statistics_are_true_and_an_oom_is_reported_before_the_exit() {
     let node = Containerd::new();
     let mut sandbox = node.running(&SANDBOX, "pod", FOREVER);
     // 20 MiB in memory, and work.

@@ -144,7 +144,7 @@ async fn every_call_of_a_running_pod_has_an_end() {
 }
 
 #[tokio::test]
-async fn a_member_that_the_guest_does_not_remove_is_said_and_goes_with_its_pod() {
+async fn a_container_the_guest_does_not_remove_is_reported_and_ends_with_its_pod() {
     let node = node_with_short_limits().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000").sandbox()).await;
     for (n, silence) in silences("RemoveContainer").iter().enumerate() {

@@ -123,7 +123,7 @@ fn memory(node: &TestNode) -> String {
 /// Its `start` answers a bare address, on standard output and error together; there are no events; each
 /// container has a connection; the root file system is mounted already, outside of the bundle.
 #[tokio::test]
-async fn a_whole_pod_as_crio_leads_it() {
+async fn a_whole_pod_as_crio_drives_it() {
     const SERVICE: &str = "containerd.task.v2.Task";
     let node = TestNode::new().await;
     node.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));
@@ -172,7 +172,7 @@ async fn a_whole_pod_as_crio_leads_it() {
 /// Its `start` is told everything on standard input and answers a message; events go where that says;
 /// members are started, too, and answered the sandbox' address.
 #[tokio::test]
-async fn a_whole_pod_as_containerd_2_3_leads_it() {
+async fn a_whole_pod_as_containerd_2_3_drives_it() {
     const SERVICE: &str = "containerd.task.v3.Task";
     let node = TestNode::new().await;
     node.environment.lock().expect("environment").push(("TTRPC_ADDRESS".into(), String::new()));

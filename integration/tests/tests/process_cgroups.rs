@@ -38,7 +38,7 @@ fn places(pid: u32) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn the_shim_is_accounted_to_its_pod_and_goes_back_before_the_end() {
+async fn the_shim_is_accounted_to_its_pod_and_leaves_its_cgroup_before_the_end() {
     let node = TestNode::new().await;
     let here = cgroups(std::process::id());
     let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;

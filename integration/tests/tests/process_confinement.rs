@@ -56,7 +56,7 @@ async fn qemu_and_the_shim_inherit_nothing_by_accident() {
 }
 
 #[tokio::test]
-async fn qemu_has_its_own_rank_for_the_oom_killer_and_a_missing_privilege_is_a_warning() {
+async fn qemu_has_the_pods_oom_score_and_a_missing_privilege_is_a_warning() {
     let node = TestNode::new().await;
     node.environment.lock().expect("environment").push(("SCHED_CORE".into(), "1".into()));
     let mut bundle = Bundle::sh("sleep 1000");
@@ -73,7 +73,7 @@ async fn qemu_has_its_own_rank_for_the_oom_killer_and_a_missing_privilege_is_a_w
 }
 
 #[tokio::test]
-async fn what_is_made_is_private_whatever_the_umask() {
+async fn files_are_private_whatever_the_umask() {
     let node = TestNode::new().await;
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
@@ -100,7 +100,7 @@ async fn what_is_made_is_private_whatever_the_umask() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_not_ours_alone_is_refused() {
+async fn a_directory_accessible_to_others_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let node = TestNode::new().await;
     std::fs::set_permissions(node.path("run"), std::fs::Permissions::from_mode(0o777)).expect("chmod");

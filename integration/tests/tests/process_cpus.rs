@@ -80,7 +80,7 @@ async fn a_vm_is_started_on_its_cpus_with_all_its_threads_and_helpers() {
 }
 
 #[tokio::test]
-async fn cpus_that_are_not_there_are_one_warning() {
+async fn missing_cpus_are_one_warning() {
     let node = TestNode::new().await;
     for (named, runs_on) in [("1,1000-1001", "1".to_owned()), ("1000-1001", all())] {
         let shim = node.running("c1", &on(Bundle::sh("sleep 1000"), named)).await;
@@ -101,7 +101,7 @@ async fn cpus_that_are_not_there_are_one_warning() {
 }
 
 #[tokio::test]
-async fn a_list_that_is_none_is_refused_by_name() {
+async fn an_invalid_cpu_list_is_refused_by_name() {
     let node = TestNode::new().await;
     let e = node.refused(&on(Bundle::sh("true"), "0-99999999999")).await;
     assert!(e.contains("resources.cpu.cpus: list of CPUs") && e.contains("takes numbers and ranges"), "{e}");

@@ -56,7 +56,7 @@ async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
 }
 
 #[tokio::test]
-async fn the_walk_passes_every_step_that_exists() {
+async fn every_step_is_reached() {
     // A step that no walk reaches would make the crash tests below say nothing about it.
     let node = node_with_failpoint().await;
     let netns = PodNetns::new();

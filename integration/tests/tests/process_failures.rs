@@ -48,7 +48,7 @@ async fn whatever_is_missing_is_named() {
 }
 
 #[tokio::test]
-async fn a_qemu_that_ends_says_its_last_words() {
+async fn the_last_output_of_a_qemu_that_exits_is_in_the_error() {
     let node = TestNode::new().await;
     let plain = Bundle::sh("true");
     node.double(|o| o["exit"] = json!({"code": 1, "stderr": "could not set up host cpu"}));

@@ -24,7 +24,7 @@ fn is_open(mut stream: &TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn a_node_that_cannot_forward_says_so_once_and_runs_its_pods() {
+async fn a_node_that_cannot_forward_logs_it_once_and_runs_its_pods() {
     let netns = PodNetns::new();
     netns.localhost("del");
     let node = TestNode::new().await;

@@ -44,7 +44,7 @@ async fn exit_codes_are_codes_or_128_and_the_signal() {
 }
 
 #[tokio::test]
-async fn a_running_exec_can_be_killed_and_everyone_who_waits_is_told() {
+async fn a_running_exec_can_be_killed_and_all_waiters_get_its_status() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
@@ -115,7 +115,7 @@ async fn a_container_that_was_never_started_can_be_deleted() {
 }
 
 #[tokio::test]
-async fn a_sandbox_can_begin_again_right_after_its_end() {
+async fn a_sandbox_can_be_started_again_right_after_its_end() {
     let node = TestNode::new().await;
     let dir = node.bundle("c1", &Bundle::sh("exit 7"));
     for _ in 0..20 {

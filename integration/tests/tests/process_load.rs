@@ -145,7 +145,7 @@ async fn twenty_containers_in_one_pod_keep_their_output_and_their_ends_apart() {
 }
 
 #[tokio::test]
-async fn four_pods_live_beside_each_other() {
+async fn four_pods_run_side_by_side() {
     let node = TestNode::new().await;
     node.double(|orders| orders["apart"] = true.into());
     let began = Instant::now();
@@ -193,7 +193,7 @@ async fn four_pods_live_beside_each_other() {
 }
 
 #[tokio::test]
-async fn of_two_creates_at_once_of_one_name_one_wins() {
+async fn one_of_two_concurrent_creates_of_a_name_wins() {
     let node = TestNode::new().await;
     for round in 0..10 {
         let dir = node.bundle("c1", &Bundle::sh("exit 7"));
@@ -213,7 +213,7 @@ async fn of_two_creates_at_once_of_one_name_one_wins() {
 }
 
 #[tokio::test]
-async fn two_members_are_made_at_once() {
+async fn two_containers_are_created_at_once() {
     let node = TestNode::new().await;
     let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     for round in 0..5 {
@@ -234,7 +234,7 @@ async fn two_members_are_made_at_once() {
 }
 
 #[tokio::test]
-async fn of_two_starts_at_once_of_one_sandbox_one_wins() {
+async fn one_of_two_concurrent_starts_of_a_sandbox_wins() {
     let node = TestNode::new().await;
     for round in 0..10 {
         let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox());

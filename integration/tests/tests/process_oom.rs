@@ -12,7 +12,7 @@ fn killed_when(node: &TestNode, name: &str) -> Bundle {
 }
 
 #[tokio::test]
-async fn an_oom_is_told_before_the_exit_and_to_crio_by_a_file() {
+async fn an_oom_is_reported_before_the_exit_and_to_crio_by_a_file() {
     let node = TestNode::new().await;
     // The report comes three seconds after the pod is up, half a second after the exit.
     node.script(&json!([{"call": "GetOOMEvent", "nth": 1, "skip": true, "delay_ms": 3000,
@@ -36,7 +36,7 @@ async fn an_oom_is_told_before_the_exit_and_to_crio_by_a_file() {
 }
 
 #[tokio::test]
-async fn an_end_without_oom_is_told_soon() {
+async fn an_exit_without_oom_is_reported_soon() {
     let node = TestNode::new().await;
     let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     // KILL asked by a caller: at once.
@@ -71,7 +71,7 @@ async fn a_guest_cannot_flood_containerd_with_ooms() {
 }
 
 #[tokio::test]
-async fn a_vm_that_the_hosts_oom_killer_ended_says_so() {
+async fn a_vm_killed_by_the_hosts_oom_killer_is_reported_as_such() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (_, vm) = shim.pid("c1").await;

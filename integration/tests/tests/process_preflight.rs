@@ -267,7 +267,7 @@ fn command(node: &TestNode, args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn the_node_command_says_beforehand_what_the_shim_would_say() {
+async fn the_node_command_predicts_the_shims_verdict() {
     let node = z_host().await;
     let (code, text) = command(&node, &["check"]);
     assert_eq!(code, Some(0), "{text}");

@@ -222,7 +222,7 @@ impl<'a> Life<'a> {
 }
 
 #[test]
-fn fifty_lives_lose_nothing_when_containerd_is_killed_under_them() {
+fn fifty_pods_lose_nothing_when_containerd_is_killed() {
     let now = std::time::UNIX_EPOCH.elapsed().expect("clock");
     let seed = number("KATA_SE_SEED").unwrap_or(now.as_secs() << 20 | u64::from(now.subsec_micros()) | 1);
     let (mut random, began) = (Random(seed), Instant::now());

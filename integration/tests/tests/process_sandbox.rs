@@ -149,7 +149,7 @@ async fn a_pod_that_began_with_a_sandbox_container_is_no_sandbox_of_the_api() {
 }
 
 #[tokio::test]
-async fn a_refused_pod_says_why_and_its_shim_can_go() {
+async fn a_refused_pod_has_its_reason_and_its_shim_can_exit() {
     let node = TestNode::new().await;
     for (config, wanted) in [
         (PodConfig::default().host_network(), "hostNetwork"),
@@ -216,7 +216,7 @@ async fn a_stop_ends_what_still_runs_and_may_come_from_two_sides() {
 }
 
 #[tokio::test]
-async fn a_shutdown_ends_everything_and_whoever_waits_is_told() {
+async fn a_shutdown_ends_everything_and_answers_all_waiters() {
     let node = TestNode::new().await;
     let (shim, sandbox) = node.running_sandbox("s1").await;
     member(&node, &shim, "m1").await;
@@ -248,7 +248,7 @@ async fn the_last_answer_is_not_followed_by_the_end_of_its_connection() {
 }
 
 #[tokio::test]
-async fn a_start_at_work_is_ended_by_stop() {
+async fn a_start_in_progress_is_ended_by_stop() {
     let node = TestNode::new().await;
     node.script(&json!([{"call": "CreateSandbox", "hang": true}]));
     let (_, sandbox) = node.sandbox("s1").await;
@@ -282,7 +282,7 @@ async fn a_start_that_failed_can_be_repeated_at_once() {
 }
 
 #[tokio::test]
-async fn a_pods_first_container_that_cannot_be_made_leaves_the_pod_alone() {
+async fn a_first_container_that_fails_leaves_its_pod_alone() {
     let node = TestNode::new().await;
     let (shim, sandbox) = node.running_sandbox("s1").await;
     let mut bundle = Bundle::sh("true").member("s1");
@@ -300,7 +300,7 @@ async fn a_pods_first_container_that_cannot_be_made_leaves_the_pod_alone() {
 }
 
 #[tokio::test]
-async fn the_files_that_no_pause_container_brought_are_there() {
+async fn files_that_a_pause_container_would_bring_are_there() {
     let node = TestNode::new().await;
     let (shim, sandbox) = node.sandbox("s1").await;
     sandbox.create(&PodConfig::default().nameserver("10.0.0.10"), "").await.expect("create");

@@ -48,7 +48,7 @@ async fn an_agent_that_cannot_apply_profiles_is_one_warning() {
 }
 
 #[tokio::test]
-async fn a_profile_is_sent_whole_to_an_agent_that_applies_it_and_a_policys_refusal_is_told() {
+async fn a_profile_is_sent_whole_to_an_agent_that_applies_it_and_a_policys_refusal_is_reported() {
     let node = TestNode::new().await;
     switch_on(&node);
     // It says so, and then its policy refuses.

@@ -177,7 +177,7 @@ async fn every_call_in_every_state_of_an_exec() {
 }
 
 #[tokio::test]
-async fn a_paused_container_stands_still_and_its_events_say_so() {
+async fn a_paused_container_does_not_run_and_its_events_report_it() {
     let node = TestNode::new().await;
     let file = node.path("count");
     let script = format!("while :; do echo x >> {}; sleep 0.01; done", file.display());
@@ -226,7 +226,7 @@ async fn a_pause_that_fails_leaves_a_running_container() {
 }
 
 #[tokio::test]
-async fn limits_reach_the_guest_without_what_is_the_hosts() {
+async fn limits_reach_the_guest_without_those_of_the_host() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let all = json!({"cpu": {"shares": 512, "quota": 50000, "period": 100_000, "cpus": "0-3"},

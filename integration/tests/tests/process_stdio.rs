@@ -30,7 +30,7 @@ async fn both_streams_are_complete_and_apart() {
 }
 
 #[tokio::test]
-async fn a_process_without_stdin_finds_its_input_at_its_end() {
+async fn a_process_without_stdin_reads_end_of_file() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("cat; sleep 1000")).await;
     let out = shim.fifo("e1", "out");
@@ -42,7 +42,7 @@ async fn a_process_without_stdin_finds_its_input_at_its_end() {
 }
 
 #[tokio::test]
-async fn sixty_four_mebibytes_arrive_byte_by_byte() {
+async fn sixty_four_mebibytes_arrive_unchanged() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let out = shim.fifo("big", "out");
@@ -60,7 +60,7 @@ async fn sixty_four_mebibytes_arrive_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn input_goes_through_to_its_end() {
+async fn input_is_delivered_to_its_end() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     // The end by the writer that goes, and by CloseIO while the writer stays.
@@ -112,7 +112,7 @@ async fn a_reader_that_never_reads_delays_its_own_stream_only() {
 }
 
 #[tokio::test]
-async fn nobody_reading_at_all_holds_an_exit_back_for_a_bounded_time() {
+async fn an_absent_reader_delays_an_exit_for_a_bounded_time() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let out = shim.fifo("mute", "out");

@@ -182,7 +182,7 @@ async fn what_the_machine_lacks_is_explained() {
 }
 
 #[tokio::test]
-async fn the_reason_is_found_wherever_it_was_said() {
+async fn the_reason_is_found_wherever_it_was_reported() {
     let node = node().await;
     image(&node, &Options { damage: Some(Damage::Page), ..options(&node) });
     for lost in ["stderr", "console", "events"] {
@@ -193,7 +193,7 @@ async fn the_reason_is_found_wherever_it_was_said() {
 
 /// What softuv does not say, with the double in QEMU's place.
 #[tokio::test]
-async fn the_words_of_a_qemu_without_protection_are_explained() {
+async fn the_message_of_a_qemu_without_protection_is_explained() {
     let node = node().await;
     image(&node, &options(&node));
     configure(&node, "bin/qemu", &[]);

@@ -91,7 +91,7 @@ async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
 }
 
 #[tokio::test]
-async fn too_large_a_volume_is_refused_and_its_pod_undone() {
+async fn a_volume_that_is_too_large_is_refused_and_its_pod_undone() {
     let node = TestNode::new().await;
     fs::create_dir(node.path("large")).expect("folder");
     fs::File::create(node.path("large/disk")).and_then(|f| f.set_len(1 << 40)).expect("sparse");
