@@ -1,4 +1,4 @@
-//! Containers under a real containerd: ours in emulated guests, runc's on this machine's own kernel.
+//! Containers under a real containerd: ours in emulated guests, runc's on this machine's kernel.
 
 use std::fs;
 use std::io::Read;
@@ -90,7 +90,7 @@ pub(crate) fn measure(table: &mut Table, runtime: &tokio::runtime::Runtime) {
     node.assert_clean();
 }
 
-/// runc leaves the folder in which its container's cgroup stood.
+/// runc leaves the parent of its container's cgroup.
 fn remove_runcs_cgroup() {
     for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         fs::remove_dir(hierarchy.path().join("default")).ok();
@@ -104,7 +104,7 @@ fn timed(mut command: Command) -> Duration {
     began.elapsed()
 }
 
-/// A root file system for runc: two programs of this machine with what they load.
+/// A root file system for runc: two programs of this machine with their libraries.
 struct Native(tempfile::TempDir);
 
 impl Native {
@@ -121,7 +121,7 @@ impl Native {
     }
 }
 
-/// The same bytes of one guest through the shim into a fifo, and by calls of our own; MB/s.
+/// The same bytes of one guest through the shim into a fifo, and by direct calls; MB/s.
 async fn throughput(pod: &Path, fifo: &Path) -> (f64, f64) {
     let count = format!("count={}", BYTES >> 16);
     let args = ["dd", "if=/dev/zero", "bs=65536", &count];

@@ -1,4 +1,4 @@
-//! The shim with doubles for QEMU and the guest: what is measured is its own time.
+//! The shim with doubles for QEMU and the guest: only its own time is measured.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Prints what the shim costs, beside containerd's own runc shim where the two compare.
 //!
-//! Four nodes: programs as they lie on disk; a sealed image, looked at; the shim with doubles for QEMU
+//! Four groups: programs on disk; inspecting a sealed image; the shim with doubles for QEMU
 //! and the guest, where all time is ours; and containers under a real containerd, in emulation and with
 //! runc.
 

@@ -1,9 +1,9 @@
-//! What /proc says of a process.
+//! A process's resources according to /proc.
 
 use std::fs;
 use std::time::Duration;
 
-/// What an idle process holds.
+/// Resources of an idle process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Idle {
     /// Its share of memory, in MB.

@@ -1,4 +1,4 @@
-//! What it costs to look at a sealed image: before each pod its header, on demand its whole content.
+//! The cost of checking a sealed image: before each pod its header, on demand its whole content.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ pub(crate) fn measure(table: &mut Table) {
     table.row("percent of sha512sum's, for each second of CPU", percent, None, Wanted::AtLeast(60.0));
 }
 
-/// Makes the image; its size in MB.
+/// Seals the image; returns its size in MB.
 fn image(path: &Path) -> f64 {
     let parts = Parts {
         kernel: vec![1; 8 << 20],
@@ -62,7 +62,7 @@ fn image(path: &Path) -> f64 {
     f64::from(u32::try_from(image.len() / 1000).expect("fits")) / 1e3
 }
 
-/// What the shim looks at before it starts QEMU, on this machine.
+/// What the shim checks before it starts QEMU, on this machine.
 fn header(path: &Path) -> Duration {
     let began = Instant::now();
     let survey = collect(&Root::of_this_machine(), Count::NearLimit, path, &[] as &[PathBuf]);
@@ -70,7 +70,7 @@ fn header(path: &Path) -> Duration {
     began.elapsed()
 }
 
-/// Time that passed, and time on CPUs.
+/// Elapsed time, and CPU time.
 fn content(path: &Path) -> (Duration, Duration) {
     let file = ImageFile::open(path).expect("open");
     let image = kata_se::test_api::image::read(&file).expect("image");

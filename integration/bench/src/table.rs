@@ -1,14 +1,14 @@
-//! The figures, printed as they come: ours, the other's, what is to be reached.
+//! The figures, printed as they are measured: ours, runc's, and the target.
 
 use std::time::Duration;
 
-/// Counts the figures that miss their mark.
+/// Counts the figures that miss their target.
 #[derive(Debug)]
 pub(crate) struct Table {
     missed: Vec<String>,
 }
 
-/// What a figure has to be.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wanted {
     AtMost(f64),
@@ -48,7 +48,7 @@ impl Table {
     }
 }
 
-/// The middle one, in milliseconds.
+/// The median, in milliseconds.
 pub(crate) fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
     ms(times.get(times.len() / 2).copied().unwrap_or_default())

@@ -14,10 +14,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::api;
 
-/// What a failed call answers.
+/// The error of a failed call.
 pub type Status = tonic::Status;
 
-/// Events as they come; while a call is made, so do they.
+/// Events as they arrive; they are received while a call is made.
 pub type Events = UnboundedReceiver<Result<api::ContainerEventResponse, Status>>;
 
 /// The kubelet's own limit of a call (`runtimeRequestTimeout`).
@@ -74,7 +74,7 @@ calls! {
 }
 
 impl Client {
-    /// What the kubelet's evented PLEG listens to, from now on. The answer begins with the first event.
+    /// The events that the kubelet's evented PLEG receives, from now on. The answer begins with the first event.
     pub fn container_events(&self) -> Events {
         let (mut calls, (sender, received)) = (self.calls.clone(), unbounded_channel());
         self.runtime.spawn(async move {
@@ -102,7 +102,7 @@ impl Client {
             let socket = socket.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
         });
-        // A channel's tasks run whenever a call does.
+        // A channel's tasks run only during a call.
         let channel = runtime.block_on(async {
             let endpoint = Endpoint::from_static("http://containerd");
             endpoint.connect_with_connector(connector).await.expect("CRI socket")

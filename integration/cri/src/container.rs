@@ -19,7 +19,7 @@ pub struct Container<'n> {
     pub log: PathBuf,
 }
 
-/// What ExecSync answered.
+/// ExecSync's answer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Executed {
     pub stdout: String,
@@ -36,7 +36,7 @@ impl Container<'_> {
         self.try_start().unwrap_or_else(|e| panic!("StartContainer: {}", e.message()));
     }
 
-    /// `timeout`: seconds that it gets to end by itself.
+    /// `timeout`: its grace period in seconds.
     pub fn try_stop(&self, timeout: i64) -> Result<(), Status> {
         self.node.stop_container(StopContainerRequest { container_id: self.id.clone(), timeout }).map(drop)
     }
@@ -88,7 +88,7 @@ impl Container<'_> {
         self.try_exec(command, 30).unwrap_or_else(|e| panic!("ExecSync {command:?}: {}", e.message()))
     }
 
-    /// What a script prints; it has to succeed.
+    /// The output of a script, which must succeed.
     pub fn sh(&self, script: &str) -> String {
         let done = self.exec(&["sh", "-c", script]);
         assert_eq!(done.code, 0, "{script}: {done:?}");

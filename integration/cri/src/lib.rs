@@ -1,4 +1,4 @@
-//! A CRI client for the tests: what the kubelet does with containerd, in as few words as possible.
+//! A CRI client for the tests: calls containerd as the kubelet does.
 //! Blocking; messages are those of the API itself (`api`).
 
 // Test code: a failed assumption ends the test.
@@ -20,12 +20,12 @@ pub use pod::{Pod, pod_security, security};
 pub use stream::{Channel, Stream};
 pub use tonic::Code;
 
-/// containerd 2, its pods made by the Sandbox API.
+/// containerd 2, with pods created by the Sandbox API.
 const SANDBOX_API: &str = "sandbox-api";
 
 /// The containerd versions, each as a module of tests; every test gets a node that has to be as clean at
-/// its end as it was before. Those `in_short` runs are also run when a change is tested.
-// The tests stand in the caller's crate.
+/// its end as it was before. The selection `in_short` is also run for each change.
+// The tests are in the caller's crate.
 #[allow(clippy::crate_in_macro_def)]
 #[macro_export]
 macro_rules! on_each_version {

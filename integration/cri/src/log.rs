@@ -13,7 +13,7 @@ pub struct Line {
     pub text: String,
 }
 
-/// Every whole line of a log; none if there is no such file. Panics at one of another form.
+/// Every complete line of a log; none if there is no such file. Panics on a malformed line.
 pub(crate) fn read(path: &Path) -> Vec<Line> {
     let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(parse).collect()

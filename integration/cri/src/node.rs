@@ -17,7 +17,7 @@ use crate::{Client, Pod, Status};
 /// The image of the tests' containers: busybox.
 pub const BUSYBOX: &str = "localhost/cri-busybox:latest";
 
-/// The same with a user, a volume at /data, a working directory and SIGUSR1 as its signal to stop.
+/// The same with a user, a volume at /data, a working directory and SIGUSR1 as its stop signal.
 pub const OWN: &str = "localhost/cri-own:latest";
 
 /// Everything of it is gone when it is dropped. Derefs to the client.
@@ -26,7 +26,7 @@ pub struct Node {
     client: Client,
     pub containerd: Containerd,
     pub version: String,
-    /// Its pods are made by the Sandbox API, without a pause container.
+    /// Its pods are created by the Sandbox API, without a pause container.
     pub sandbox_api: bool,
     attempts: AtomicU32,
 }
@@ -45,7 +45,7 @@ impl Node {
         Self::on(Containerd::cri(version), version, false)
     }
 
-    /// Of containerd 2, whose pods are made by the Sandbox API.
+    /// Of containerd 2, whose pods are created by the Sandbox API.
     pub fn with_sandbox_api() -> Self {
         Self::on(Containerd::cri_by("2", "shim"), "2", true)
     }
@@ -70,7 +70,7 @@ impl Node {
         self.containerd.path(name)
     }
 
-    /// What the kubelet tells of a plain pod.
+    /// The kubelet's configuration of a plain pod.
     pub fn config(&self, name: &str) -> PodSandboxConfig {
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
         let logs = self.path("logs").join(format!("{name}-{attempt}"));
@@ -97,7 +97,7 @@ impl Node {
         self.try_run_by("kata-se", config)
     }
 
-    /// By another runtime handler.
+    /// With another runtime handler.
     pub fn try_run_by(&self, handler: &str, config: &PodSandboxConfig) -> Result<Pod<'_>, Status> {
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let id = self.run_pod_sandbox(request)?.pod_sandbox_id;

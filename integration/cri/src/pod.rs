@@ -103,7 +103,7 @@ impl<'n> Pod<'n> {
     }
 }
 
-/// The part of a container's configuration that says what it may do.
+/// A container's security context.
 pub fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
     let linux = config.linux.get_or_insert_with(Default::default);
     linux.security_context.get_or_insert_with(Default::default)
@@ -115,7 +115,7 @@ pub fn pod_security(config: &mut PodSandboxConfig) -> &mut LinuxSandboxSecurityC
     linux.security_context.get_or_insert_with(Default::default)
 }
 
-/// What a container that does nothing runs; it ends by SIGTERM with 0.
+/// The program of a container that does nothing; it exits with 0 on SIGTERM.
 pub(crate) const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done";
 
 impl Drop for Pod<'_> {

@@ -17,13 +17,13 @@ pub enum Channel {
     Stdin = 0,
     Stdout = 1,
     Stderr = 2,
-    /// How it ended, as JSON of a `metav1.Status`.
+    /// The outcome, as JSON of a `metav1.Status`.
     Outcome = 3,
     /// A terminal's size.
     Resize = 4,
 }
 
-/// One connection; what came is kept for each channel.
+/// One connection; received data is kept for each channel.
 #[derive(Debug)]
 pub struct Stream {
     socket: WebSocket<TcpStream>,
@@ -32,7 +32,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Opens what Exec, Attach or PortForward answered.
+    /// Opens the URL that Exec, Attach or PortForward returned.
     pub fn open(node: &Node, url: &str) -> Self {
         let tcp = node.containerd.connect(STREAMS).expect("streaming server");
         tcp.set_read_timeout(Some(Duration::from_millis(100))).expect("limit");
@@ -62,12 +62,12 @@ impl Stream {
         self.socket.send(Message::binary(message)).expect("send");
     }
 
-    /// Tells a terminal its size.
+    /// Sets a terminal's size.
     pub fn resize(&mut self, width: u16, height: u16) {
         self.send(Channel::Resize, format!("{{\"Width\":{width},\"Height\":{height}}}").as_bytes());
     }
 
-    /// What came on a channel so far.
+    /// Data received on a channel so far.
     pub fn text(&self, channel: Channel) -> String {
         self.text_on(channel as usize)
     }
@@ -76,7 +76,7 @@ impl Stream {
         String::from_utf8_lossy(&self.received[channel]).into_owned()
     }
 
-    /// Reads until `channel` has had `text`.
+    /// Reads until `channel` has received `text`.
     pub fn until(&mut self, channel: Channel, text: &str) {
         self.until_on(channel as usize, text);
     }
@@ -85,7 +85,7 @@ impl Stream {
         self.read_while(&format!("{text:?} on channel {channel}"), |s| !s.text_on(channel).contains(text));
     }
 
-    /// Reads to its end, and answers how it ended.
+    /// Reads to the end, and returns the outcome.
     pub fn outcome(&mut self) -> String {
         self.read_while("the end", |s| !s.closed);
         self.text(Channel::Outcome)

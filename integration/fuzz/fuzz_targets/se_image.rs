@@ -1,4 +1,4 @@
-//! Any bytes as a sealed image: the reader neither panics nor grows.
+//! Any bytes as a sealed image: the reader neither panics nor exhausts memory.
 
 #![no_main]
 

@@ -26,14 +26,14 @@ use crate::reaper::Reaper;
 use crate::storage::Storages;
 use crate::{boot, cgroup, oci, sysctl};
 
-/// RemoveContainer without a limit of its own.
+/// Timeout of RemoveContainer when the request has none.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) struct Agent {
     pub(crate) environment: Environment,
     pub(crate) network: Network,
     pub(crate) oom: Arc<OomEvents>,
-    /// Told when the sandbox was destroyed.
+    /// Notified when the sandbox was destroyed.
     pub(crate) ended: Notify,
     /// Seccomp profiles are applied; without it they are refused, as policies of most guests do.
     pub(crate) seccomp: bool,
@@ -47,9 +47,9 @@ struct State {
     /// The sandbox's id.
     sandbox: Option<String>,
     containers: BTreeMap<String, Container>,
-    /// Ids of containers being made.
+    /// Ids of containers being created.
     making: BTreeSet<String>,
-    /// The first process of the pod's first container.
+    /// The init process of the pod's first container.
     first: Option<i32>,
 }
 
@@ -183,7 +183,7 @@ impl Agent {
         }
     }
 
-    /// Gives the spec's entry of a device the number it has in this guest.
+    /// Replaces the device numbers in the spec by those of this guest.
     async fn number_device(&self, device: &pb::Device, spec: &mut Spec) -> Result<()> {
         if !matches!(device.type_.as_str(), "blk-ccw" | "scsi") {
             return Err(internal(format!(
@@ -262,7 +262,7 @@ impl Agent {
         Ok(())
     }
 
-    /// A process by its ids; without an exec id the container's first one.
+    /// A process by its ids; without an exec id the container's init process.
     pub(crate) fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>> {
         let state = self.state();
         let container = state.containers.get(id).ok_or_else(|| invalid("InvalidContainerId"))?;
@@ -270,7 +270,7 @@ impl Agent {
         container.processes.get(exec_id).cloned().ok_or_else(no_process)
     }
 
-    /// The status of a process that ended. It is forgotten then, and what it wrote with it.
+    /// The status of a process that exited. It is forgotten then, together with its unread output.
     pub(crate) async fn wait_process(&self, id: &str, exec_id: &str) -> Result<i32> {
         let process = self.process(id, exec_id)?;
         let status = process.exit.wait().await;
@@ -358,7 +358,7 @@ impl Agent {
     pub(crate) async fn remove_container(&self, id: &str, seconds: u32) -> Result<()> {
         let container = self.state().containers.remove(id).ok_or_else(|| internal("Invalid container id"))?;
         let limit = if seconds == 0 { REMOVE_LIMIT } else { Duration::from_secs(seconds.into()) };
-        // Nothing is left to kill when its cgroup is gone.
+        // Nothing is left to kill once its cgroup is gone.
         self.kill_all(id, &container).ok();
         if timeout(limit, container.init.exit.wait()).await.is_err() {
             return Err(internal("ETIME: Timer expired"));
@@ -375,9 +375,9 @@ impl Agent {
     }
 }
 
-/// Would the first process of a namespace, which gets no signal it does not want, ignore SIGTERM?
+/// Whether the init process of a namespace, which gets no signal that it does not handle, would ignore SIGTERM.
 ///
-/// A shell blocks signals for the moment in which it starts a program, so blocked is asked again.
+/// A shell blocks signals for a moment while it starts a program, so blocked signals are checked again.
 async fn ignores_end(pid: i32) -> bool {
     let bit = 1 << (Signal::SIGTERM as u64 - 1);
     for _ in 0..10 {

@@ -17,7 +17,7 @@ use crate::cli::say;
 use crate::failure::{Result, Trying, internal};
 use crate::oci::SHARED_NAMESPACES;
 
-/// Files of kernel modules, one a line, in an order that loads; `list` at the start, others on demand.
+/// Files of kernel modules, one per line, in load order; `list` at the start, others on demand.
 const MODULES: &str = "/etc/modules.";
 
 const MOUNTS: [(&str, &str, &str, &str); 7] = [
@@ -30,7 +30,7 @@ const MOUNTS: [(&str, &str, &str, &str); 7] = [
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", ""),
 ];
 
-/// What the kernel command line asks of the agent.
+/// The agent's options on the kernel command line.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) record_console: bool,
@@ -39,7 +39,7 @@ pub(crate) struct Asked {
     pub(crate) script: Option<String>,
 }
 
-/// Makes a bare guest usable. What fails is said, and the rest is tried.
+/// Sets up a bare guest. Failures are printed, and the rest is tried.
 pub(crate) fn prepare() -> Asked {
     for (source, target, fstype, data) in MOUNTS {
         let made = fs::create_dir_all(target).and_then(|()| {
@@ -87,11 +87,11 @@ fn asked(command_line: &str) -> Asked {
     asked
 }
 
-/// The namespaces that all containers share, kept by files: host name and System V objects.
+/// The namespaces that all containers share, kept alive by files: UTS and IPC.
 pub(crate) fn share_namespaces(hostname: &str) -> Result<()> {
     fs::create_dir_all(SHARED_NAMESPACES).trying(SHARED_NAMESPACES)?;
     let hostname = hostname.to_owned();
-    // A namespace is entered by a thread; this one ends, and the files keep what it made.
+    // A thread enters namespaces; this one ends, and the files keep what it created.
     let maker = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS).trying("unshare")?;
         if !hostname.is_empty() {
@@ -107,7 +107,7 @@ pub(crate) fn share_namespaces(hostname: &str) -> Result<()> {
     maker.join().unwrap_or_else(|_| Err(internal("the maker of the namespaces failed")))
 }
 
-/// Puts one file over another that exists.
+/// Bind-mounts one file over another that exists.
 pub(crate) fn bind_file(from: &Path, over: &Path) -> Result<()> {
     if !matches!(fs::exists(over), Ok(true)) {
         return Ok(());
@@ -116,7 +116,7 @@ pub(crate) fn bind_file(from: &Path, over: &Path) -> Result<()> {
         .trying(format!("bind {}", over.display()))
 }
 
-/// Ends the guest.
+/// Powers the guest off.
 pub(crate) fn power_off() {
     sync();
     let Err(e) = reboot(RebootMode::RB_POWER_OFF);

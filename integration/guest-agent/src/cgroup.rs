@@ -1,4 +1,4 @@
-//! Cgroups (version 2) of the guest's containers: limits, figures, freezing, killing.
+//! Cgroups (version 2) of the guest's containers: limits, statistics, freezing, killing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub(crate) fn path(id: &str) -> PathBuf {
     Path::new(ROOT).join(crate::oci::cgroup(id).trim_start_matches('/'))
 }
 
-/// Lets cgroups below the root, and below the one of all containers, have every controller.
+/// Enables every controller for cgroups below the root and below the one of all containers.
 pub(crate) fn prepare() -> std::io::Result<()> {
     let all = Path::new(ROOT).join("pods");
     let controllers = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))?;
@@ -29,7 +29,7 @@ pub(crate) fn prepare() -> std::io::Result<()> {
     Ok(())
 }
 
-/// SIGKILL for every process, those being forked included.
+/// SIGKILL for every process, including those being forked.
 pub(crate) fn kill(id: &str) -> Result<()> {
     fs::write(path(id).join("cgroup.kill"), "1").trying("cgroup.kill")
 }

@@ -1,6 +1,6 @@
-//! What a request must and must not say: the agent's contract, and what policies of real guests refuse.
+//! What a request must and must not contain: the agent's contract, and what policies of real guests refuse.
 //!
-//! Pure and stricter than the real agent, so that a host's mistake shows here and not on a customer's machine.
+//! Pure, and stricter than the real agent, so that a host's mistake shows here and not on a customer's machine.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! One row per rule: a request that is right but for one thing, and what the refusal says.
+//! One row per rule: a request with one mistake, and the text of its refusal.
 
 #![allow(clippy::unwrap_used)]
 

@@ -38,10 +38,10 @@ const USAGE: &str =
   --script   misbehave as this JSON file says; read again when it changes
 As process 1 it takes no options and prepares the guest first.";
 
-/// Where the record lies in a guest.
+/// The record's path in a guest.
 const GUEST_RECORD: &str = "/run/record.jsonl";
 
-/// Time for the last answer to leave.
+/// Time to send the last answer.
 const FAREWELL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
@@ -80,11 +80,11 @@ pub fn run() -> ExitCode {
 
 /// One line to the console.
 pub(crate) fn say(line: &str) {
-    // Nobody reads it: then it is lost.
+    // Without a reader it is lost.
     std::io::stderr().write_all(format!("guest-agent: {line}\n").as_bytes()).ok();
 }
 
-/// Ends like a program that failed.
+/// Exits like a program that failed.
 #[allow(clippy::exit)]
 pub(crate) fn crash() -> ! {
     std::process::exit(70)
@@ -115,7 +115,7 @@ fn options(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> 
 }
 
 fn on_runtime(live: impl Future<Output = Result<(), String>>) -> Result<(), String> {
-    // One thread: children that are to die with the agent would die with any other thread.
+    // One thread: the parent-death signal is sent when the thread that forked ends, not the process.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     runtime.block_on(live)
@@ -158,7 +158,7 @@ fn live_in_guest() -> Result<(), String> {
     })
 }
 
-/// Serves until the sandbox is destroyed, or somebody asks the process to end.
+/// Serves until the sandbox is destroyed or a signal ends the process.
 async fn live(
     agent: Arc<Agent>,
     endpoint: Endpoint,

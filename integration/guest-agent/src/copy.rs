@@ -56,7 +56,7 @@ fn target(environment: &Environment, path: &str) -> Result<PathBuf> {
     Ok(environment.path(SHARED).join(inside))
 }
 
-/// Writes into a file beside the target; its path once it is whole.
+/// Writes into a file beside the target; returns its path once it is complete.
 fn write_piece(path: &Path, req: &CopyFileRequest) -> Result<Option<PathBuf>> {
     let size = |n: i64, what: &str| u64::try_from(n).trying(format!("CopyFile: {what} {n}"));
     let (offset, whole) = (size(req.offset, "offset")?, size(req.file_size, "file_size")?);

@@ -1,4 +1,4 @@
-//! Containers by the program crun, with namespaces and cgroups, in the guest.
+//! Containers in the guest, by the program crun: with namespaces and cgroups.
 
 use std::fs;
 use std::io::IoSliceMut;
@@ -38,7 +38,7 @@ impl Crun {
         Self { reaper, runs: AtomicU32::new(0) }
     }
 
-    /// Makes a container; its first process waits for [`Crun::start`].
+    /// Creates a container; its init process waits for [`Crun::start`].
     pub(crate) async fn create(&self, id: &str, bundle: &Path, config: &Value) -> Result<Launched> {
         fs::create_dir_all(bundle).trying(format!("bundle {}", bundle.display()))?;
         fs::write(bundle.join("config.json"), config.to_string()).trying("config.json")?;
@@ -61,7 +61,7 @@ impl Crun {
         launched
     }
 
-    /// Kills and forgets a container and its cgroup.
+    /// Kills and removes a container and its cgroup.
     pub(crate) async fn delete(&self, id: &str) -> Result<()> {
         self.run(Self::command("delete").args(["--force", id])).await
     }
@@ -76,7 +76,7 @@ impl Crun {
         format!("/run/crun-{what}.{}", self.runs.fetch_add(1, Ordering::Relaxed)).into()
     }
 
-    /// Runs `command`, which hands its own streams to the process, or sends a terminal's other end.
+    /// Runs `command`, which passes its streams to the process, or sends the terminal's other end.
     async fn launch(&self, mut command: Command, process: &Value, id: &str) -> Result<Launched> {
         let since = Instant::now();
         let (pid_file, console) = (self.scratch("pid"), self.scratch("console"));
@@ -121,7 +121,7 @@ impl Crun {
     }
 }
 
-/// What crun said, as the real agent says it where hosts look for the text.
+/// crun's error, in the real agent's form where hosts look for the text.
 fn complain<T>(process: &Value, status: i32, said: &str) -> Result<T> {
     let program = process["args"][0].as_str().unwrap_or_default();
     if said.contains("executable file") || said.contains("not found in $PATH") {

@@ -1,4 +1,4 @@
-//! Finds devices by the addresses hosts send, and waits for those that are being plugged.
+//! Finds devices by the addresses that hosts send, and waits for those that are being plugged.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,14 +13,14 @@ use crate::failure::{Result, Trying, internal};
 /// How long the real agent waits for a device to show up.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// How often to look; the wait is over as soon as the device is there.
+/// Polling interval; the wait ends as soon as the device exists.
 const PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub(crate) enum Devices {
-    /// Those of this kernel; disks of before the agent's start are never found, as with the real agent.
+    /// Devices of this kernel; disks from before the agent's start are never found, as with the real agent.
     Kernel { cold: BTreeSet<String> },
-    /// Names of devices in a file, one a line; without a file every device is there.
+    /// Names of devices in a file, one per line; without a file every device exists.
     Listed(Option<PathBuf>),
 }
 
@@ -55,7 +55,7 @@ impl Devices {
         Ok(PathBuf::from("/dev").join(name))
     }
 
-    /// Waits until a network device stands below a CCW address.
+    /// Waits until a network device exists below a CCW address.
     pub(crate) async fn network(&self, address: &str) -> Result<()> {
         let id = check::ccw(address).ok_or_else(|| internal(format!("CCW bus id {address:?}")))?;
         let found = match self {
@@ -108,13 +108,13 @@ fn below_ccw(id: &str, class: &str) -> Option<String> {
     virtio.find_map(|e| first(&e.path().join(class).to_string_lossy()))
 }
 
-/// A disk's number since boot: tells one that was replaced under the same name.
+/// A disk's sequence number: distinguishes one that was replaced under the same name.
 fn sequence(disk: &str) -> Option<String> {
     fs::read_to_string(format!("/sys/block/{disk}/diskseq")).ok()
 }
 
 fn is_new(disk: &str, cold: &BTreeSet<String>) -> bool {
-    // The node appears a moment before the disk behind it can be opened.
+    // The device node appears a moment before the disk behind it can be opened.
     let ready = fs::File::open(format!("/dev/{disk}")).is_ok();
     ready && sequence(disk).is_some_and(|seq| !cold.contains(&seq))
 }

@@ -1,4 +1,4 @@
-//! Where the agent lives: in a guest it owns everything; on the host it only plays one below a folder.
+//! Where the agent runs: in a guest it owns everything; on the host it emulates a guest below a folder.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ impl Environment {
         }
     }
 
-    /// The file behind the source of a bind mount: on the host only the protocol's own paths are played.
+    /// The file behind the source of a bind mount: on the host only the protocol's own paths are emulated.
     pub(crate) fn source(&self, guest: &str) -> PathBuf {
         if guest.starts_with(GUEST_DIR) { self.path(guest) } else { guest.into() }
     }

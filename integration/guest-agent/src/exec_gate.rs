@@ -1,4 +1,5 @@
-//! A container's process on the host: made by CreateContainer, it waits here until StartContainer, then becomes the program.
+//! A container's process on the host: created by CreateContainer, it waits here for StartContainer, then execs
+//! the program.
 //!
 //! Runs before any thread exists. Dies with the agent.
 
@@ -17,7 +18,7 @@ use crate::sys;
 /// The first argument that makes this program the gate of a container.
 pub(crate) const COMMAND: &str = "exec-gate";
 
-/// The program every pod's first container runs; the host has none, so it is played here.
+/// The program that every pod's first container runs; the host has none, so it is emulated here.
 pub(crate) const PAUSE: &str = "/pause";
 
 /// `GATE TERMINAL PROGRAM NAME ARG…`: descriptor to wait for (0: none), 1 with a terminal, file and its argv.
@@ -44,7 +45,7 @@ pub(crate) fn run(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     ExitCode::from(127)
 }
 
-/// Waits for a signal that asks to end.
+/// Waits for SIGTERM or SIGINT.
 fn pause() -> ExitCode {
     let asked: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     if asked.thread_block().is_err() || asked.wait().is_err() {

@@ -1,4 +1,4 @@
-//! Errors as the real agent answers them: which situation has which code.
+//! Errors as the real agent returns them: which situation has which code.
 
 use std::fmt::Display;
 
@@ -36,7 +36,7 @@ pub(crate) fn text(e: &Error) -> String {
     }
 }
 
-/// Says what was tried when something of the system fails.
+/// Adds what was tried to an error of the system.
 pub(crate) trait Trying<T> {
     fn trying(self, what: impl Display) -> Result<T>;
 }

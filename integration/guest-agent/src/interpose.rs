@@ -1,7 +1,7 @@
-//! Sits between a connection and the server: writes requests down, and makes answers misbehave as scripted.
+//! Sits between a connection and the server: records requests, and makes answers misbehave as scripted.
 //!
-//! Works on ttrpc's frames (10 bytes: length, stream id, type, flags, big-endian), so it can also send
-//! what no server would. A connection without record and script does not come through here.
+//! Works on ttrpc frames (10 bytes: length, stream id, type, flags, big-endian), so that it can also send
+//! what no server would. A connection without record and script bypasses it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,8 +64,8 @@ impl Interposer {
         self.rules.take(script::CONNECT, &json!({}))
     }
 
-    /// Carries a connection until one side ends; `number` tells connections apart in the record.
-    pub(crate) async fn carry<S>(self: Arc<Self>, host: S, number: u64) -> DuplexStream
+    /// Proxies a connection until one side closes it; `number` identifies it in the record.
+    pub(crate) async fn proxy<S>(self: Arc<Self>, host: S, number: u64) -> DuplexStream
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -87,7 +87,7 @@ impl Interposer {
                 _ = line.clone().answers(from_agent) => {}
                 _ = closing.wait_for(|closed| *closed) => {}
             }
-            // Tasks that still hold an answer back must not keep the connection open.
+            // Tasks that still delay an answer must not keep the connection open.
             line.closed.send_replace(true);
             line.to_host.lock().await.take();
             line.to_agent.lock().await.shutdown().await.ok();
@@ -140,7 +140,7 @@ impl Line {
         }
     }
 
-    /// The next frame; one too long to hold goes through as it is, for the server to judge.
+    /// The next frame; one that is too long to buffer is passed through, for the server to refuse.
     async fn next_request<R: AsyncRead + Unpin>(
         self: Arc<Self>,
         host: &mut R,
@@ -162,7 +162,7 @@ impl Line {
         self.to_agent.lock().await.write_all(&frame.bytes()).await
     }
 
-    /// Carries a scripted call out, or not.
+    /// Passes a scripted call to the server, unless the rule skips it.
     async fn begin(self: Arc<Self>, frame: Frame, name: String, rule: Rule) {
         sleep(Duration::from_millis(rule.before_ms)).await;
         if rule.skip {
@@ -172,7 +172,7 @@ impl Line {
             return;
         }
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(frame.stream_id, (name, rule));
-        // A server that is gone ends the connection elsewhere.
+        // If the server is gone, the connection is closed elsewhere.
         self.forward(&frame).await.ok();
     }
 
@@ -217,7 +217,7 @@ impl Line {
             None if rule.close && rule.cut.is_none() => Vec::new(),
             None => frame.with(&rule.header).bytes(),
         };
-        // The host may be gone; then nobody minds.
+        // The host may be gone; that is no error here.
         self.deliver(&bytes, rule).await.ok();
         if rule.close {
             self.closed.send_replace(true);
@@ -262,7 +262,7 @@ impl Line {
         let host = self.to_host.lock().await.take();
         let mut closed = self.closed.subscribe();
         tokio::spawn(async move {
-            // The connection closes with its writing half.
+            // Dropping the writing half closes the connection.
             closed.wait_for(|closed| *closed).await.ok();
             drop(host);
         });

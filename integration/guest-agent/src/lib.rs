@@ -1,8 +1,8 @@
-//! A small guest agent for demo and tests: speaks the protocol of `src/agent/proto`, and can be told to misbehave.
+//! A small guest agent for demo and tests: it implements `src/agent/proto`, and can be scripted to misbehave.
 //!
 //! For development only: nothing here protects anything. See README.md.
 
-// It stands alone: the product's rules for tasks and children are not its own.
+// A separate program: the product's rules for tasks and children do not apply.
 #![allow(clippy::disallowed_methods)]
 
 mod agent;

@@ -1,4 +1,4 @@
-//! The guest's network by netlink: interfaces, routes, neighbours. On the host it is only checked and remembered.
+//! The guest's network by netlink: interfaces, routes, neighbours. On the host it is only checked and stored.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +25,7 @@ pub(crate) enum Network {
     Host(Mutex<Told>),
 }
 
-/// What the host was told last.
+/// What the host was last answered.
 #[derive(Default)]
 pub(crate) struct Told {
     interfaces: Vec<Interface>,
@@ -210,7 +210,7 @@ impl Network {
                         AddressAttribute::Address(ip) => Some(*ip),
                         _ => None,
                     })?;
-                    // The real agent swaps the families here; so do we, since nobody may rely on them.
+                    // The real agent swaps the families here; so does this one, as hosts must not rely on them.
                     let family = if ip.is_ipv6() { IPFamily::v4 } else { IPFamily::v6 };
                     let mask = a.header.prefix_len.to_string();
                     Some(IPAddress {
@@ -286,7 +286,7 @@ async fn link_named(handle: &Handle, name: &str) -> Result<LinkMessage> {
     found.ok_or_else(|| internal(format!("no network device {name:?}")))
 }
 
-/// Finds the link by its hardware address and gives it addresses, name, mtu and flags.
+/// Finds the link by its hardware address and sets its addresses, name, MTU and flags.
 async fn configure(handle: &Handle, wanted: &Interface) -> Result<()> {
     let what = format!("interface {}", wanted.name);
     let hardware = LinkAttribute::Address(mac(&wanted.hwAddr)?);
@@ -333,7 +333,7 @@ async fn main_routes(handle: &Handle) -> Result<Vec<RouteMessage>> {
     Ok(found)
 }
 
-/// The host's routes replace all of IPv4 and those of IPv6 that a host made before.
+/// The host's routes replace all IPv4 routes and those IPv6 routes that a host added before.
 async fn clear_routes(handle: &Handle) -> Result<()> {
     for route in main_routes(handle).await? {
         let v4 = route.header.address_family == AddressFamily::Inet;
@@ -351,7 +351,7 @@ async fn add_route(handle: &Handle, route: &Route) -> Result<()> {
         .output_interface(index)
         .protocol(RouteProtocol::Boot)
         .scope(RouteScope::from(scope));
-    // The default route too: its destination says which family is meant.
+    // Also for the default route: its destination has the family.
     let v6 = route.family.enum_value_or_default() == IPFamily::v6;
     let everywhere = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let (ip, bits) = destination(&route.dest)?.unwrap_or((everywhere, 0));

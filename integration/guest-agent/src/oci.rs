@@ -99,7 +99,7 @@ pub(crate) fn process(process: &Process, inherited: Option<&LinuxCapabilities>) 
     value
 }
 
-/// Zero means that nothing was asked.
+/// Zero: not set in the request.
 fn resources(resources: &LinuxResources) -> Value {
     fn set<T: Into<Value> + Default + PartialEq>(map: &mut Map<String, Value>, name: &str, value: T) {
         if value != T::default() {

@@ -1,4 +1,4 @@
-//! Tells the host which container the guest's OOM killer hit.
+//! Reports to the host which container the guest's OOM killer hit.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use crate::failure::{Result, Trying, internal};
 use crate::{cgroup, sys};
 
-/// The events not told yet, in order.
+/// Events that are not reported yet, in order.
 #[derive(Debug)]
 pub(crate) struct OomEvents {
     sender: mpsc::UnboundedSender<Option<String>>,
@@ -24,7 +24,7 @@ impl OomEvents {
         Arc::new(Self { sender, receiver: Mutex::new(receiver) })
     }
 
-    /// The next container; at the sandbox's end an error without text.
+    /// The next container; when the sandbox ends, an error without text.
     pub(crate) async fn next(&self) -> Result<String> {
         match self.receiver.lock().await.recv().await {
             Some(Some(container)) => Ok(container),
@@ -37,7 +37,7 @@ impl OomEvents {
     }
 
     pub(crate) fn close(&self) {
-        // Without a receiver there is nobody to tell.
+        // Without a receiver the event is dropped.
         self.sender.send(None).ok();
     }
 

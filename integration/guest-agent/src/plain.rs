@@ -1,7 +1,7 @@
-//! Containers as plain processes of the host: no mounts, no cgroups, the host's own programs.
+//! Containers as plain processes of the host: no mounts, no cgroups, the host's programs.
 //!
-//! Each container has a pid namespace of its own where the machine allows it, so its processes end
-//! with its first one, and all of them with the agent.
+//! Each container has a separate pid namespace where the machine allows it, so that its processes end
+//! with their init process, and all of them with the agent.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,7 +22,7 @@ use crate::messages::{agent as pb, oci};
 use crate::process::{Container, Launched, not_found};
 use crate::stdio::Stdio;
 
-/// Where a process' pids count.
+/// The pid namespace of a process.
 pub(crate) enum Pids {
     /// In a new namespace.
     Own,
@@ -32,7 +32,7 @@ pub(crate) enum Pids {
 
 #[derive(Debug)]
 pub(crate) struct Plain {
-    /// What the guest's `/` is.
+    /// The folder that is the guest's `/`.
     root: PathBuf,
 }
 
@@ -46,7 +46,7 @@ impl Plain {
         self.root.join(guest.trim_start_matches('/'))
     }
 
-    /// Makes a process; `held`: it waits for its gate.
+    /// Creates a process; `held`: it waits for its gate.
     pub(crate) fn launch(
         &self,
         process: &oci::Process,
@@ -77,18 +77,18 @@ impl Plain {
         Ok(Launched { pid, stdio, gate: gate.map(|(_, outside)| outside) })
     }
 
-    /// Every process of the container; where there is no namespace, at least their groups.
+    /// Signals every process of the container; without a pid namespace, at least their process groups.
     pub(crate) fn signal_all(container: &Container, signal: Signal) {
         for process in container.processes.values().chain([&container.init]) {
             if process.exit.now().is_none() {
-                // Gone already is as good.
+                // It may be gone already.
                 kill(Pid::from_raw(-process.pid), signal).ok();
                 kill(Pid::from_raw(process.pid), signal).ok();
             }
         }
     }
 
-    /// Figures of the first process alone.
+    /// Statistics of the init process only.
     pub(crate) fn stats(pid: i32) -> pb::CgroupStats {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // After the name, which may hold anything: field 3 of the manual page is the first here.
@@ -118,7 +118,7 @@ fn gate() -> Result<(OwnedFd, OwnedFd)> {
     Ok((inside, outside))
 }
 
-/// Runs `make`, whose child counts its pids as asked. The agent has one thread, so nobody else forks meanwhile.
+/// Runs `make`, whose child is put into this pid namespace. The agent has one thread, so nothing else forks meanwhile.
 fn in_namespace<T>(pids: &Pids, make: impl FnOnce() -> io::Result<T>) -> Result<T> {
     let own = File::open("/proc/self/ns/pid").trying("own pid namespace")?;
     let entered = match pids {

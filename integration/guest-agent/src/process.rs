@@ -1,4 +1,4 @@
-//! What the agent keeps of containers and processes.
+//! The agent's records of containers and processes.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -12,12 +12,12 @@ use crate::messages::oci;
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::Stdio;
 
-/// A process that was just made; a container's waits until it is started.
+/// A process that was just created; a container's waits until it is started.
 #[derive(Debug)]
 pub(crate) struct Launched {
     pub(crate) pid: i32,
     pub(crate) stdio: Stdio,
-    /// Lets a waiting process go on.
+    /// Releases a waiting process.
     pub(crate) gate: Option<OwnedFd>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Container {
     pub(crate) processes: BTreeMap<String, Arc<Process>>,
     /// Mount points this container holds, in the order they were made.
     pub(crate) storages: Vec<String>,
-    /// What an exec gets where it names nothing itself.
+    /// Defaults of an exec.
     pub(crate) capabilities: Option<oci::LinuxCapabilities>,
     pub(crate) oom_watch: Option<AbortHandle>,
 }
@@ -58,7 +58,7 @@ impl Drop for Container {
 }
 
 impl Process {
-    /// `since`: before the process was made.
+    /// `since`: a time before the process was created.
     pub(crate) fn new(launched: Launched, reaper: &Reaper, since: Instant) -> (Arc<Self>, Option<OwnedFd>) {
         let Launched { pid, stdio, gate } = launched;
         (Arc::new(Self { pid, exit: reaper.watch(pid, since), stdio }), gate)

@@ -1,7 +1,7 @@
 //! The one place that waits for children, so that no exit status is taken by the wrong waiter.
 //!
-//! As the first process of a guest the agent gets every orphan. A container's process may end before
-//! its pid was learnt (the runtime program writes it to a file), so ends nobody watches are kept a while.
+//! As process 1 of a guest the agent inherits every orphan. A container's process may exit before
+//! its pid is known (crun writes it to a file), so the statuses of unknown pids are kept for a while.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +13,10 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// How long an end that nobody watches is kept.
+/// How long the exit status of an unknown pid is kept.
 const KEPT: Duration = Duration::from_secs(10);
 
-/// The end of one process: its exit code, or 128 + signal.
+/// How a process ended: its exit code, or 128 + signal.
 #[derive(Clone, Debug)]
 pub(crate) struct Exit(watch::Receiver<Option<i32>>);
 
@@ -41,7 +41,7 @@ enum Entry {
 pub(crate) struct Reaper(Mutex<HashMap<i32, Entry>>);
 
 impl Reaper {
-    /// Starts to wait for all children of this process.
+    /// Starts waiting for all children of this process.
     pub(crate) fn start() -> std::io::Result<Arc<Self>> {
         let reaper = Arc::new(Self::default());
         let mut children = signal(SignalKind::child())?;

@@ -1,4 +1,4 @@
-//! Writes down every request, one JSON line each, so that tests can assert on what was really sent.
+//! Records every request as one JSON line, so that tests can assert on what was really sent.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -9,16 +9,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-/// Longer data is told by its size alone.
+/// Longer data is recorded by its size only.
 const MOST_DATA: usize = 8192;
 
-/// What is kept to be asked for, in bytes; the oldest lines go.
+/// Bytes kept in memory for queries; the oldest lines are dropped.
 const MOST_KEPT: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     file: Option<Mutex<File>>,
-    /// Lines also go to the console, after this word.
+    /// Lines also go to the console, with this prefix.
     console: bool,
     kept: Mutex<Kept>,
 }
@@ -52,7 +52,7 @@ impl Record {
     fn line(&self, line: String) {
         if let Some(file) = &self.file {
             let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-            // A record that cannot be written shows in the test that reads it.
+            // A record that cannot be written fails the test that reads it.
             file.write_all(format!("{line}\n").as_bytes()).ok();
         }
         if self.console {

@@ -1,4 +1,4 @@
-//! The script of misbehaviour: which answers are held back, changed, cut or replaced. See README.md.
+//! The script of misbehaviour: which answers are delayed, changed, cut or replaced. See README.md.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub struct Script {
     pub rules: Vec<Rule>,
 }
 
-/// What happens to one kind of call. The first rule that fits is taken; everything in it applies, in this order.
+/// What happens to one kind of call. The first rule that matches is used; everything in it applies, in this order.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rule {
@@ -25,22 +25,22 @@ pub struct Rule {
     pub call: String,
     /// Only requests with these values, by the names of the protocol.
     pub request: Map<String, Value>,
-    /// Only the nth of the requests that fit, from 1; 0: all.
+    /// Only the nth of the requests that match, from 1; 0: all.
     pub nth: u32,
     /// Only from the nth on.
     pub from: u32,
 
-    /// Waits before the call is carried out.
+    /// Waits before the call is executed.
     pub before_ms: u64,
-    /// Does not carry the call out: the answer is an empty one.
+    /// Does not execute the call: the answer is empty.
     pub skip: bool,
     /// Waits before the answer.
     pub delay_ms: u64,
-    /// Ends the agent at once.
+    /// Exits at once.
     pub crash: bool,
     /// Sends other frames before the answer.
     pub flood: Option<Flood>,
-    /// Answers this error instead.
+    /// Returns this error instead.
     pub error: Option<Failure>,
     /// Changes these fields of the answer.
     pub answer: Map<String, Value>,
@@ -79,7 +79,7 @@ pub struct Header {
     pub flags: Option<u8>,
 }
 
-/// Frames nobody asked for.
+/// Unsolicited frames.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Flood {
@@ -94,7 +94,7 @@ pub struct Flood {
     pub stream_id: Option<u32>,
 }
 
-/// The script in force: a file is read again when it changes, counts begin anew then.
+/// The current script: a file is read again when it changes, and counts restart then.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     file: Option<PathBuf>,
@@ -105,7 +105,7 @@ pub(crate) struct Rules {
 struct Loaded {
     script: Script,
     changed: Option<SystemTime>,
-    /// How many requests fitted each rule.
+    /// How many requests matched each rule.
     counts: HashMap<usize, u32>,
 }
 
@@ -163,7 +163,7 @@ impl Rule {
     }
 }
 
-/// Puts what is too long for a script in its place: `{"$text": N}` is N letters, `{"$bytes": N}` is
+/// Expands placeholders for long values: `{"$text": N}` is N letters, `{"$bytes": N}` is
 /// N bytes as base64, `{"$list": {"of": V, "times": N}}` a list.
 pub(crate) fn expand(value: &Value) -> Value {
     let size = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);

@@ -86,7 +86,7 @@ async fn vsock_connection(
     server: mpsc::Sender<Socket>,
 ) {
     let socket = if interposer.is_on() {
-        Socket::new(interposer.carry(stream, number).await)
+        Socket::new(interposer.proxy(stream, number).await)
     } else {
         Socket::new(stream)
     };
@@ -108,14 +108,14 @@ async fn unix_connection(
         return;
     }
     match rule {
-        // Accepted and silent, as long as the other side stays.
+        // Accepted and silent until the other side closes it.
         Some(rule) if rule.hang => {
             stream.read_to_end(&mut Vec::new()).await.ok();
         }
         Some(rule) if rule.close => {}
         _ => {
             let socket = if interposer.is_on() {
-                Socket::new(interposer.carry(stream, number).await)
+                Socket::new(interposer.proxy(stream, number).await)
             } else {
                 Socket::new(stream)
             };

@@ -1,7 +1,7 @@
-//! The calls: translation between messages and what the agent does.
+//! The calls of the service: translation between messages and the agent's operations.
 //!
-//! A call that changes anything runs as a task of its own: the server drops a handler when the host's
-//! deadline passes or its connection ends, and half a container would stay.
+//! A call that changes anything runs as a separate task: the server drops a handler when the host's
+//! deadline passes or its connection ends, and half a container would be left.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -25,12 +25,12 @@ use crate::stdio::Stream;
 
 type Empty = protobuf::well_known_types::empty::Empty;
 
-/// The agent whose protocol this is; hosts may look at it.
+/// The version of the agent that defines this protocol; hosts may check it.
 const VERSION: &str = "4.1.0";
 
 const STORAGE_HANDLERS: [&str; 5] = ["blk-ccw", "scsi", "overlayfs", "ephemeral", "local"];
 
-/// Calls that no host of this project makes: the server says so by itself.
+/// Calls that no host of this project makes: the server's default answer is "unimplemented".
 const NOT_SERVED: [&str; 12] = [
     "UpdateEphemeralMounts",
     "RemoveStaleVirtiofsShareMounts",
@@ -77,7 +77,7 @@ struct Calls {
     record: Arc<Record>,
 }
 
-/// Runs to its end even when the caller goes away.
+/// Runs to completion even if the caller disconnects.
 async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     tokio::spawn(work).await.unwrap_or_else(|e| Err(internal(format!("the agent failed: {e}"))))
 }
@@ -157,7 +157,7 @@ impl AgentService for Calls {
         _: &TtrpcContext,
         req: pb::WriteStreamRequest,
     ) -> Result<pb::WriteStreamResponse> {
-        // The one call whose unknown process is not told apart.
+        // The one call that has no separate code for an unknown process.
         let process = self.agent.process(&req.container_id, &req.exec_id);
         let process = process.map_err(|e| internal(failure::text(&e)))?;
         if req.data.is_empty() {
@@ -280,7 +280,7 @@ impl AgentService for Calls {
     }
 
     async fn set_policy(&self, _: &TtrpcContext, req: pb::SetPolicyRequest) -> Result<Empty> {
-        // Nothing evaluates it; only its shape is looked at.
+        // It is not evaluated; only its form is checked.
         if req.policy.contains("package ") {
             Ok(Empty::new())
         } else {
@@ -298,7 +298,7 @@ impl AgentService for Calls {
         _: &TtrpcContext,
         req: pb::GetDiagnosticDataRequest,
     ) -> Result<pb::GetDiagnosticDataResponse> {
-        // Not of the real agent: how a test reads the record of an agent in a guest.
+        // Not in the real agent: tests read the record of an agent in a guest by it.
         match req.log_type.as_str() {
             "record" => Ok(pb::GetDiagnosticDataResponse { data: self.record.tail(), ..Default::default() }),
             other => Err(invalid(format!("log type {other:?}"))),

@@ -1,4 +1,5 @@
-//! The streams of a process, with the real agent's semantics: one read(2) a call, no offset, and unread output dies with WaitProcess.
+//! The streams of a process with the real agent's semantics: one read(2) per call, no offset, and WaitProcess
+//! discards unread output.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,10 +18,10 @@ use crate::failure::{Result, Trying, internal, no_terminal};
 use crate::reaper::Exit;
 use crate::sys;
 
-/// How long a read that was waiting when the process ended goes on waiting.
+/// How long a read that was waiting when the process exited continues to wait.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// More is never in a pipe.
+/// The capacity of a pipe.
 const MOST_READ: usize = 256 << 10;
 
 /// Our ends of a process' streams.
@@ -28,7 +29,7 @@ const MOST_READ: usize = 256 << 10;
 pub(crate) struct Stdio {
     stdin: Input,
     stdout: Arc<Output>,
-    /// The same as `stdout` with a terminal.
+    /// The same as `stdout` if there is a terminal.
     stderr: Arc<Output>,
     terminal: Option<File>,
 }
@@ -72,7 +73,7 @@ impl Stdio {
         Ok((Self::of_terminal(master)?, child))
     }
 
-    /// A terminal that somebody else made.
+    /// A terminal created by another program.
     pub(crate) fn of_terminal(master: OwnedFd) -> Result<Self> {
         let copy = || master.try_clone().trying("terminal");
         let output = Output::new(copy()?)?;
@@ -97,18 +98,18 @@ impl Stdio {
         sys::set_terminal_size(terminal, side(rows)?, side(columns)?).trying("TIOCSWINSZ")
     }
 
-    /// Ends reads that wait; what is unread is lost.
+    /// Ends waiting reads; unread output is lost.
     pub(crate) fn close(&self) {
         self.stdin.close();
         self.stdout.closed.notify_waiters();
         self.stderr.closed.notify_waiters();
     }
 
-    /// What is in the error stream now: why a program that never ran did not.
+    /// What is in the error stream now: the reason why a program could not be run.
     pub(crate) fn complaint(&self) -> String {
         let mut text = Vec::new();
         let mut file: &File = self.stderr.fd.get_ref();
-        // The stream never blocks: what is there is read, and the end is an error or not.
+        // The stream does not block: what is there is read, and an error means the end.
         file.read_to_end(&mut text).ok();
         String::from_utf8_lossy(&text).trim().to_owned()
     }
@@ -128,7 +129,7 @@ pub(crate) struct Output {
     closed: Notify,
 }
 
-/// Takes the mark away when a read ends, however it ends.
+/// Clears the mark when a read ends, however it ends.
 struct Reading<'a>(&'a AtomicBool);
 
 impl Drop for Reading<'_> {
@@ -142,10 +143,10 @@ impl Output {
         Ok(Arc::new(Self { fd: nonblocking(fd)?, reading: AtomicBool::new(false), closed: Notify::new() }))
     }
 
-    /// One read(2) as soon as anything is there; empty at the end.
+    /// One read(2) as soon as there is data; empty at end of file.
     ///
     /// A read that waits when the process ends waits [`DRAIN`] longer; one that begins after the end
-    /// waits as long as somebody holds the stream open.
+    /// waits as long as any process holds the stream open.
     pub(crate) async fn read(&self, len: u32, exit: &Exit) -> Result<Vec<u8>> {
         if len == 0 {
             return Err(internal("a read of 0 bytes looks like the end of the stream"));

@@ -1,4 +1,4 @@
-//! Mounts what a request lists, once per mount point, and undoes it with the last container that uses it.
+//! Mounts what a request lists, once per mount point, and unmounts it with the last container that uses it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,13 +28,13 @@ struct Mounted {
 pub(crate) struct Storages(Mutex<BTreeMap<String, Mounted>>);
 
 impl Storages {
-    /// Mounts `storage` unless something was asked for at its mount point before.
+    /// Mounts `storage` unless a request for its mount point came before.
     ///
     /// As with the real agent, a shared one whose mount failed counts as mounted from then on.
     pub(crate) async fn add(&self, environment: &Environment, storage: &Storage) -> Result<()> {
         {
             let mut mounted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // A shared one is known, and mounted, also while nobody uses it.
+            // A shared one stays known and mounted while no container uses it.
             if let Some(known) = mounted.get_mut(&storage.mount_point) {
                 known.users += 1;
                 return Ok(());
@@ -48,7 +48,7 @@ impl Storages {
         made
     }
 
-    /// One user less; the last one unmounts.
+    /// Drops one user; the last one unmounts.
     pub(crate) fn release(&self, environment: &Environment, mount_point: &str) {
         let mut mounted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = mounted.get_mut(mount_point) else { return };

@@ -1,4 +1,4 @@
-//! What needs `unsafe`: terminal controls, and descriptors taken over or watched.
+//! The unsafe code: terminal controls, and descriptors that are taken over or watched.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +14,7 @@ mod ioctl {
     nix::ioctl_write_int_bad!(controlling, nix::libc::TIOCSCTTY);
 }
 
-/// Gives a terminal its size.
+/// Sets a terminal's size.
 pub(crate) fn set_terminal_size(terminal: &impl AsRawFd, rows: u16, columns: u16) -> nix::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the descriptor is open as long as its owner is borrowed; `size` lives through the call.

@@ -1,5 +1,5 @@
-//! A container's sysctls. crun takes only those of namespaces it makes itself; containers of a pod share
-//! theirs, so the agent writes the values. Which it takes is what the real agent's validator says.
+//! A container's sysctls. crun accepts only those of namespaces it creates itself; containers of a pod share
+//! theirs, so the agent writes the values. It accepts those that the real agent's validator accepts.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -38,7 +38,7 @@ pub(crate) fn set(values: &HashMap<String, String>) -> Result<()> {
         return Ok(());
     }
     let values = values.clone();
-    // A namespace is entered by a thread, which ends.
+    // The thread that enters the namespaces ends afterwards.
     let setter = std::thread::spawn(move || {
         for (kind, flag) in [("ipc", CloneFlags::CLONE_NEWIPC), ("uts", CloneFlags::CLONE_NEWUTS)] {
             let file = File::open(Path::new(SHARED_NAMESPACES).join(kind)).trying(kind)?;

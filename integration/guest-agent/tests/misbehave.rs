@@ -1,4 +1,4 @@
-//! A scripted agent misbehaves exactly as its script says, and the rest goes on as usual.
+//! A scripted agent misbehaves exactly as its script says, and everything else works as usual.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
@@ -87,7 +87,7 @@ async fn a_hung_call_hangs_alone() {
     assert_eq!(agent.read("c1", "e1", false, 100).await.unwrap(), b"late\n");
     assert!(began.elapsed() > Duration::from_millis(400));
     agent.signal("c1", "c1", 9).await.unwrap();
-    // The status that was told and never arrived is gone, as with a lost answer.
+    // The status that was sent and never arrived is lost, as with any lost answer.
     assert_eq!(agent.wait("c1", "e1").await.unwrap(), 0);
 }
 
@@ -140,7 +140,7 @@ async fn connections_fail_before_they_serve() {
             _ => None,
         }
     };
-    // The first connection only looked whether somebody listens.
+    // The first connection only checked for a listener.
     assert_eq!(ask().await, None);
     assert_eq!(ask().await, Some(Vec::new()));
     assert_eq!(ask().await, Some(b"no\n".to_vec()));
@@ -156,7 +156,7 @@ async fn a_crash_ends_the_agent() {
 }
 
 #[tokio::test]
-async fn a_changed_script_counts_anew() {
+async fn a_changed_script_restarts_its_counts() {
     let host = Host::scripted(json!([{ "call": "Check", "nth": 1, "error": { "code": 13, "text": "one" } }]));
     let agent = host.agent().await;
     assert_eq!(says(&agent.check().await.unwrap_err()), "one");

@@ -1,4 +1,4 @@
-//! The agent on the host keeps the real agent's promises: order, streams, statuses, errors.
+//! The agent on the host behaves as the real agent: order, streams, statuses, errors.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
@@ -78,7 +78,7 @@ async fn statuses_are_codes_or_128_and_the_signal() {
         ("zero", "exit 0", None, 0),
         ("one", "exit 1", None, 1),
         ("killed", "echo ready; sleep 1000", Some(9), 137),
-        // Nothing handles it: the agent makes it a SIGKILL, as the first process would ignore it.
+        // It is not handled: the agent turns it into SIGKILL, as an init process would ignore it.
         ("ended", "echo ready; sleep 1000", Some(15), 137),
         ("handled", trap, Some(15), 9),
     ] {
@@ -89,13 +89,13 @@ async fn statuses_are_codes_or_128_and_the_signal() {
         }
         assert_eq!(agent.wait(id, id).await.unwrap(), status, "{id}");
     }
-    // An exec is not a first process: its signal stays what it is.
+    // An exec is not an init process: its signal is sent unchanged.
     agent.run(&container("c1", process(&["sleep", "1000"]))).await.unwrap();
     agent.exec("c1", "e1", sh("echo ready; exec sleep 1000")).await.unwrap();
     agent.read("c1", "e1", false, 100).await.unwrap();
     agent.signal("c1", "e1", 15).await.unwrap();
     assert_eq!(agent.wait("c1", "e1").await.unwrap(), 143);
-    // Several wait, all are told; every process of the container ends with SIGKILL for all.
+    // All waiters get the status; every process of the container ends with SIGKILL for all.
     agent.exec("c1", "e2", process(&["sleep", "1000"])).await.unwrap();
     let killing = async {
         sleep(Duration::from_millis(50)).await;
@@ -114,7 +114,7 @@ async fn output_is_complete_when_read_before_the_status() {
     let left = agent.finish("c1", "c1").await;
     let wanted: String = (1..=200_000).map(|n| format!("{n}\n")).chain(["end".into()]).collect();
     assert!(left.stdout == wanted.as_bytes(), "{} bytes of {}", left.stdout.len(), wanted.len());
-    // Whatever the length asked for, no read gives more.
+    // No read returns more, whatever the requested length.
     agent.exec_in_new("c2", sh("head -c 200000 /dev/zero")).await;
     let mut total = 0;
     for len in [1, 10, 65536, 131_072].into_iter().cycle() {
@@ -141,7 +141,7 @@ async fn what_is_unread_when_the_status_is_told_is_lost() {
     agent.run(&container("c1", sh("echo lost"))).await.unwrap();
     assert_eq!(agent.wait("c1", "c1").await.unwrap(), 0);
     assert_eq!(code(&agent.read("c1", "c1", false, 10).await.unwrap_err()), 5);
-    // Without that the rest can be read long after the end.
+    // Without WaitProcess the rest can be read long after the exit.
     agent.run(&container("c2", sh("echo kept"))).await.unwrap();
     sleep(Duration::from_millis(700)).await;
     assert_eq!(agent.read("c2", "c2", false, 100).await.unwrap(), b"kept\n");
@@ -160,11 +160,11 @@ async fn a_waiting_read_gives_up_half_a_second_after_the_end() {
     assert_eq!(agent.read("c1", "e1", false, 100).await.unwrap(), b"");
     let took = began.elapsed();
     assert!(took > Duration::from_millis(700) && took < Duration::from_millis(1500), "{took:?}");
-    // One that begins after the end waits for the grandchild.
+    // A read that begins after the exit waits for the grandchild.
     assert_eq!(agent.read("c1", "e1", false, 100).await.unwrap(), b"");
     assert!(began.elapsed() > Duration::from_millis(2500));
     assert_eq!(agent.wait("c1", "e1").await.unwrap(), 0);
-    // The first process' children end with it, so its streams do.
+    // The init process's children end with it, and so do its streams.
     agent.run(&container("c2", sh("sleep 1000 & echo out"))).await.unwrap();
     let left = timeout(Duration::from_secs(5), agent.finish("c2", "c2")).await.unwrap();
     assert_eq!(left.out(), "out\n");
@@ -187,7 +187,7 @@ async fn input_reaches_the_process_until_it_is_closed() {
         (left.stdout.len(), left.stderr.as_slice(), left.status),
         ((1 << 20) + 3, b"closed\n".as_slice(), 3)
     );
-    // Nobody reads: only this call hangs, and ends at its own limit.
+    // Without a reader only this call hangs, and ends at its deadline.
     agent.exec("c1", "e2", process(&["sleep", "1000"])).await.unwrap();
     let req = pb::WriteStreamRequest {
         container_id: "c1".into(),
@@ -274,7 +274,7 @@ async fn mistakes_of_a_host_are_told() {
     unknown.storages.push(storage("virtio-fs", "kataShared", "virtiofs", "/run/kata-containers/shared", &[]));
     let e = agent.calls.create_container(limit(), &unknown).await.unwrap_err();
     assert!(says(&e).contains("Failed to find the storage handler"), "{e}");
-    // Two reads at once have no order.
+    // Concurrent reads have no order.
     agent.run(&container("c2", process(&["sleep", "1000"]))).await.unwrap();
     let (a, b) = tokio::join!(
         timeout(Duration::from_millis(300), agent.read("c2", "c2", false, 10)),
@@ -305,7 +305,7 @@ async fn a_device_that_is_not_plugged_is_waited_for() {
     assert!(says(&e).starts_with("Timeout after 3s waiting for uevent"), "{e}");
     assert!(began.elapsed() > Duration::from_secs(3));
     let mut late = container("c2", process(&["true"]));
-    // The failed mount of a shared layer counts as mounted: a new place is needed.
+    // The failed mount of a shared layer counts as mounted: a new mount point is needed.
     late.storages[0].mount_point = "/run/kata-containers/sandbox/layers/l2".into();
     late.storages[1].options[0] = "lowerdir=/run/kata-containers/sandbox/layers/l2".into();
     let plugging = async {
@@ -317,7 +317,7 @@ async fn a_device_that_is_not_plugged_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_shared_layer_stays_mounted_while_nobody_uses_it() {
+async fn a_shared_layer_stays_mounted_without_users() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("devices");
     std::fs::write(&list, "0.0.0007\n").unwrap();
@@ -327,7 +327,7 @@ async fn a_shared_layer_stays_mounted_while_nobody_uses_it() {
     agent.wait("c1", "c1").await.unwrap();
     let remove = pb::RemoveContainerRequest { container_id: "c1".into(), ..Default::default() };
     agent.calls.remove_container(limit(), &remove).await.unwrap();
-    // Nothing is looked for, as nothing is mounted again.
+    // The source is not checked, as nothing is mounted again.
     std::fs::remove_file(&list).unwrap();
     agent.run(&container("c2", process(&["true"]))).await.unwrap();
 }
@@ -368,7 +368,7 @@ async fn files_are_copied_in_pieces_below_one_folder() {
 }
 
 #[tokio::test]
-async fn a_paused_container_stands_still() {
+async fn a_paused_container_does_not_run() {
     let host = Host::start();
     let agent = host.sandbox().await;
     agent.run(&container("c1", sh("while :; do echo x; sleep 0.01; done"))).await.unwrap();
@@ -377,7 +377,7 @@ async fn a_paused_container_stands_still() {
     agent.calls.pause_container(limit(), &pause).await.unwrap();
     assert!(agent.calls.pause_container(limit(), &pause).await.is_err());
     while timeout(Duration::from_millis(200), agent.read("c1", "c1", false, 100)).await.is_ok() {}
-    // The read above was given up by us alone; give the agent its end too.
+    // Only this side gave up the read above; end it for the agent too.
     let resume = pb::ResumeContainerRequest { container_id: "c1".into(), ..Default::default() };
     agent.calls.resume_container(limit(), &resume).await.unwrap();
     agent.signal("c1", "c1", 9).await.unwrap();
@@ -419,7 +419,7 @@ async fn a_pods_first_container_pauses_until_it_is_told_to_end() {
     let host = Host::start();
     let agent = host.sandbox().await;
     agent.run(&container("sb1", process(&["/pause"]))).await.unwrap();
-    // One wait: given up and asked again, the first could take the answer of the second.
+    // A single wait: if it were given up and repeated, the first could consume the answer of the second.
     let waiting = agent.wait("sb1", "sb1");
     tokio::pin!(waiting);
     assert!(timeout(Duration::from_millis(200), &mut waiting).await.is_err());

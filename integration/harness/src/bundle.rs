@@ -1,15 +1,15 @@
-//! A container's bundle, as containerd makes it.
+//! A container's bundle, as containerd creates it.
 
 use serde_json::{Value, json};
 
-/// What a test says of a container.
+/// A container's OCI specification, as a test describes it.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     pub config: Value,
 }
 
 impl Bundle {
-    /// A container alone that runs `args`.
+    /// A standalone container that runs `args`.
     pub fn new(args: &[&str]) -> Self {
         Self {
             config: json!({
@@ -50,7 +50,7 @@ impl Bundle {
         self
     }
 
-    /// The same two by CRI-O's annotations.
+    /// The same by CRI-O's annotations.
     pub fn crio_sandbox(mut self, sandbox: &str) -> Self {
         self.config["annotations"] =
             json!({"io.kubernetes.cri-o.ContainerType": "sandbox", "io.kubernetes.cri-o.SandboxID": sandbox});
@@ -67,7 +67,7 @@ impl Bundle {
         self
     }
 
-    /// With a network namespace of its own.
+    /// In this network namespace.
     pub fn network(mut self, path: &str) -> Self {
         let list = self.config["linux"]["namespaces"].as_array_mut().expect("list");
         list.retain(|namespace| namespace["type"] != "network");

@@ -1,4 +1,4 @@
-//! Speaks to a shim as its callers do: `start` and `delete` as commands, tasks over ttrpc.
+//! A client of the shim that calls it as containerd does: `start` and `delete` as commands, tasks over ttrpc.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -197,7 +197,7 @@ impl Shim {
         self.pids_of(id).await.expect("connect")
     }
 
-    /// The same, or what the shim says instead.
+    /// The same, or the shim's error.
     pub async fn pids_of(&self, id: &str) -> ttrpc::Result<(u32, u32)> {
         let req = api::ConnectRequest { id: id.into(), ..Default::default() };
         let answer = self.task.connect(patient(), &req).await?;
@@ -209,7 +209,7 @@ impl Shim {
         self.task.shutdown(patient(), &req).await.map(|_| ())
     }
 
-    /// Nobody knows this name, whatever is asked of it.
+    /// Every call about this name answers that it is unknown.
     pub async fn assert_unknown(&self, id: &str, exec: &str) {
         let unknown = Some(Code::NOT_FOUND);
         assert_eq!(code(&self.start(id, exec).await), unknown, "start {id} {exec}");

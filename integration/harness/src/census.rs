@@ -1,4 +1,4 @@
-//! Everything a pod may leave on a host, counted before and after.
+//! Everything a pod may leave behind on a host, counted before and after.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,13 +15,13 @@ pub struct Census {
 }
 
 impl Census {
-    /// Counts now; processes and sockets only that name the folder `names`, files below `files` only.
+    /// Counts now: only processes and sockets that name the folder `names`, and files below `files`.
     pub fn take(names: &Path, files: &Path) -> Self {
         let mut found = BTreeSet::new();
         processes(names, &mut found);
         cgroups(Path::new("/sys/fs/cgroup"), &mut found);
         lines("/proc/self/mountinfo", &mut found, |line| {
-            // iproute2's own, made with a machine's first named namespace and never removed.
+            // iproute2 mounts it with a machine's first named namespace and never unmounts it.
             let target = line.split(' ').nth(4).filter(|target| *target != "/run/netns")?;
             Some(format!("mount {target}"))
         });
@@ -37,7 +37,7 @@ impl Census {
         Self { names: names.to_path_buf(), files: files.to_path_buf(), found }
     }
 
-    /// What is there now and was not then, or the other way round.
+    /// What is there now and was not then (`+`), and the other way round (`-`).
     pub fn difference(&self) -> Vec<String> {
         let now = Self::take(&self.names, &self.files);
         let gone = self.found.difference(&now.found).map(|x| format!("- {x}"));
@@ -45,7 +45,7 @@ impl Census {
         gone.chain(new).collect()
     }
 
-    /// Waits up to ten seconds for what goes by itself, then panics with the difference.
+    /// Waits up to ten seconds for what ends by itself, then panics with the difference.
     pub fn assert_clean(&self) {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
@@ -63,8 +63,8 @@ fn named(text: &str, folder: &Path) -> bool {
     text.contains(&*folder.to_string_lossy())
 }
 
-/// Processes that name our folders or stand in a cgroup of ours; zombies that somebody else has to
-/// reap are gone for us.
+/// Processes that name our folders or are in a cgroup of ours; zombies that another process has to
+/// reap do not count.
 fn processes(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let path = entry.path();
@@ -80,7 +80,7 @@ fn processes(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The groups of our pods, and the folders that tests put them into: a machine has others that come and
+/// The cgroups of our pods, and the folders that tests put them into: a machine has others that come and
 /// go by themselves.
 fn cgroups(dir: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

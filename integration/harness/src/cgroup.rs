@@ -15,7 +15,7 @@ pub fn cgroup_top(controller: &str) -> PathBuf {
     if is_v2() { top.to_path_buf() } else { top.join(controller) }
 }
 
-/// A process' folder in it.
+/// A process's cgroup in it.
 pub fn cgroup_of(pid: u32, controller: &str) -> PathBuf {
     let field = if is_v2() { "0::/".to_owned() } else { format!(":{controller}:/") };
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::cri_node::CriPlugin;
 use crate::{Census, Doubles, Relay, cached, program};
 
-/// The image every node has.
+/// The image that every node has.
 pub const IMAGE: &str = "localhost/busybox:s390x";
 
 /// `ctr run` options: the sandbox container of the pod `pod`, and another one of it.
@@ -29,16 +29,16 @@ pub const MEMBER: [&str; 4] = [
     "io.kubernetes.cri.sandbox-id=pod",
 ];
 
-/// One node; when it goes, everything on it has to be gone.
+/// One node; when it is dropped, everything on it has to be gone.
 #[derive(Debug)]
 pub struct Containerd {
     dir: TempDir,
     version: String,
     shim: PathBuf,
-    /// What the shims see beside the usual.
+    /// More environment for the shims.
     environment: Vec<(&'static str, PathBuf)>,
     daemon: Option<Child>,
-    /// Its CRI plugin, where it runs.
+    /// Its CRI plugin, if enabled.
     pub(crate) cri: Option<CriPlugin>,
     census: Census,
     doubled: Option<(Doubles, Relay)>,
@@ -72,7 +72,7 @@ impl Containerd {
         node
     }
 
-    /// `plugins`: containerd's configuration but for its places, given its folder; begins with a version.
+    /// `plugins`: containerd's configuration without its paths, given its folder; begins with a version.
     pub(crate) fn start(
         version: &str,
         plugins: impl FnOnce(&Path) -> String,
@@ -109,8 +109,8 @@ impl Containerd {
         node
     }
 
-    /// With doubles for QEMU and the guest: a pod's life takes a second and no memory, programs are the
-    /// host's. What the shims tell passes a relay, which counts it when containerd has taken it.
+    /// With doubles for QEMU and the guest: a pod takes a second and no memory, and programs are the
+    /// host's. Events of the shims pass a relay, which records them once containerd has accepted them.
     pub fn doubled(version: &str) -> Self {
         let mut node = Self::version(version);
         let doubles = Doubles::new(node.dir.path(), true);
@@ -118,15 +118,15 @@ impl Containerd {
         let relay = node.path("relay.sock");
         let mut of_containerd = node.path("c.sock").into_os_string();
         of_containerd.push(".ttrpc");
-        let told = Relay::start(&relay, Path::new(&of_containerd));
-        // containerd says itself where events go: a program of the shim's name says otherwise.
+        let delivered = Relay::start(&relay, Path::new(&of_containerd));
+        // containerd passes its own event address: a script with the shim's name replaces it.
         let shim = node.path("bin/containerd-shim-kata-se-v2");
         let script =
             format!("#!/bin/sh\nTTRPC_ADDRESS={} exec {} \"$@\"\n", relay.display(), node.shim.display());
         fs::write(&shim, script).expect("script");
         fs::set_permissions(&shim, fs::Permissions::from_mode(0o700)).expect("chmod");
         node.shim = shim;
-        node.doubled = Some((doubles, told));
+        node.doubled = Some((doubles, delivered));
         node.kill();
         node.up();
         node
@@ -136,8 +136,8 @@ impl Containerd {
         &self.doubled.as_ref().expect("a node with doubles").0
     }
 
-    /// Events that containerd has taken.
-    pub fn told(&self) -> &Relay {
+    /// Events that containerd has accepted.
+    pub fn delivered(&self) -> &Relay {
         &self.doubled.as_ref().expect("a node with doubles").1
     }
 
@@ -188,7 +188,7 @@ impl Containerd {
         Pid::from_raw(i32::try_from(daemon.id()).expect("pid"))
     }
 
-    /// Kills the daemon; shims live on.
+    /// Kills the daemon; shims keep running.
     pub fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill().ok();
@@ -200,7 +200,7 @@ impl Containerd {
         fs::read_to_string(self.path("containerd.log")).unwrap_or_default()
     }
 
-    /// `ctr` with these words; the command is not run yet.
+    /// `ctr` with these arguments; the command is not run yet.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(cached(&format!("containerd/{}/usr/bin/ctr", self.version)));
         command.arg("--address").arg(self.path("c.sock")).args(["--namespace", self.namespace()]);
@@ -219,12 +219,12 @@ impl Containerd {
         text
     }
 
-    /// Of containerd: where the containers stand.
+    /// containerd's namespace of the containers.
     fn namespace(&self) -> &'static str {
         if self.cri.is_some() { "k8s.io" } else { "default" }
     }
 
-    /// Takes an image of the cache and unpacks it.
+    /// Imports an image of the cache and unpacks it.
     pub fn import(&self, archive: &str, snapshotter: &str) {
         let path = cached(&format!("guest/{archive}")).display().to_string();
         // containerd 2 would unpack in the daemon, which knows this machine's own platform only.
@@ -239,7 +239,7 @@ impl Containerd {
         self.run_of(IMAGE, options, id, args)
     }
 
-    /// The same of another image, or of a directory with `--rootfs`.
+    /// The same with another image, or with a directory and `--rootfs`.
     pub fn run_of(&self, image: &str, options: &[&str], id: &str, args: &[&str]) -> Command {
         let mut words = vec!["run", "--platform", "linux/s390x", "--runtime", "io.containerd.kata-se.v2"];
         words.extend_from_slice(options);
@@ -270,7 +270,7 @@ impl Containerd {
         child
     }
 
-    /// What containerd says of a task, and its VM's process; none: unknown.
+    /// A task's status according to containerd, and its VM's process; none: unknown.
     pub fn task(&self, id: &str) -> Option<(String, u32)> {
         let listed = self.ctr_ok(&["task", "ls"]);
         let mut words = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -289,7 +289,7 @@ impl Containerd {
         fs::read_dir(self.path("run")).is_ok_and(|mut pods| pods.next().is_some())
     }
 
-    /// Ends pods that a failed test left, without containerd.
+    /// Ends pods that a failed test left behind, without containerd.
     fn end_pods(&self) {
         for pod in fs::read_dir(self.path("run")).into_iter().flatten().flatten() {
             let holder = fs::read_to_string(pod.path().join("lock")).unwrap_or_default();
@@ -324,7 +324,7 @@ impl Drop for Containerd {
         if std::thread::panicking() {
             eprintln!("--- log of containerd\n{}", self.log());
         }
-        // Deletes may be under way on behalf of other callers.
+        // Deletes of other callers may be in progress.
         let end = Instant::now() + Duration::from_secs(10);
         while self.has_pods() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));

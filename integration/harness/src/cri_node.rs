@@ -1,6 +1,6 @@
 //! A private containerd with its CRI plugin, as a node of a cluster has it: pods get their network by
-//! CNI's bridge. Bridge, addresses, port mappings and streaming server stand in a network namespace of
-//! the node's own, so that nothing of them is on this machine.
+//! CNI's bridge. Bridge, addresses, port mappings and streaming server are in a network namespace of
+//! the node, so that none of them is on this machine.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ pub const STREAMS: &str = "127.0.0.1:10010";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// What a node has beside containerd.
+/// The parts of a node beside containerd.
 #[derive(Debug)]
 pub(crate) struct CriPlugin {
     netns: String,
@@ -41,7 +41,7 @@ impl CriPlugin {
         Path::new("/run/netns").join(&self.netns)
     }
 
-    /// `program` as a process in the node's network, and otherwise of this machine.
+    /// `program` as a process of this machine in the node's network.
     pub(crate) fn inside(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
@@ -121,7 +121,7 @@ fn network(dir: &Path) -> String {
     )
 }
 
-/// The runtime handlers `kata-se` and, as nobody should configure it, `kata-se-host-devices`.
+/// The runtime handlers `kata-se` and `kata-se-host-devices`, which no node should configure.
 fn handlers(runtimes: &str, more: &str) -> String {
     let runtime = format!(
         "runtime_type = \"io.containerd.kata-se.v2\"\npod_annotations = [\"io.katacontainers.*\"]\n{more}"

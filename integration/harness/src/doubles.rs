@@ -1,4 +1,4 @@
-//! What stands in for QEMU and for the guest, so that a pod's life costs no VM: below one folder, with the
+//! The doubles of QEMU and of the guest, so that a pod needs no VM: below one folder, with their
 //! orders, the script of misbehaviour and the configuration that names them.
 
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use crate::test_program;
 #[derive(Debug)]
 pub struct Doubles {
     dir: PathBuf,
-    /// Each guest has its own files.
+    /// Each guest has a separate folder.
     apart: bool,
 }
 
@@ -49,11 +49,11 @@ impl Doubles {
         fs::rename(self.path("bin/.new"), self.path("bin/double.json")).expect("double.json");
     }
 
-    /// Tells the agent to misbehave.
+    /// Writes the script of the agent's misbehaviour.
     pub fn script(&self, rules: &Value) {
         let text = json!({"rules": rules}).to_string();
         fs::write(self.path("record/.new"), text).expect("script");
-        // The kernel's own time of change is too coarse to tell two scripts apart.
+        // The kernel's modification time is too coarse to distinguish two scripts.
         let file = File::options().write(true).open(self.path("record/.new")).expect("script");
         file.set_modified(std::time::SystemTime::now()).expect("script");
         fs::rename(self.path("record/.new"), self.path("record/script")).expect("script");

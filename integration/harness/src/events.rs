@@ -27,7 +27,7 @@ pub struct Event {
 /// A running event service.
 pub struct Events {
     path: PathBuf,
-    /// A containerd's own service, which has to take an event before it counts.
+    /// A containerd's service, which has to accept an event before it is recorded.
     to: Option<PathBuf>,
     seen: Arc<Mutex<Vec<Event>>>,
     server: Option<Server>,
@@ -45,7 +45,7 @@ impl Events {
         events
     }
 
-    /// Passes everything on to the service at `to`, and answers what that answers.
+    /// Forwards everything to the service at `to`, and returns its answers.
     pub async fn relay(path: &Path, to: &Path) -> Self {
         let to = Some(to.to_path_buf());
         let mut events = Self { path: path.to_path_buf(), to, seen: Arc::default(), server: None };
@@ -53,7 +53,7 @@ impl Events {
         events
     }
 
-    /// Comes back after [`Self::down`].
+    /// Serves again after [`Self::down`].
     pub async fn up(&mut self) {
         std::fs::remove_file(&self.path).ok();
         let service = create_events(Arc::new(Recorder { seen: Arc::clone(&self.seen), to: self.to.clone() }));
@@ -63,7 +63,7 @@ impl Events {
         self.server = Some(server);
     }
 
-    /// Goes away, as a containerd that is stopped.
+    /// Stops serving, like a containerd that is stopped.
     pub async fn down(&mut self) {
         if let Some(mut server) = self.server.take() {
             server.shutdown().await.ok();
@@ -92,7 +92,7 @@ impl Event {
     }
 }
 
-/// A relay on a thread of its own, for tests that block theirs.
+/// A relay on a separate thread, for tests that block theirs.
 pub struct Relay {
     seen: Arc<Mutex<Vec<Event>>>,
     stop: Option<oneshot::Sender<()>>,
@@ -104,21 +104,21 @@ impl Relay {
     pub(crate) fn start(path: &Path, to: &Path) -> Self {
         let (path, to) = (path.to_path_buf(), to.to_path_buf());
         let (stop, stopped) = oneshot::channel();
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("runtime").block_on(async {
                 let mut events = Events::relay(&path, &to).await;
-                tell.send(Arc::clone(&events.seen)).expect("told");
+                sender.send(Arc::clone(&events.seen)).expect("receiver");
                 stopped.await.ok();
                 events.down().await;
             });
         });
-        let seen = told.recv().expect("the relay runs");
+        let seen = receiver.recv().expect("the relay runs");
         Self { seen, stop: Some(stop), thread: Some(thread) }
     }
 
-    /// What containerd has taken, of this container and its execs, in short.
+    /// Events of this container and its execs that containerd has accepted, in short.
     pub fn of(&self, container: &str) -> Vec<String> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let ours = seen.iter().filter(|e| e.id.split('/').next() == Some(container));

@@ -1,4 +1,4 @@
-//! What the integration tests stand on: a census of everything a pod may leave, a node that calls
+//! Shared by the integration tests: a census of everything a pod may leave, a node that calls
 //! the shim as its callers do, a private containerd, and one on a machine with Secure Execution.
 
 // Test code: a failed assumption ends the test, programs are started plainly.
@@ -56,7 +56,7 @@ pub fn test_program(name: &str) -> PathBuf {
     path
 }
 
-/// A built program of ours as a command; of another architecture under the runner that is named.
+/// A built program of ours as a command; for another architecture, under the runner that is set.
 pub fn command(name: &str) -> Command {
     let program = program(name);
     match std::env::var_os("KATA_SE_RUNNER") {
@@ -69,7 +69,7 @@ pub fn command(name: &str) -> Command {
     }
 }
 
-/// A file of the cache.
+/// A file of the tool cache.
 pub fn cached(name: &str) -> PathBuf {
     let path = folder("KATA_SE_CACHE").join(name);
     assert!(path.exists(), "{} is missing: run hack/setup", path.display());

@@ -1,4 +1,4 @@
-//! A pod's network namespace as CNI would make it: a veth pair, IPv4 and IPv6, a default route, and a
+//! A pod's network namespace as CNI would create it: a veth pair, IPv4 and IPv6, a default route, and a
 //! permanent neighbour.
 
 use std::fs::File;
@@ -55,12 +55,12 @@ impl PodNetwork {
         &self.name
     }
 
-    /// What a runtime's port forwarding does: connects to localhost in the namespace.
+    /// Connects to localhost in the namespace, as a runtime's port forwarding does.
     pub fn connect(&self, port: u16) -> io::Result<TcpStream> {
         connect_within(Path::new(&self.path()), (Ipv4Addr::LOCALHOST, port).into())
     }
 
-    /// `add` or `del`: whether it has 127.0.0.1.
+    /// Adds (`add`) or removes (`del`) 127.0.0.1.
     pub fn localhost(&self, action: &str) {
         ip(&format!("-n {} addr {action} 127.0.0.1/8 dev lo", self.name));
     }

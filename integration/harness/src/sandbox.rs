@@ -1,4 +1,4 @@
-//! Speaks containerd's Sandbox API to a shim, as its controller "shim" does.
+//! A client of the shim's Sandbox API that calls it as containerd's controller "shim" does.
 
 use std::path::{Path, PathBuf};
 
@@ -73,7 +73,7 @@ impl PodConfig {
 }
 
 impl TestNode {
-    /// The bundle containerd makes for a sandbox of its Sandbox API: no config.json.
+    /// The bundle that containerd creates for a sandbox of its Sandbox API: no config.json.
     pub fn sandbox_bundle(&self, id: &str) -> PathBuf {
         let dir = self.bundle(id, &crate::Bundle::sh("true"));
         std::fs::remove_file(dir.join("config.json")).expect("config.json");
@@ -145,7 +145,7 @@ impl Sandbox {
         self.client.stop_sandbox(with_duration(PATIENCE), &req).await.map(|_| ())
     }
 
-    /// Its exit status, when it has ended.
+    /// Its exit status, once it has ended.
     pub async fn wait(&self) -> ttrpc::Result<u32> {
         let req = api::WaitSandboxRequest { sandbox_id: self.id.clone(), ..Default::default() };
         let answer = self.client.wait_sandbox(with_duration(PATIENCE), &req).await?;
@@ -168,7 +168,7 @@ impl Sandbox {
         self.client.shutdown_sandbox(with_duration(PATIENCE), &req).await.map(|_| ())
     }
 
-    /// The figures' type and their bytes.
+    /// The type of the metrics and their bytes.
     pub async fn metrics(&self) -> ttrpc::Result<(String, Vec<u8>)> {
         let req = api::SandboxMetricsRequest { sandbox_id: self.id.clone(), ..Default::default() };
         let answer = self.client.sandbox_metrics(with_duration(PATIENCE), &req).await?;

@@ -1,4 +1,4 @@
-//! A node with Secure Execution that softuv plays: a private containerd with a test build of the shim, the
+//! A node with Secure Execution, emulated by softuv: a private containerd with a test build of the shim, the
 //! machine as a folder, images sealed for it, and the production configuration.
 
 use std::fs;
@@ -10,10 +10,10 @@ use tempfile::TempDir;
 
 use crate::{Containerd, cached, test_program};
 
-/// The guest's kernel parameters; sealed with it.
+/// The guest's kernel parameters, sealed with it.
 const COMMAND_LINE: &str = "console=ttysclp0 panic=-1 quiet cgroup_no_v1=all";
 
-/// One node; when it goes, everything on it has to be gone.
+/// One node; when it is dropped, everything on it has to be gone.
 #[derive(Debug)]
 pub struct SealedNode {
     pub node: Containerd,
@@ -46,7 +46,7 @@ impl SealedNode {
         self.seal_for("machine", name, parameters, options)
     }
 
-    /// Seals it for the machine in another folder, which is made.
+    /// Seals it for the machine in another folder, which is created if needed.
     pub fn seal_for(&self, machine: &str, name: &str, parameters: &str, options: &[&str]) -> PathBuf {
         let show = |path: PathBuf| path.display().to_string();
         if !self.path(machine).is_dir() {
@@ -66,7 +66,7 @@ impl SealedNode {
         image
     }
 
-    /// The production configuration for this node, an image, and other values of more keys.
+    /// The production configuration for this node and image, with other values of some keys.
     pub fn config(&self, image: &Path, more: &[(&str, &str)]) -> String {
         let quoted = |path: PathBuf| format!("\"{}\"", path.display());
         let vsock = format!("\"vhost-user\"\nprogram = {}", quoted(cached("tools/bin/vhost-device-vsock")));
@@ -90,7 +90,7 @@ impl Default for SealedNode {
     }
 }
 
-/// The production configuration with other values for these keys, each of which is in it.
+/// The production configuration with other values for these keys, which it must contain.
 pub fn production(changes: &[(&str, &str)]) -> String {
     let mut text = include_str!("../../../configs/kata-se.toml").to_owned();
     for (key, value) in changes {

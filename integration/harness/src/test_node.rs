@@ -1,5 +1,5 @@
 //! A node for tests without a VM: the real shim, called directly, with QEMU's double and the test
-//! agent as a plain process. Everything stands below one temporary folder.
+//! agent as a plain process. Everything is below one temporary folder.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -14,14 +14,14 @@ use tempfile::TempDir;
 use crate::doubles::Doubles;
 use crate::{Bundle, Census, Events, NO_STREAMS, Shim, program, within};
 
-/// One node; when it goes, everything on it has to be gone.
+/// One node; when it is dropped, everything on it has to be gone.
 #[derive(Debug)]
 pub struct TestNode {
     dir: TempDir,
     doubles: Doubles,
     census: Census,
     pub events: Events,
-    /// More environment for `start`, say a failpoint.
+    /// More environment for `start`, for example a failpoint.
     pub environment: Mutex<Vec<(String, String)>>,
     /// Log fifos, kept open so that the shim's lines can be read.
     logs: Mutex<Vec<File>>,
@@ -131,7 +131,7 @@ impl TestNode {
         child.wait_with_output().expect("shim")
     }
 
-    /// Starts the shim of a new pod (or finds a pod's) and connects.
+    /// Starts the shim of a new pod (or finds that of an existing one) and connects.
     pub async fn shim(&self, id: &str, bundle: &Path) -> Shim {
         let output = self.start_output(id, bundle);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -149,7 +149,7 @@ impl TestNode {
         shim
     }
 
-    /// Creates a pod that cannot start: the error, in one line, and a clean node.
+    /// Creates a pod that cannot start: returns the error, one line, and leaves a clean node.
     pub async fn refused(&self, bundle: &Bundle) -> String {
         let dir = self.bundle("c1", bundle);
         let shim = self.shim("c1", &dir).await;
@@ -202,16 +202,16 @@ impl TestNode {
         self.doubles.requests()
     }
 
-    /// The mode of a file, for asking who may read it.
+    /// The permissions of a file.
     pub fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).expect("stat").permissions().mode() & 0o7777
     }
 }
 
-/// A shim that panics says so in its log, also when nobody is left who would miss an answer.
+/// A shim that panics logs it, also when no caller is left that would miss an answer.
 pub(crate) fn assert_no_panic(log: &str) {
-    let said = log.lines().find(|line| line.contains("a bug in the shim"));
-    assert!(std::thread::panicking() || said.is_none(), "{said:?}");
+    let message = log.lines().find(|line| line.contains("a bug in the shim"));
+    assert!(std::thread::panicking() || message.is_none(), "{message:?}");
 }
 
 /// The only folder in a folder.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-/// Returns when `holds`; panics with `what` after `seconds`.
+/// Returns once `holds`; panics with `what` after `seconds`.
 pub async fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(seconds);
     while !holds() {
@@ -14,7 +14,7 @@ pub async fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> boo
     }
 }
 
-/// The same, where nothing else has to go on meanwhile.
+/// The same, blocking the thread.
 pub fn until(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + Duration::from_secs(seconds);
     while !holds() {

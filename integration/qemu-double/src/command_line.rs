@@ -1,4 +1,4 @@
-//! The words of QEMU's command line, for those that stand in for it.
+//! QEMU's command line, split into options, for the programs that replace QEMU in tests.
 
 /// Options with a value, and without.
 const WITH: [&str; 20] = [
@@ -25,7 +25,7 @@ const WITH: [&str; 20] = [
 ];
 const WITHOUT: [&str; 5] = ["-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-S"];
 
-/// Each option with its value; an error has QEMU's own words for what it does not take.
+/// Each option with its value; errors have QEMU's wording.
 pub fn split(words: &[String]) -> Result<Vec<(String, Option<String>)>, String> {
     let mut all = Vec::new();
     let mut words = words.iter();

@@ -1,4 +1,4 @@
-//! What stands in for QEMU takes its options and speaks QMP as QEMU does; shared with `softuv`.
+//! QEMU's options and QMP's transport, for the programs that replace QEMU in tests; shared with `softuv`.
 
 pub mod command_line;
 pub mod wire;

@@ -1,6 +1,6 @@
-//! Stands in for QEMU and for its vsock device in tests. See README.md.
+//! Replaces QEMU and its vsock device in tests. See README.md.
 
-// A small program of its own: the product's rules for children and ends are not its.
+// A separate program: the product's rules for children and exits do not apply.
 #![allow(clippy::disallowed_methods, clippy::exit)]
 
 mod options;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// What it is told to do.
+/// Its orders, from a file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Double {
@@ -64,7 +64,7 @@ fn main() {
     qmp::serve(&double, &options);
 }
 
-/// Ends as QEMU does: a line on stderr, an exit code.
+/// Fails as QEMU does: a line on stderr, an exit code.
 fn fail(code: i32, text: &str) -> ! {
     use std::io::Write;
     std::io::stderr().write_all(format!("qemu-system-s390x: {text}\n").as_bytes()).ok();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use qemu_double::command_line;
 
-/// What matters here.
+/// The options that matter here.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
     pub(crate) qmp: i32,
@@ -13,7 +13,7 @@ pub(crate) struct Options {
     pub(crate) vsock: PathBuf,
 }
 
-/// QEMU's own words for what it does not take.
+/// Errors have QEMU's wording.
 pub(crate) fn parse(args: &[String]) -> Result<Options, String> {
     let mut options = Options::default();
     for (name, value) in command_line::split(args)? {

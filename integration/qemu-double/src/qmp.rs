@@ -33,7 +33,7 @@ pub(crate) fn serve(double: &Double, options: &Options) -> ! {
     loop {
         let (bytes, fds) = receive(&stream);
         if bytes.is_empty() {
-            // QEMU lives on when its QMP peer closes.
+            // QEMU keeps running when its QMP peer closes the connection.
             loop {
                 std::thread::park();
             }

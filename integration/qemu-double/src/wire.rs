@@ -1,4 +1,4 @@
-//! QMP's line: descriptors passed by number, JSON by lines, descriptors beside the bytes.
+//! QMP's transport: a descriptor passed by number, JSON by lines, descriptors beside the bytes.
 
 use std::io::{IoSliceMut, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -13,14 +13,14 @@ pub fn greeting() -> Value {
     json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}})
 }
 
-/// The descriptor of this number, to be asked for once.
+/// The descriptor with this number; to be taken once.
 #[allow(unsafe_code)]
 pub fn take(fd: RawFd) -> UnixStream {
-    // SAFETY: the number comes from the command line; nobody else in this process uses it.
+    // SAFETY: the number comes from the command line; nothing else in this process uses it.
     UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Some bytes with the descriptors beside them; nothing at the other side's end.
+/// Some bytes with the descriptors beside them; nothing once the other side has closed.
 #[allow(unsafe_code)]
 pub fn receive(stream: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
     let mut bytes = vec![0; 65536];
@@ -33,7 +33,7 @@ pub fn receive(stream: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
             Ok(message) => {
                 for control in message.cmsgs().into_iter().flatten() {
                     if let ControlMessageOwned::ScmRights(received) = control {
-                        // SAFETY: descriptors just received are nobody else's.
+                        // SAFETY: descriptors just received have no other owner.
                         fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
                     }
                 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::Result;
 
-/// What is left of a command line.
+/// The rest of a command line.
 #[derive(Debug)]
 pub struct Arguments(std::vec::IntoIter<String>);
 

@@ -1,4 +1,4 @@
-//! A chain of certificates as IBM's and DigiCert's: root, intermediate, signing key, host key
+//! A chain of certificates like IBM's and DigiCert's: root, intermediate, signing key, host key
 //! documents, and a revocation list of each issuer. All keys are P-521, so that one curve is enough.
 
 use std::str::FromStr;
@@ -141,7 +141,7 @@ fn sign(key: &SecretKey, document: &impl Encode) -> Result<BitString> {
     BitString::from_bytes(signature.to_der().as_bytes()).map_err(|e| e.to_string())
 }
 
-/// The key of a certificate, PEM or DER; None when these bytes are none.
+/// The key of a certificate, PEM or DER; None if these bytes are no certificate.
 pub fn key_of(bytes: &[u8]) -> Option<PublicKey> {
     use der::DecodePem;
     let certificate = Certificate::from_pem(bytes).or_else(|_| Certificate::from_der(bytes)).ok()?;

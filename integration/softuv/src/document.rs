@@ -1,4 +1,4 @@
-//! Host keys from files: host key documents or bare public keys. Nobody's signature is checked here.
+//! Host keys from files: host key documents or bare public keys. Signatures are not checked here.
 
 use std::path::Path;
 

@@ -2,15 +2,15 @@
 
 use crate::Result;
 
-/// Where a kernel for s390x says that it is one (Linux, arch/s390/boot/head.S).
+/// Offset of the mark of a kernel for s390x (Linux, arch/s390/boot/head.S).
 const MAGIC_AT: usize = 0x10008;
 const MAGIC: &[u8] = b"S390EP";
 
-/// Where it says how long its command line may be; 0 is the 896 of older ones.
+/// Offset of the maximum length of its command line; 0 is the 896 of older kernels.
 const COMMAND_LINE_LIMIT_AT: usize = 0x10430;
 const OLD_COMMAND_LINE_LIMIT: u64 = 896;
 
-/// Checks the kernel, and the command line (with its NUL) against what it takes.
+/// Checks the kernel, and the command line (with its NUL) against the kernel's maximum.
 pub fn check(kernel: &[u8], command_line: &[u8]) -> Result<()> {
     if kernel.starts_with(b"\x7fELF") {
         return Err("the kernel is an ELF file: take the raw image, arch/s390/boot/bzImage".into());

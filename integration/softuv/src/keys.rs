@@ -78,7 +78,7 @@ pub fn seal(key: &Aes256Gcm, iv: [u8; 12], clear: &[u8], secret: &[u8]) -> Resul
     key.encrypt(&Nonce::from(iv), Payload { msg: secret, aad: clear }).map_err(|e| format!("seal: {e}"))
 }
 
-/// None when tag and bytes do not fit.
+/// None if the tag does not match the bytes.
 pub fn open(key: &Aes256Gcm, iv: [u8; 12], clear: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
     key.decrypt(&Nonce::from(iv), Payload { msg: sealed, aad: clear }).ok()
 }

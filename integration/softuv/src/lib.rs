@@ -1,10 +1,10 @@
-//! Secure Execution without a Z machine, for development only: seals images, and plays the part of
+//! Secure Execution without a Z machine, for development only: seals images, and emulates
 //! the ultravisor that unpacks them. See README.md.
 //!
 //! Nothing here is shared with the product's reader (`kata_se::test_api::image`): both follow the format's
-//! description, and the tests set them against each other.
+//! description, and the tests compare them.
 
-// A small world of its own: the product's rules for children and ends are not its.
+// Separate programs: the product's rules for children and exits do not apply.
 #![allow(clippy::disallowed_methods)]
 
 pub mod arguments;
@@ -25,7 +25,7 @@ pub mod unpack;
 /// What failed, as one line.
 pub type Result<T> = std::result::Result<T, String>;
 
-/// The end of a failed command: its line on stderr.
+/// Ends a failed command with a line on stderr.
 pub fn report(program: &str, result: Result<()>) -> std::process::ExitCode {
     use std::io::Write;
     match result {

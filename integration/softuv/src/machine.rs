@@ -1,4 +1,4 @@
-//! A machine with Secure Execution as a folder: host keys, their documents, and what its kernel says.
+//! A machine with Secure Execution as a folder: host keys, their documents, and what its kernel reports.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::header::{self, flag};
 use crate::unpack::Host;
 use crate::{Result, keys, read_file, secrets, write_file};
 
-/// What the machine's kernel says, below `root/sys/firmware/uv`, as Linux writes it
+/// What the machine's kernel reports below `root/sys/firmware/uv`, in Linux's format
 /// (arch/s390/kernel/uv.c): addresses and masks in hexadecimal without a prefix.
 const FACTS: [(&str, &str); 13] = [
     ("prot_virt_host", "1"),
@@ -54,7 +54,7 @@ impl Machine {
         Self { folder: folder.into() }
     }
 
-    /// What stands for `/`: `sys/firmware/uv` is below it.
+    /// The folder used as `/`: `sys/firmware/uv` is below it.
     pub fn root(&self) -> PathBuf {
         self.folder.join("root")
     }
@@ -68,7 +68,7 @@ impl Machine {
         self.folder.join(name)
     }
 
-    /// Makes the folder and everything in it.
+    /// Creates the folder and everything in it.
     pub fn make(&self, options: &Options) -> Result<()> {
         let key = |purpose: &str| {
             let seed = options.seed.as_deref();
@@ -117,14 +117,14 @@ impl Machine {
             vec![keys::hex(&keys::hash(&host.public_key())), keys::hex(&keys::hash(&backup.public_key()))];
         lines.resize(KEY_LINES, "0".repeat(64));
         self.write(&format!("{uv}/keys/all"), &lines.join("\n"))?;
-        // What stands for uname and for KVM's answer where kata-se reads a machine made of files.
+        // Replaces uname and KVM's answer where kata-se reads a machine made of files.
         self.write("root/proc/sys/kernel/arch", "s390x")?;
         self.write("root/dev/kvm", "1")?;
         let facilities = "facilities      : 0 1 2 3 4 6 7 8 9 10 12 14 129 130 131 134 135 146 155 158 161";
         self.write("root/proc/cpuinfo", &format!("vendor_id       : IBM/S390\n{facilities}"))
     }
 
-    /// Text and a newline, its folders made.
+    /// Writes text and a newline; creates the folders.
     fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.file(name);
         if let Some(parent) = path.parent() {
@@ -133,7 +133,7 @@ impl Machine {
         write_file(&path, format!("{}\n", text.trim_end()).as_bytes())
     }
 
-    /// Is it a host for protected guests?
+    /// Whether it is a host for protected guests.
     pub fn is_host(&self) -> bool {
         self.fact("prot_virt_host").is_ok_and(|text| text == "1")
     }

@@ -1,4 +1,4 @@
-//! What QEMU, KVM and the guest's loader say when the ultravisor refuses an image.
+//! What QEMU, KVM and the guest's loader print when the ultravisor refuses an image.
 //!
 //! The codes are those of the loader's own table (s390-tools, rust/pvimg/boot/stage3a.c), the line on
 //! stderr is that of QEMU's target/s390x/kvm/pv.c.
@@ -57,9 +57,9 @@ impl Refusal {
     pub const HEADER_SIZE: Self = Self::header(0x10a, 0x31);
     pub const ENCRYPTED_SIZE: Self = Self::header(0x10a, 0x39);
     pub const NO_SLOTS: Self = Self::header(0x10a, 0x40);
-    /// No source tells which code a wrong tag has: one that the tables do not know.
+    /// The code for a wrong tag is not documented: this is one that the tables do not contain.
     pub const TAG: Self = Self::header(0x10a, 0x41);
-    /// KVM itself finds no memory: the ultravisor was not even asked.
+    /// KVM itself has no memory: the ultravisor was not called.
     pub const NO_RESOURCES: Self = Self { command: Command::Enable, rc: 0, rrc: 0, ioctl: ENOMEM };
 
     /// QEMU's lines on stderr, without the program's name.
@@ -101,7 +101,7 @@ impl Refusal {
             (0x109, 0) => "An unsupported secret control flag is set.\n",
             (0x10a, 0x31) => "Mismatch in IBM Secure Execution image header size.\n",
             (0x10a, 0x39) => "The size of the encrypted area in the IBM Secure Execution image is invalid.\n",
-            // The loader's own text has no blank there.
+            // The loader's text has no blank there.
             (0x10a, 0x40) => "There are no host keys inthe IBM Secure Execution image.\n",
             _ => "",
         };
@@ -115,17 +115,17 @@ impl Refusal {
     }
 }
 
-/// The name in front of QEMU's own lines.
+/// The prefix of QEMU's lines.
 pub const QEMU: &str = "qemu-system-s390x";
 
 /// Diagnose 308's answer for "not into protected mode" (QEMU, hw/s390x/ipl.h).
 const DIAGNOSE_REFUSED: u16 = 0xa02;
 
-/// Where the loader's processor stops: no unpack facility, and refused.
+/// Addresses at which the loader stops: no unpack facility, and refused.
 pub const PSW_NO_FACILITY: u64 = 0x4607;
 pub const PSW_REFUSED: u64 = 0x4608;
 
-/// The loader's words without the facility.
+/// The loader's message without the facility.
 pub const NO_FACILITY: &str = "Secure unpack facility is not available\n";
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::page::{PAGE, PageKey, padded, tweak};
 use crate::secrets::Secrets;
 use crate::{Result, keys};
 
-/// Where the loader in clear text lies and begins.
+/// Address and entry of the loader in clear text.
 pub const STAGE3A_AT: usize = 0x10000;
 const STAGE3A_ENTRY: u64 = 0x11000;
 const STAGE3A_ARGUMENTS: usize = 24;
@@ -18,7 +18,7 @@ const STAGE3B_ARGUMENTS: usize = 64;
 pub const METADATA_AT: usize = 0xc000;
 pub const METADATA_MAGIC: &[u8; 8] = b"SeImgLnx";
 
-/// Where every kernel begins.
+/// Entry of every kernel.
 const KERNEL_ENTRY: u64 = 0x10000;
 
 /// A short PSW (8 bytes) has bit 12 set and the address in its lower half.
@@ -58,14 +58,14 @@ impl Options {
     }
 }
 
-/// One component: where it lies, its unpadded size, its tweak.
+/// One component: its address, its unpadded size, its tweak.
 struct Component {
     address: usize,
     size: usize,
     tweak: u64,
 }
 
-/// Where the blocks behind the components lie.
+/// Addresses of the blocks behind the components.
 #[derive(Clone, Copy, Debug)]
 pub struct Places {
     pub header: usize,
@@ -119,7 +119,7 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// Seals a component behind the others; says where it lies.
+    /// Seals a component behind the others; returns its address.
     fn component(&mut self, kind: u16, content: &[u8]) -> usize {
         let address = self.bytes.len();
         let random = self.secrets.tweaks[usize::from(kind - KERNEL) / 10];
@@ -176,7 +176,7 @@ impl<'a> Image<'a> {
     }
 }
 
-/// The inner loader with its arguments: where what lies.
+/// The inner loader with its arguments: the addresses of everything.
 fn stage3b(parts: &Parts, components: &[Component]) -> Result<Vec<u8>> {
     let mut loader = parts.stage3b.clone();
     let from = loader.len().checked_sub(STAGE3B_ARGUMENTS).ok_or("stage3b is shorter than its arguments")?;

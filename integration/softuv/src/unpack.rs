@@ -1,6 +1,6 @@
-//! The ultravisor's part: takes an image apart with a machine's private keys, or refuses it.
+//! The ultravisor's part: unpacks an image with a machine's private keys, or refuses it.
 //!
-//! Which check comes first where several would fail is ours: no source tells.
+//! Which check comes first where several would fail is our choice: it is not documented.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::page::{PAGE, PageKey, tweak};
 use crate::refusal::Refusal;
 use crate::seal::{METADATA_AT, METADATA_MAGIC};
 
-/// What a machine can do.
+/// A machine's capabilities.
 pub struct Host {
     pub key: SecretKey,
     pub backup_key: Option<SecretKey>,
@@ -48,16 +48,16 @@ impl std::fmt::Debug for Guest {
     }
 }
 
-/// Why there is no guest.
+/// The reason why there is no guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Not a sealed image: a machine boots it as it is, unprotected.
     NotSealed,
-    /// The ultravisor said no.
+    /// The ultravisor refused it.
     Refused(Refusal),
-    /// QEMU did not take the component list: diagnose 308's answer.
+    /// QEMU refused the component list: diagnose 308's answer.
     BadList(u16),
-    /// The sealed part does not hold what this emulation looks for.
+    /// The sealed part does not contain what this emulation looks for.
     Unknown(String),
 }
 
@@ -104,7 +104,7 @@ struct Component {
     tweak: u64,
 }
 
-/// The list as QEMU takes it (`ipl_valid_pv_components`): aligned, tweaks growing, all in memory.
+/// The list as QEMU accepts it (`ipl_valid_pv_components`): aligned, tweaks growing, all in memory.
 fn list(image: &[u8], (header_at, ipib_at): (usize, usize)) -> Option<(usize, usize, Vec<Component>)> {
     let ipib = image.get(ipib_at..)?;
     let count = u32::from_be_bytes(*ipib.get(116..)?.first_chunk()?);

@@ -71,7 +71,7 @@ impl Stage {
         self.start_with(|word| word)
     }
 
-    /// The production command line, with this machine's places.
+    /// The production command line with this machine's paths.
     fn start_with(&self, change: impl Fn(String) -> String) -> Vm {
         let (qmp, their_qmp) = pair();
         let (console, their_console) = pair();
@@ -84,7 +84,7 @@ impl Stage {
                     .replace("2048M", "512M"),
             )
         });
-        // There is no vhost-vsock here, and nobody to talk to.
+        // There is no vhost-vsock here, and no peer.
         let mut words: Vec<_> = words.collect();
         let vsock = words.iter().position(|word| word.starts_with("vhost-vsock-ccw")).expect("vsock");
         words.drain(vsock - 1..=vsock);
@@ -121,7 +121,7 @@ impl Drop for Vm {
     }
 }
 
-/// All that a host program sees of the end.
+/// Everything a host program sees of the end.
 #[derive(Debug)]
 struct End {
     code: Option<i32>,
@@ -149,7 +149,7 @@ impl Vm {
         }
     }
 
-    /// Negotiates; the guest is there and does not run.
+    /// Negotiates; the guest exists and does not run.
     fn ready(&mut self) {
         assert!(self.line()["QMP"]["version"].is_object());
         assert_eq!(self.ask("qmp_capabilities"), json!({}));
@@ -312,7 +312,7 @@ fn options_that_qemu_does_not_take_end_it_at_once() {
     );
 }
 
-/// The kernel and the loaders that hack/setup brings; None, said aloud, when they are not there.
+/// The kernel and the loaders that hack/setup installs; None, with a message, if they are missing.
 fn cache() -> Option<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache");
     let guest = std::env::var_os("KATA_SE_CACHE").map_or(own, PathBuf::from).join("guest");

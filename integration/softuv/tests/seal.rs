@@ -1,5 +1,5 @@
-//! A sealed image is read by the product, unpacked by its machine and by nobody else, and each way to
-//! be wrong has the ultravisor's answer that it must have.
+//! A sealed image is read by the product, unpacked by its machine and by no other, and each kind of
+//! damage has the ultravisor's answer for it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -115,7 +115,7 @@ fn ninety_five_machines_can_share_an_image_and_no_more() {
 
 #[test]
 fn each_damage_has_its_answer_and_is_seen_by_the_reader_where_it_can_be() {
-    // What the reader says without a key: fine, digests differ, or a flaw.
+    // The reader's verdict without a key: fine, digests differ, or a flaw.
     let table = [
         (Damage::Tag, Refusal::TAG, "fine"),
         (Damage::Slots, Refusal::TAG, "fine"),

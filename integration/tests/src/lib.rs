@@ -1,1 +1,1 @@
-//! Nothing here: the tests stand in `tests/`, what they stand on in the crate `harness`.
+//! Empty: the tests are in `tests/`, and what they share is in the crate `harness`.

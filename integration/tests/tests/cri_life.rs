@@ -1,5 +1,5 @@
-//! Pods and containers live as the kubelet leads them, through containerd's CRI: from RunPodSandbox to
-//! nothing left.
+//! The life cycle of pods and containers as the kubelet drives it through containerd's CRI, from RunPodSandbox to a
+//! clean node.
 
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,7 @@ fn the_main_path(node: &Node) {
     };
     assert_eq!(containers(node, state(ContainerState::ContainerRunning)), [container.id.as_str()]);
     container.stop(10);
-    container.stop(10); // again: nothing more to do
+    container.stop(10); // again: a no-op
     let status = container.status();
     assert_eq!(
         (status.state(), status.exit_code, status.reason.as_str()),
@@ -114,7 +114,7 @@ fn exit_codes_have_the_kubelets_reasons(node: &Node) {
         ("bad", "exit 3", 3, "Error"),
         ("killed", "kill -9 $$; sleep 100", 137, "Error"),
     ] {
-        // The first process of a namespace is not killed by itself.
+        // The init process of a namespace cannot kill itself.
         let script = if code == 137 { format!("sh -c '{script}'; exit $?") } else { script.to_owned() };
         let status = pod.script(name, &script).ended(20);
         assert_eq!((status.exit_code, status.reason.as_str()), (code, reason), "{script}");
@@ -170,7 +170,7 @@ fn running_containers_and_pods_can_be_removed(node: &Node) {
     pod.remove();
     assert_eq!(left.try_status().expect_err("gone").code(), Code::NotFound);
 
-    // Without a stop before.
+    // Without stopping it first.
     let pod = node.pod("at-once");
     pod.idle("c1");
     pod.remove();
@@ -205,7 +205,7 @@ fn a_missing_program_is_named(node: &Node) {
     assert_eq!(status.state(), ContainerState::ContainerExited);
     assert_ne!(status.exit_code, 0);
     assert!(matches!(status.reason.as_str(), "StartError" | "ContainerCannotRun"), "{status:?}");
-    // The pod is as good as before.
+    // The pod still works.
     assert_eq!(pod.script("c2", "exit 0").ended(20).exit_code, 0);
 }
 
@@ -269,7 +269,7 @@ fn a_checkpoint_is_refused(node: &Node) {
     assert_eq!(container.sh("echo goes on"), "goes on\n");
 }
 
-/// Each in its order; containerd 1.6 has no such call.
+/// In order; containerd 1.6 does not have this call.
 fn events_report_the_life_of_a_pod(node: &Node) {
     let mut events = node.container_events();
     if node.version == "1.6" {
@@ -300,7 +300,7 @@ fn a_dead_vm_ends_its_pod_and_nothing_else(node: &Node) {
     let request = PodSandboxStatusRequest { pod_sandbox_id: dying.id.clone(), verbose: true };
     let info = node.pod_sandbox_status(request).expect("PodSandboxStatus").info;
     let info: serde_json::Value = serde_json::from_str(&info["info"]).expect("JSON");
-    // The process that a node's monitoring finds for the pod is its QEMU.
+    // The process that node monitoring finds for the pod is its QEMU.
     let pid = info["pid"].as_u64().expect("pid").to_string();
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).expect("process");
     assert!(name.starts_with("qemu"), "{name}");

@@ -56,7 +56,7 @@ fn a_pod_has_its_addresses_and_a_way_out(node: &Node) {
 fn a_host_port_reaches_the_pod(node: &Node) {
     let mut config = node.config("ports");
     let mapping = |container_port, host_port| PortMapping { container_port, host_port, ..Default::default() };
-    // One without a port of the node is only told.
+    // A container port without a host port is informational.
     config.port_mappings = vec![mapping(80, 18080), mapping(81, 0)];
     let pod = node.run(&config);
     pod.script("web", "mkdir /www; echo page > /www/index.html; httpd -f -h /www");
@@ -132,7 +132,7 @@ fn containers_share_the_pods_process_ids(node: &Node) {
     let (one, other) = (start("one", 3601), start("other", 3602));
     let seen = one.sh("ps");
     if node.sandbox_api {
-        // No container outlives all others: nobody could hold what is shared.
+        // No container outlives all the others, so none could hold the shared namespace.
         assert!(seen.contains("sleep 3601") && !seen.contains("sleep 3602"), "{seen}");
         return;
     }
@@ -148,8 +148,8 @@ fn containers_share_the_pods_process_ids(node: &Node) {
     assert_eq!(other.status().exit_code, 137);
 }
 
-/// containerd names the target's process ids by the VM's process, which stands for every container: who
-/// asks for one container's gets the pod's.
+/// containerd identifies the target by the VM's process, which is the same for every container: a caller that
+/// asks for one container's process ids gets the pod's.
 fn a_target_of_process_ids_is_the_pod(node: &Node) {
     let mut config = node.config("target");
     pod_security(&mut config).namespace_options = with_pids(NamespaceMode::Container);

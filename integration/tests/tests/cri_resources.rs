@@ -1,4 +1,4 @@
-//! Limits, and the figures that `crictl stats`, `kubectl top` and the kubelet's eviction take.
+//! Limits, and the statistics that `crictl stats`, `kubectl top` and the kubelet's eviction use.
 
 use cri::Node;
 use cri::api::{
@@ -32,7 +32,7 @@ fn statistics_are_those_of_the_container(node: &Node) {
     let idle = pod.idle("idle");
     until("24 MiB are counted", 20, || working_set(&busy.stats()) >= 24 << 20);
     let before = cpu(&busy.stats());
-    until("it is at work", 20, || cpu(&busy.stats()) > before + 200_000_000);
+    until("it is busy", 20, || cpu(&busy.stats()) > before + 200_000_000);
     let (of_busy, of_idle) = (busy.stats(), idle.stats());
     assert!(working_set(&of_busy) < 100 << 20, "{of_busy:?}");
     assert!(working_set(&of_idle) > 0 && working_set(&of_idle) < 16 << 20, "{of_idle:?}");
@@ -70,7 +70,7 @@ fn statistics_of_a_pod_have_its_network(node: &Node) {
     let request = PodSandboxStatsRequest { pod_sandbox_id: pod.id.clone() };
     let stats = node.pod_sandbox_stats(request).expect("PodSandboxStats").stats.expect("stats");
     let linux = stats.linux.expect("linux");
-    // The sandbox's are the VM's, QEMU with all of its guest.
+    // The sandbox's statistics are the VM's: QEMU including its guest.
     let memory = linux.memory.expect("memory").working_set_bytes.expect("working set").value;
     assert!((64 << 20..2 << 30).contains(&memory), "{memory}");
     assert!(linux.cpu.expect("cpu").usage_core_nano_seconds.expect("usage").value > 1_000_000_000);

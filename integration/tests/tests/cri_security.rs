@@ -20,7 +20,7 @@ cri::on_each_version! {
     a_privileged_container_is_privileged_in_its_guest;
 }
 
-/// What a script prints as a container of its own with this security context.
+/// What a script prints in a new container with this security context.
 fn printed(pod: &Pod, name: &str, script: &str, change: impl FnOnce(&mut ContainerConfig)) -> String {
     let mut config = pod.plain(name, &["sh", "-c", script]);
     change(&mut config);
@@ -31,7 +31,7 @@ fn printed(pod: &Pod, name: &str, script: &str, change: impl FnOnce(&mut Contain
     container.logged("stdout")
 }
 
-/// The same, as shell scripts say it in the container's log; a failing script is the test's.
+/// The same for several scripts, from the container's log; a script that fails fails the test.
 fn secured(
     pod: &Pod,
     name: &str,
@@ -54,7 +54,7 @@ fn a_container_runs_as_the_requested_user_and_groups(node: &Node) {
     let image = |config: &mut ContainerConfig| {
         config.image = Some(ImageSpec { image: OWN.into(), ..Default::default() });
     };
-    // By its name the user has its groups of the image; containerd 1.6 does not look for them otherwise.
+    // A user given by name gets its groups from the image; containerd 1.6 does not look them up otherwise.
     let of_image = printed(&pod, "image", "echo $(id -u) $(id -g); pwd", image);
     assert_eq!(of_image, "1000 1000\n/home/user\n");
     let named = |config: &mut ContainerConfig| {
@@ -98,7 +98,7 @@ fn a_container_has_the_requested_capabilities(node: &Node) {
     assert_eq!(bits("none", of(&[], &["ALL"])), 0);
     assert_eq!(bits("only-one", of(&["NET_ADMIN"], &["ALL"])), net_admin);
     assert!(bits("all", of(&["ALL"], &[])).count_ones() > 36);
-    // With one, the guest's own network can be changed; without, not.
+    // With the capability the guest's network can be changed, without it not.
     let change = "ip addr add 10.9.9.9/32 dev lo && echo made; ip addr del 10.9.9.9/32 dev lo; true";
     assert_eq!(secured(&pod, "with", change, |s| s.capabilities = of(&["NET_ADMIN"], &[])), "made\n");
     assert_eq!(secured(&pod, "without", change, |_| ()), "");
@@ -116,7 +116,7 @@ fn paths_are_read_only_or_masked_as_requested(node: &Node) {
     };
     let seen = secured(&pod, "masked", masked, change);
     assert_eq!(seen.lines().last(), Some("0"), "an empty file, and nothing written: {seen}");
-    // What containerd masks by itself.
+    // What containerd masks by default.
     let usual =
         "wc -c < /proc/keys; ls /sys/firmware | wc -l; echo 1 > /proc/sys/kernel/panic && echo written; true";
     let defaults = |s: &mut LinuxContainerSecurityContext| {
@@ -170,7 +170,7 @@ fn a_privileged_container_is_privileged_in_its_guest(node: &Node) {
     let (bits, rest) = seen.split_once('\n').expect("lines");
     assert!(u64::from_str_radix(bits, 16).expect("bits").count_ones() > 36, "{seen}");
     assert_eq!(rest, "mounted\nmade\n");
-    // Not of a pod that is not.
+    // Not in a pod that is not privileged.
     let plain = node.pod("plain");
     let mut config = plain.plain("c1", &["true"]);
     security(&mut config).privileged = true;

@@ -1,4 +1,4 @@
-//! What `kubectl exec`, `attach`, `port-forward` and `logs` stand on: ExecSync, the streaming server, and
+//! What `kubectl exec`, `attach`, `port-forward` and `logs` rely on: ExecSync, the streaming server, and
 //! the log that containerd writes.
 
 use std::fs;
@@ -64,7 +64,7 @@ fn exec_sync_ends_at_its_timeout(node: &Node) {
     assert!((1..6).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     assert_eq!(container.exec(&["ls", "/began"]).code, 0);
     until("what it ran is gone", 10, || !container.sh("ps").contains("sleep 1000"));
-    // Long enough is no failure.
+    // A timeout that is long enough is not an error.
     let done = container.try_exec(&["sh", "-c", "sleep 1; echo in time"], 20).expect("in time");
     assert_eq!(done.stdout, "in time\n");
 }
@@ -105,13 +105,13 @@ fn a_streamed_exec_carries_stdin_and_reports_its_exit_code(node: &Node) {
     assert!(good.outcome().contains("\"Success\""), "{}", good.text(Channel::Outcome));
     assert_eq!(good.text(Channel::Stdout), "done\n");
 
-    // Without stdin it is not over with its first output.
+    // Without stdin it does not end after its first output.
     let script = "echo early; cat; sleep 1; echo late";
     let mut without = exec_with(&container, &["sh", "-c", script], false, false);
     assert!(without.outcome().contains("\"Success\""), "{}", without.text(Channel::Outcome));
     assert_eq!(without.text(Channel::Stdout), "early\nlate\n");
 
-    // Much output, read slower than it comes, is whole.
+    // A lot of output that is read slowly is complete.
     let mut much = exec(&container, &["sh", "-c", "yes 0123456789abcde | head -n 524288"], false);
     std::thread::sleep(Duration::from_secs(1));
     much.outcome();
@@ -132,12 +132,12 @@ fn a_streamed_exec_has_a_terminal_of_the_requested_size(node: &Node) {
     stream.resize(111, 33);
     stream.send(Channel::Stdin, b"until stty size | grep '33 111'; do sleep 0.1; done; echo sec''ond\n");
     stream.until(Channel::Stdout, "second");
-    // Control-C ends what runs, not the shell; control-D ends that.
+    // Control-C ends the foreground program, not the shell; control-D ends the shell.
     stream.send(Channel::Stdin, b"sleep 1000\n");
     until("it runs", 10, || container.sh("ps").contains("sleep 1000"));
     stream.send(Channel::Stdin, &[3]);
     stream.send(Channel::Stdin, b"echo on''wards\n");
-    // In front of its prompt the shell would not hear it.
+    // At its prompt the shell would ignore it.
     stream.until(Channel::Stdout, "onwards\r\n/ # ");
     stream.send(Channel::Stdin, &[4]);
     let outcome = stream.outcome();
@@ -163,7 +163,7 @@ fn attach_reaches_the_running_container(node: &Node) {
     stream.until(Channel::Stdout, "got one\n");
     stream.until(Channel::Stderr, "err\n");
     drop(stream);
-    // Who goes away ends nothing; the next one finds it as it was.
+    // A client that detaches ends nothing; the next one finds the container unchanged.
     let mut stream = attach(&container, false);
     stream.send(Channel::Stdin, b"two\n");
     stream.until(Channel::Stdout, "got two\n");
@@ -172,7 +172,7 @@ fn attach_reaches_the_running_container(node: &Node) {
     drop(stream);
     container.stop(1);
 
-    // With stdinOnce the first to go is the end of the input.
+    // With stdinOnce the first client that detaches ends the input.
     config.metadata.as_mut().expect("metadata").name = "once".into();
     config.log_path = "once/0.log".into();
     config.stdin_once = true;
@@ -200,7 +200,7 @@ fn attach_shows_the_terminal_of_a_container(node: &Node) {
     assert_eq!(container.logged("stderr"), "");
 }
 
-/// containerd connects to localhost in the pod's network namespace, where the shim takes the connection.
+/// containerd connects to localhost in the pod's network namespace, where the shim accepts the connection.
 fn a_port_forward_reaches_the_programs_of_the_pod(node: &Node) {
     let pod = node.pod("forward");
     let script = "mkdir /www; cd /www; echo page > index.html; \
@@ -220,7 +220,7 @@ fn a_port_forward_reaches_the_programs_of_the_pod(node: &Node) {
     beside.until_on(0, "\r\n\r\npage\n");
     big.until_on(0, "xend\n");
     assert!(big.text_on(0).ends_with(&format!("\r\n\r\n{}end\n", "x".repeat(3_000_000))), "every byte");
-    // Nobody listens, and one who listens on the pod's localhost only.
+    // A port without a listener, and one with a listener on the guest's localhost only.
     for port in [8082, 8081] {
         get(port, "/").until_on(1, "connection reset by peer");
     }

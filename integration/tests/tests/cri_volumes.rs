@@ -1,4 +1,4 @@
-//! Files of the node and of images in a pod's containers; and what CRI may ask for that no VM can give.
+//! Files of the node and of images in a pod's containers; and what CRI can request that no VM can provide.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -120,7 +120,7 @@ fn refused(pod: &Pod, change: impl FnOnce(&mut cri::api::ContainerConfig)) -> St
     }
 }
 
-/// A mount that a container may propagate into, as containerd demands.
+/// A mount that allows propagation, which containerd requires.
 struct SharedMount(PathBuf);
 
 impl SharedMount {
@@ -160,8 +160,8 @@ fn what_no_vm_can_share_is_refused_in_one_line(node: &Node) {
         if node.sandbox_api && options.network == i32::from(of_node) {
             continue; // containerd 2.1 does not survive it: e2e_sandbox_api.rs
         }
-        let said = refused_pod(node, options);
-        assert!(said.contains(setting), "{said}");
+        let message = refused_pod(node, options);
+        assert!(message.contains(setting), "{message}");
     }
     let _shared = SharedMount::new(node.path("shared"));
     let pod = node.pod("refusals");
@@ -169,39 +169,39 @@ fn what_no_vm_can_share_is_refused_in_one_line(node: &Node) {
         propagation: propagation.into(),
         ..mount(node, "shared", "/data")
     };
-    let said = refused(&pod, |config| {
+    let message = refused(&pod, |config| {
         config.mounts = vec![propagating(MountPropagation::PropagationBidirectional)];
     });
     assert!(
-        said.contains("mount /data: mounts made in the guest cannot be propagated to the host"),
-        "{said}"
+        message.contains("mount /data: mounts made in the guest cannot be propagated to the host"),
+        "{message}"
     );
-    // The other way a container sees what was there when it began.
+    // In the other direction a container sees what existed when it was created.
     fs::write(node.path("shared/file"), "here\n").expect("file");
     let mut config = pod.plain("propagated", &["sleep", "1000"]);
     config.mounts = vec![propagating(MountPropagation::PropagationHostToContainer)];
     assert_eq!(pod.start(&config).sh("cat /data/file"), "here\n");
-    // The node's memory, by its numbers.
+    // The node's memory device, by its device numbers.
     let device = node.path("mem");
     let made = Command::new("mknod").arg(&device).args(["c", "1", "1"]).status().expect("mknod");
     assert!(made.success(), "mknod");
-    let said = refused(&pod, |config| {
+    let message = refused(&pod, |config| {
         config.devices = vec![Device {
             container_path: "/dev/x".into(),
             host_path: device.display().to_string(),
             permissions: "rw".into(),
         }];
     });
-    assert!(said.contains("device /dev/x: a device of the host"), "{said}");
-    let said = refused(&pod, |config| {
+    assert!(message.contains("device /dev/x: a device of the host"), "{message}");
+    let message = refused(&pod, |config| {
         config.mounts = vec![mount(node, "c.sock", "/run/containerd.sock")];
     });
-    assert!(said.contains("/run/containerd.sock"), "{said}");
+    assert!(message.contains("/run/containerd.sock"), "{message}");
     let mut config = node.config("host-devices");
     pod_security(&mut config).privileged = true;
     let with_devices = node.try_run_by("kata-se-host-devices", &config).expect("a pod");
-    let said = refused(&with_devices, |config| security(config).privileged = true);
-    assert!(said.contains("set privileged_without_host_devices = true for this runtime"), "{said}");
-    // After all of them the pod is as good as before.
+    let message = refused(&with_devices, |config| security(config).privileged = true);
+    assert!(message.contains("set privileged_without_host_devices = true for this runtime"), "{message}");
+    // After all of them the pod still works.
     assert_eq!(pod.script("c1", "exit 0").ended(20).exit_code, 0);
 }

@@ -47,7 +47,7 @@ fn exit_codes_signals_and_execs_of_one_guest() {
         assert_eq!((text(&output.stdout).as_str(), code(&output)), ("round\n", Some(0)), "{round}");
     }
 
-    // An exec that is killed, while the container goes on.
+    // An exec is killed; the container continues.
     let mut sleeping = node.command(&["task", "exec", "--exec-id", "s", "c1", "sleep", "1000"]);
     let mut sleeping = sleeping.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("ctr");
     until("the exec runs", 10, || {
@@ -74,7 +74,7 @@ fn a_container_that_ignores_sigterm_ends_by_sigkill() {
 #[test]
 fn streams_carry_every_byte_both_ways() {
     let node = Containerd::new();
-    // 64 MiB out. The digest is made on both sides.
+    // 64 MiB of output. Both sides compute the digest.
     let script = "dd if=/dev/urandom of=/tmp/x bs=1M count=4 2>/dev/null; \
                   for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do cat /tmp/x; done; \
                   sha256sum /tmp/x >&2";
@@ -84,7 +84,7 @@ fn streams_carry_every_byte_both_ways() {
     assert!(output.stdout.chunks(4 << 20).all(|chunk| chunk == block), "every block is the same");
     assert_eq!(text(&output.stderr).split(' ').next(), Some(digest(block).as_str()));
 
-    // Lines in, to the end of input.
+    // Input by lines, to the end of file.
     let mut command = node.run(&["--rm"], "in", &["sh", "-c", "sha256sum; echo read to its end"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("ctr");
     let data: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
@@ -112,7 +112,7 @@ fn the_output_of_a_container_that_exits_at_once_is_complete() {
 fn a_terminal_has_the_requested_size() {
     let node = Containerd::new();
     let mut command = node.run(&["--rm", "-t"], "c1", &["sh"]);
-    // `script` gives ctr a terminal; its size is what stty says before.
+    // `script` gives ctr a terminal whose size stty sets first.
     let line = format!(
         "stty rows 31 cols 97; {} {}",
         command.get_program().to_string_lossy(),
@@ -137,7 +137,7 @@ fn a_terminal_has_the_requested_size() {
     wait_for("31 97");
     wait_for("/dev/");
     wait_for("done");
-    // Its user makes the window larger.
+    // The user enlarges the window.
     let address = format!("unix://{}", node.pod_dir().join("s").display());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {

@@ -1,11 +1,11 @@
-//! The Task API's promises on a real guest, asked as containerd asks: waiters, taken and unknown names,
+//! The Task API on a real guest, called as containerd calls it: waiters, taken and unknown names, and
 //! a container that is deleted before it starts.
 
 use std::path::Path;
 
 use harness::{Bundle, Code, Containerd, NO_STREAMS, Shim, cached, code, within};
 
-/// A bundle of a container that is never started; its program must be there all the same.
+/// A bundle for a container that is never started; its program must exist all the same.
 fn bundle(node: &Containerd, id: &str) -> std::path::PathBuf {
     let dir = node.path(id);
     std::fs::create_dir_all(dir.join("rootfs/bin")).expect("rootfs");
@@ -22,7 +22,7 @@ async fn waiters(shim: &Shim) {
         tokio::join!(shim.wait("pod", "e1"), shim.wait("pod", "e1"), shim.wait("pod", "e1"), async {
             shim.kill("pod", "e1", 15).await.expect("kill");
         });
-    assert_eq!((one, two, three), (Ok(143), Ok(143), Ok(143)), "everyone who waits is told");
+    assert_eq!((one, two, three), (Ok(143), Ok(143), Ok(143)), "all waiters get the status");
     assert_eq!(shim.wait("pod", "e1").await, Ok(143), "also later");
     assert_eq!(shim.delete("pod", "e1").await, Ok(143));
 }

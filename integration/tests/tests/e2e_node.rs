@@ -59,8 +59,8 @@ fn a_container_outlives_its_containerd() {
     node.ctr_ok(&["task", "kill", "c1"]);
     until("its end", 10, || node.ctr_ok(&["task", "ls"]).contains("STOPPED"));
     let removed = node.ctr(&["task", "rm", "c1"]);
-    let said = String::from_utf8_lossy(&removed.stderr).into_owned();
-    assert!(removed.status.success() && said.contains("exit code 5"), "{said}");
+    let message = String::from_utf8_lossy(&removed.stderr).into_owned();
+    assert!(removed.status.success() && message.contains("exit code 5"), "{message}");
     assert!(says("begun\nended\n"), "{:?}", fs::read_to_string(&log));
     node.ctr_ok(&["container", "rm", "c1"]);
     node.assert_clean();

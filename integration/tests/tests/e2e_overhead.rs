@@ -1,6 +1,6 @@
 //! What a pod costs the host beyond its containers' limits stays within what its RuntimeClass reserves.
 //!
-//! Measured in emulation, where QEMU's buffer for translated code is told apart: KVM has none.
+//! Measured in emulation, where QEMU's buffer for translated code is counted separately: KVM has none.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,13 +9,13 @@ use harness::{Containerd, cgroup_top, limit_memory};
 use kata_se::test_api::config;
 use kata_se::test_api::{HOST_MIB, overhead};
 
-/// Of the guest on this node.
+/// The guest's memory on this node.
 const MEMORY_MIB: u64 = 512;
 
-/// What QEMU's emulation may translate here; its buffer is never larger.
+/// Allowance for QEMU's buffer of translated code; it is never larger.
 const CODE_MIB: u64 = 400;
 
-/// Resident KiB of a process, by mapping: its guest's memory, code that was translated, everything else.
+/// Resident KiB of a process by mapping: guest memory, translated code, everything else.
 #[derive(Clone, Copy, Debug, Default)]
 struct Resident {
     guest: u64,
@@ -85,7 +85,7 @@ fn a_guest_that_uses_all_its_memory_stays_within_the_overhead_of_its_runtime_cla
     let pod = PodCgroup::new(u64::from(overhead.memory_mib) + CODE_MIB);
     let place = format!("/{}/c1", PodCgroup::NAME);
     let mut child = node.running(&["--cgroup", &place], "c1", "while :; do sleep 0.1; done");
-    // Without a limit of its own: the guest's kernel ends it when nothing is left.
+    // It has no limit: the guest's kernel kills it when no memory is left.
     let hog = node.exec("c1", "hog", &["tail", "/dev/zero"]);
     assert_eq!(hog.status.code(), Some(137), "{}", node.log());
     let shim = fs::read_to_string(node.pod_dir().join("lock")).expect("lock");

@@ -37,7 +37,7 @@ fn containers_of_a_pod_share_network_and_memory_and_nothing_else() {
         .map(|id| text(&node.exec(id, &format!("b-{id}"), &["cat", "/proc/sys/kernel/random/boot_id"])));
     assert!(boots.iter().all(|boot| boot.len() > 30 && *boot == boots[0]), "one guest: {boots:?}");
 
-    // One container ends; the others go on.
+    // One container ends; the others continue.
     node.ctr_ok(&["task", "kill", "one"]);
     one.wait().expect("ctr");
     node.remove("one");
@@ -62,7 +62,7 @@ fn the_pods_network_carries_both_ways_and_both_families() {
         let (pod, host) = (netns.pod(v6), netns.host(v6));
         let bracketed = |address: &str| if v6 { format!("[{address}]") } else { address.to_owned() };
 
-        // From the host's side to a server in the container.
+        // From the host to a server in the container.
         let mut answer = String::new();
         until(&format!("{pod} answers"), 10, || {
             let Ok(mut stream) = TcpStream::connect(format!("{}:8080", bracketed(&pod))) else {
@@ -75,7 +75,7 @@ fn the_pods_network_carries_both_ways_and_both_families() {
         });
         assert!(answer.starts_with("HTTP/1") && answer.ends_with("hello\n"), "{answer}");
 
-        // And back out; more than fits into one packet of any size.
+        // And back out: more than fits into one packet of any size.
         let server = TcpListener::bind(format!("{}:0", bracketed(&host))).expect("listen");
         let port = server.local_addr().expect("address").port();
         let sender = std::thread::spawn(move || {

@@ -1,5 +1,5 @@
-//! What we hand to QEMU as a name, a path or a text arrives as that and nothing else: the real program,
-//! asked back over QMP.
+//! Names, paths and texts passed to QEMU arrive unchanged and are never parsed as options: checked with the real
+//! program, which is queried over QMP.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +16,7 @@ use kata_se::test_api::{DiskPlan, VmPlan, VsockPlan};
 use kata_se::test_api::{FdTable, Launch};
 use serde_json::{Value, json};
 
-/// Known bad, then whatever a generator makes.
+/// Known bad names, then generated ones.
 fn hostile_names() -> Vec<String> {
     let known = [
         "x,logfile=evil",
@@ -45,7 +45,7 @@ fn hostile_names() -> Vec<String> {
     names
 }
 
-/// As much of it as a disk's serial number takes.
+/// As much of it as fits into a disk's serial number.
 fn serial(name: &str) -> String {
     let mut serial = String::new();
     for c in name.chars() {
@@ -82,7 +82,7 @@ impl Qmp {
     }
 }
 
-/// The vector with the vsock device taken out, and its socket made by QEMU instead of looked for.
+/// The command line without the vsock device, and with its socket created by QEMU instead of connected to.
 fn listening(all: Vec<OsString>) -> Vec<OsString> {
     let mut kept: Vec<OsString> = Vec::new();
     let mut words = all.into_iter();
@@ -146,7 +146,7 @@ async fn arrives(dir: &Path, name: &str) {
     assert_eq!(qmp.property("/machine", "append"), format!("p{name}"));
     assert_eq!(qmp.property("/machine/peripheral/disk-cold0", "serial"), serial(name));
     assert_eq!(qmp.ask("query-name", &json!({}))["name"], "sandbox-s1");
-    assert_eq!(qmp.ask("query-status", &json!({}))["running"], false, "stopped until told");
+    assert_eq!(qmp.ask("query-status", &json!({}))["running"], false, "stopped until `cont`");
     let mut found: Vec<_> = std::fs::read_dir(dir).expect("list").flatten().map(|e| e.path()).collect();
     found.sort();
     assert_eq!(found, [initrd, kernel, socket], "{name:?}: nothing else was made");

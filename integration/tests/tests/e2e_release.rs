@@ -1,4 +1,4 @@
-//! What a node installs has nothing of the test bed in it: no failpoint, no machine made of files, no double.
+//! Release builds contain nothing of the test bed: no failpoint, no machine made of files, no double.
 
 use std::path::Path;
 

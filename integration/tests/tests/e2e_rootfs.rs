@@ -1,4 +1,4 @@
-//! Root file systems of every origin in a real guest: what stands in them is what the image has.
+//! Root file systems of every kind of snapshot in a real guest: their content is what the image has.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
@@ -9,7 +9,7 @@ use harness::{Containerd, cached};
 
 const LAYERED: &str = "localhost/layered:s390x";
 
-/// The layered image's own view of itself, then what a container writes into it.
+/// The content of a layered image, then what a container writes into it.
 const LOOK: &str = "cd /srv; cat replaced; ls; cat opaque/*; cat kept/below; \
                     echo mine > kept/below && rm replaced && ls opaque && cat kept/below";
 const SEEN: &str = "upper\nkept\nopaque\nreplaced\nupper\nlower\nshown\nmine\n";
@@ -51,12 +51,12 @@ fn a_snapshot_that_is_a_block_device_is_attached() {
     let script = format!("{LOOK}; grep ' / ext4 ' /proc/mounts | wc -l");
     let output = node.run_of(LAYERED, &options, "c1", &["sh", "-c", &script]).output().expect("ctr");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // The file system's own folder is in no layer.
+    // The file system's lost+found is in no layer.
     assert_eq!(text, format!("{SEEN}1\n"), "{}", String::from_utf8_lossy(&output.stderr));
     node.assert_clean();
 }
 
-/// Everything an image may hold that a careless copy loses.
+/// Everything an image may contain that a careless copy loses.
 fn hostile_tree(root: &Path) {
     fs::create_dir_all(root.join("bin")).expect("bin");
     let busybox = root.join("bin/busybox");
@@ -99,7 +99,7 @@ fn hostile_tree(root: &Path) {
     let capability = [1, 0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::setxattr(odd("cat"), "security.capability", &capability, flags).expect("attribute");
-    // A hole of more than 4 GiB with marks at its start, across 4 GiB and at its end.
+    // A hole of more than 4 GiB with marks at its start, across the 4 GiB boundary and at its end.
     let large = fs::File::create(odd("large")).expect("large");
     large.set_len((4 << 30) + 4096).expect("size");
     for at in [0, (4 << 30) - 2, (4 << 30) + 4092] {
@@ -151,6 +151,6 @@ MARKMARKMARK
 nothing";
     assert_eq!(text.trim_end(), wanted, "{}", String::from_utf8_lossy(&output.stderr));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(stderr.contains("Permission denied"), "without the attribute nobody reads it: {stderr}");
+    assert!(stderr.contains("Permission denied"), "not readable without the attribute: {stderr}");
     node.assert_clean();
 }

@@ -1,4 +1,4 @@
-//! What is peculiar to containerd's Sandbox API under CRI: what no pause container brings, and the ends
+//! What is specific to containerd's Sandbox API under CRI: what a pause container would bring, and the ends
 //! of VM, shim and containerd.
 
 use std::process::Command;
@@ -12,7 +12,7 @@ use cri::{Container, Node, pod_security};
 use harness::until;
 use serde_json::Value;
 
-/// What the shim says of the pod.
+/// What the shim reports about the pod.
 fn details(node: &Node, pod: &str) -> Value {
     let request = PodSandboxStatusRequest { pod_sandbox_id: pod.into(), verbose: true };
     let answer = node.pod_sandbox_status(request).expect("PodSandboxStatus");
@@ -98,7 +98,7 @@ fn the_shims_death_ends_the_pod() {
     kill(&Value::from(shim.trim().parse::<u64>().expect("pid")));
     until("the pod is not ready", 10, || is(&node, &pod.id, PodSandboxState::SandboxNotready));
     let status = container.ended(10);
-    // containerd's word for an end that nobody can tell it about any more.
+    // containerd's exit code when no shim can report one any more.
     assert_eq!((status.exit_code, status.reason.as_str()), (255, "Error"));
     pod.end();
     node.containerd.assert_clean();
@@ -123,8 +123,8 @@ fn a_pod_survives_its_containerd() {
     node.containerd.assert_clean();
 }
 
-/// Not the shim's doing: containerd reads a specification that such a sandbox does not have. When this fails
-/// because the pod is refused, containerd is mended, and docs/cri.md can say so.
+/// A bug of containerd: it reads a specification that such a sandbox does not have. When this fails because the
+/// pod is refused, containerd is fixed, and docs/cri.md can say so.
 #[test]
 fn containerd_2_1_does_not_survive_a_pod_in_the_hosts_network() {
     let mut node = Node::with_sandbox_api();

@@ -1,5 +1,5 @@
 //! Real guests from sealed images, in the production configuration, on a machine with Secure Execution
-//! that softuv plays: what may run does, what may not is refused in one line, and nobody sees a secret.
+//! that softuv emulates: what may run runs, everything else is refused in one line, and no secret leaks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ fn image(path: &Path) -> SealedImage {
     kata_se::test_api::image::read(&*fs::read(path).expect("image")).expect("sealed")
 }
 
-/// Writes a configuration beside the usual one; its folder is its own, as are its drop-ins.
+/// Writes a configuration beside the usual one, in a separate folder with separate drop-ins.
 fn configured(sealed: &SealedNode, name: &str, text: &str) -> String {
     let folder = sealed.path(&format!("{name}.configuration"));
     fs::create_dir_all(&folder).expect("mkdir");
@@ -29,12 +29,12 @@ fn configured(sealed: &SealedNode, name: &str, text: &str) -> String {
     folder.join("config.toml").display().to_string()
 }
 
-/// Runs a container to its end with this configuration, as the runtime's option ConfigPath.
+/// Runs a container to its end with this configuration, passed as the runtime option ConfigPath.
 fn run_with(sealed: &SealedNode, config: &str, id: &str, args: &[&str]) -> Output {
     sealed.node.run(&["--rm", "--runtime-config-path", config], id, args).output().expect("ctr")
 }
 
-/// The sandbox record of the pod whose container runs, of all that are there.
+/// The sandbox record of the pod that this container belongs to.
 fn record(sealed: &SealedNode, sandbox: &str) -> Value {
     let pods = fs::read_dir(sealed.node.path("run")).expect("run").flatten();
     let records = pods.filter_map(|pod| fs::read(pod.path().join("state.json")).ok());
@@ -72,17 +72,17 @@ fn a_container_runs_in_a_guest_from_a_sealed_image_and_the_node_says_which() {
     sealed.node.assert_clean();
 }
 
-/// A pod with this configuration must not start: one line that says these, soon, and an equal census.
+/// A pod with this configuration must not start: one line that contains these texts, soon, and an equal census.
 fn refused(sealed: &SealedNode, name: &str, config: &str, wanted: &[&str]) {
     let config = configured(sealed, name, config);
     let began = Instant::now();
     let output = run_with(sealed, &config, name, &["true"]);
     assert!(began.elapsed() < Duration::from_secs(10), "{name}: {:?}", began.elapsed());
-    let said = text(&output.stderr);
-    assert!(!output.status.success() && output.stdout.is_empty(), "{name} was started: {said}");
-    assert_eq!(said.lines().count(), 1, "{name}: {said}");
+    let message = text(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{name} was started: {message}");
+    assert_eq!(message.lines().count(), 1, "{name}: {message}");
     for part in wanted {
-        assert!(said.contains(part), "{name}: {part:?} is not in: {said}");
+        assert!(message.contains(part), "{name}: {part:?} is not in: {message}");
     }
     sealed.node.assert_clean();
 }
@@ -130,7 +130,7 @@ fn what_may_not_run_is_refused_in_one_line_and_leaves_nothing() {
     assert_eq!(started, 1, "QEMU was started for the flipped bit only, which no header shows");
 }
 
-/// QEMU boots a plain kernel with the same command line; so does softuv's, unprotected.
+/// QEMU boots a plain kernel with the same command line, unprotected; so does qemu-softuv.
 #[test]
 fn a_plain_kernel_is_refused_whatever_the_configuration_says() {
     let sealed = SealedNode::new();
@@ -175,14 +175,14 @@ fn one_node_has_several_images_by_configuration_and_by_annotation() {
         assert!(line.contains(word), "{id}: {line}");
         assert_eq!(record(&sealed, id)["image"]["path"], image.display().to_string());
     }
-    // The first one made the cgroup that both stand in, and removes it.
+    // The first pod created the cgroup that both are in, and removes it.
     end(&sealed, "c2", second);
 
-    // A pod's own choice, among those that the node's owner allows.
+    // The pod chooses among the images that the operator allows.
     let chosen = format!("io.katacontainers.config.hypervisor.image={}", two.display());
     let refused = sealed.node.run(&["--rm", "--annotation", &chosen], "c3", &["true"]).output().expect("ctr");
-    let said = text(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("added to guest.allowed_images"), "{said}");
+    let message = text(&refused.stderr);
+    assert!(!refused.status.success() && message.contains("added to guest.allowed_images"), "{message}");
     let allowed = format!("[guest]\nallowed_images = [\"{}\"]\n", two.display());
     fs::write(folder.join("allowed.toml"), allowed).expect("drop-in");
     let third = sealed.node.running(&["--rm", "--annotation", &chosen], "c3", FOREVER);
@@ -193,7 +193,7 @@ fn one_node_has_several_images_by_configuration_and_by_annotation() {
     sealed.node.assert_clean();
 }
 
-/// The kept verdicts; removed, so that the census is about pods.
+/// Removes the cached verdicts, so that the census covers pods only.
 fn take_verdicts(sealed: &SealedNode) -> Vec<PathBuf> {
     let entries = fs::read_dir(sealed.node.path("run")).expect("run").flatten();
     let kept: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
@@ -212,12 +212,15 @@ fn an_image_replaced_between_two_pods_is_checked_again_and_the_second_pod_runs_i
     let first = sealed.node.running(&["--rm"], "c1", FOREVER);
     assert!(sealed.node.log().contains("pages are as they were sealed"), "{}", sealed.node.log());
 
-    // While the first one runs: a damaged copy of the same header, then another image.
+    // While the first pod runs: a damaged copy with the same header, then another image.
     fs::rename(flipped(&sealed, &place), &place).expect("rename");
     assert_eq!(tag(&image(&place)), first_tag, "the header is the same");
     let refused = sealed.node.run(&["--rm"], "c2", &["true"]).output().expect("ctr");
-    let said = text(&refused.stderr);
-    assert!(said.contains("modified or truncated since it was sealed: the content of the pages"), "{said}");
+    let message = text(&refused.stderr);
+    assert!(
+        message.contains("modified or truncated since it was sealed: the content of the pages"),
+        "{message}"
+    );
 
     let next = sealed.seal("next.img", "which=next", &[]);
     fs::rename(next, &place).expect("rename");
@@ -237,7 +240,7 @@ fn an_image_replaced_between_two_pods_is_checked_again_and_the_second_pod_runs_i
 
 const CANARY: &str = "canary-5b1d4e0c77a94f0fb2a6";
 
-/// Everything of ours, and of every process, that has the canary in it.
+/// All files of the node and all processes that contain the canary.
 fn sightings(sealed: &SealedNode, more: &[(&str, &[u8])]) -> Vec<String> {
     let mut found = Vec::new();
     let mut look = |name: String, bytes: &[u8]| {
@@ -295,7 +298,7 @@ fn secrets_of_an_image_appear_nowhere_even_when_its_boot_fails() {
     end(&sealed, "c1", running);
     take_verdicts(&sealed);
 
-    let mut said = Vec::new();
+    let mut message = Vec::new();
     for (image, wanted) in [(&damaged, "rc 0x102 rrc 0x1c"), (&panics, "the guest kernel panicked: ")] {
         let config = configured(&sealed, "failing", &sealed.config(image, &[]));
         let output = run_with(&sealed, &config, "c2", &["true"]);
@@ -305,7 +308,7 @@ fn secrets_of_an_image_appear_nowhere_even_when_its_boot_fails() {
             image != &panics || error.contains("console: ") && error.contains("Kernel panic - "),
             "{error}"
         );
-        said.extend(output.stderr);
+        message.extend(output.stderr);
     }
     let inspected = std::process::Command::new(harness::test_program("kata-se"))
         .args(["image", "inspect", "--verify", "--json"])
@@ -316,7 +319,7 @@ fn secrets_of_an_image_appear_nowhere_even_when_its_boot_fails() {
     events.kill().expect("kill");
     let events = events.wait_with_output().expect("ctr events").stdout;
     assert!(text(&events).contains("/tasks/exit"), "{}", text(&events));
-    let more = [("errors", &said[..]), ("events", &events), ("inspect", &inspected.stdout)];
+    let more = [("errors", &message[..]), ("events", &events), ("inspect", &inspected.stdout)];
     assert_eq!(sightings(&sealed, &more), Vec::<String>::new(), "in the end");
     assert!(sealed.node.log().contains("\"level\":\"debug\""), "at debug level");
     until("everything is gone", 10, || fs::read_dir(sealed.node.path("run")).expect("run").count() == 0);

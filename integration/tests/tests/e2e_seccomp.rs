@@ -5,7 +5,7 @@ use std::fs;
 use harness::Containerd;
 use serde_json::json;
 
-/// As s390x has it.
+/// The number of the system call on s390x.
 const SIGURG: u32 = 23;
 
 #[test]

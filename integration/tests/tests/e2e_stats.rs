@@ -14,7 +14,7 @@ fn metrics(node: &Containerd, id: &str) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
-/// A figure of cgroup version 1's message or of version 2's.
+/// A number from the message for cgroup version 1 or 2.
 fn figure(metrics: &Value, v1: &str, v2: &str) -> u64 {
     let found = metrics.pointer(v1).or_else(|| metrics.pointer(v2));
     found.and_then(Value::as_u64).unwrap_or_else(|| panic!("{v1} or {v2}: {metrics}"))
@@ -28,7 +28,7 @@ fn usage(metrics: &Value) -> u64 {
 fn statistics_are_true_and_an_oom_is_reported_before_the_exit() {
     let node = Containerd::new();
     let mut sandbox = node.running(&SANDBOX, "pod", FOREVER);
-    // 20 MiB in memory, and work.
+    // 20 MiB of memory, and some CPU time.
     let busy = format!("dd if=/dev/zero of=/dev/shm/x bs=1M count=20 2>/dev/null; {FOREVER}");
     let mut one = node.running(&MEMBER, "one", &busy);
     until("20 MiB are counted", 20, || usage(&metrics(&node, "one")) >= 20 << 20);
@@ -40,14 +40,14 @@ fn statistics_are_true_and_an_oom_is_reported_before_the_exit() {
     };
     assert!(cpu(&of_one) > 1_000_000, "it has run: {of_one}");
     assert!(figure(&of_one, "/pids/current", "/pids/current") >= 1, "{of_one}");
-    // The sandbox's figures are the VM's: QEMU with all of the guest.
+    // The sandbox's statistics are the VM's: QEMU including the guest.
     let of_pod = metrics(&node, "pod");
     assert!(usage(&of_pod) > 100 << 20 && cpu(&of_pod) > cpu(&of_one), "{of_pod}");
 
     // Paused, it uses nothing.
     node.ctr_ok(&["task", "pause", "one"]);
     let (before, after) = (cpu(&metrics(&node, "one")), cpu(&metrics(&node, "one")));
-    assert_eq!(before, after, "it stands still");
+    assert_eq!(before, after, "it does not run");
     node.ctr_ok(&["task", "resume", "one"]);
 
     let log = node.path("events");
@@ -60,7 +60,7 @@ fn statistics_are_true_and_an_oom_is_reported_before_the_exit() {
     let ended = node.run(&options, "hog", &["tail", "/dev/zero"]).output().expect("ctr");
     assert_eq!(ended.status.code(), Some(137), "{}", node.log());
     let seen = || fs::read_to_string(&log).unwrap_or_default();
-    until("its exit is told", 10, || seen().contains("/tasks/exit"));
+    until("its exit event", 10, || seen().contains("/tasks/exit"));
     listener.kill().ok();
     listener.wait().expect("ctr events");
     let (oom, exit) = (seen().find("/tasks/oom"), seen().find("/tasks/exit"));

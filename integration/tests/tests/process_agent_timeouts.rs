@@ -25,7 +25,7 @@ async fn node_with_short_limits() -> TestNode {
     node
 }
 
-/// The call's limit is kept, and told.
+/// The call ends at its deadline, with an error that says so.
 async fn ends<T: std::fmt::Debug>(call: &str, asking: impl Future<Output = ttrpc::Result<T>>) {
     let began = Instant::now();
     let result = within(call, 10, asking).await;
@@ -36,7 +36,7 @@ async fn ends<T: std::fmt::Debug>(call: &str, asking: impl Future<Output = ttrpc
     assert!(took >= LIMIT && took < LIMIT * 2, "{call}: {took:?}");
 }
 
-/// Asks until it works.
+/// Retries until it works.
 async fn eventually_ok<F: Future<Output = ttrpc::Result<()>>>(what: &str, ask: impl Fn() -> F) {
     within(what, 10, async {
         while ask().await.is_err() {
@@ -100,7 +100,7 @@ async fn every_call_of_a_running_pod_has_an_end() {
         shim.create_for("c1", &dir, streams, true, Duration::from_secs(10)).await.expect("create");
         let silence = |call: &str| node.script(&silences(call)[way]);
         silence("StartContainer");
-        // Nobody knows then whether it runs: it counts as ended.
+        // It is unknown whether it runs: it counts as ended.
         ends("StartContainer", shim.start("c1", "")).await;
         node.end(&shim, "c1").await;
 
@@ -122,7 +122,7 @@ async fn every_call_of_a_running_pod_has_an_end() {
         ends("SignalProcess", shim.kill("c1", "", 15)).await;
         silence("PauseContainer");
         ends("PauseContainer", shim.pause("c1")).await;
-        // After half an answer nothing more comes on the connection.
+        // After half an answer the connection stays silent.
         if way < 2 {
             node.script(&json!([]));
             eventually_ok("it can be paused again", || shim.pause("c1")).await;
@@ -131,7 +131,7 @@ async fn every_call_of_a_running_pod_has_an_end() {
             node.script(&json!([]));
             shim.resume("c1").await.expect("asked again");
         }
-        // Input that the guest does not take is lost; nothing else is.
+        // Input that the guest does not accept is lost; nothing else is.
         silence("WriteStdin");
         std::fs::OpenOptions::new()
             .write(true)

@@ -1,4 +1,4 @@
-//! A whole pod, led exactly as callers do whose daemons are not on the test machines: CRI-O, and
+//! A whole pod, driven exactly as callers do whose daemons are not on the test machines: CRI-O, and
 //! containerd from 2.3 on. Each is restarted in between and finds its pod again.
 
 use std::path::Path;
@@ -16,7 +16,7 @@ struct Caller {
 }
 
 impl Caller {
-    /// Makes a member in the pod of this VM, and finds it running.
+    /// Creates and starts a container in the pod of this VM.
     async fn join(&self, id: &str, dir: &Path, vm: u32) {
         assert_eq!(self.create(id, dir).await, vm);
         self.start(id, "").await;
@@ -81,7 +81,7 @@ impl Caller {
         Ok(self.call::<api::StateResponse>("State", &request).await?.status.value())
     }
 
-    /// Asks politely, then not.
+    /// SIGTERM, then SIGKILL.
     async fn stop(&self, id: &str) {
         for (signal, all) in [(15, false), (9, true)] {
             let request = api::KillRequest { id: id.into(), signal, all, ..Default::default() };
@@ -101,7 +101,7 @@ impl Caller {
         self.call::<api::Empty>("Shutdown", &request).await.expect("shutdown");
     }
 
-    /// The VM's process, as after a restart it is asked for first.
+    /// The VM's process: the first question after a restart.
     async fn vm(&self, id: &str) -> u32 {
         let request = api::ConnectRequest { id: id.into(), ..Default::default() };
         self.call::<api::ConnectResponse>("Connect", &request).await.expect("connect").task_pid
@@ -120,7 +120,7 @@ fn memory(node: &TestNode) -> String {
     orders.lines().find(|line| line.starts_with("memory_mib")).expect("memory").to_owned()
 }
 
-/// Its `start` answers a bare address, on standard output and error together; there are no events; each
+/// `start` prints a bare address, and its stdout and stderr are read together; there are no events; each
 /// container has a connection; the root file system is mounted already, outside of the bundle.
 #[tokio::test]
 async fn a_whole_pod_as_crio_drives_it() {
@@ -148,7 +148,7 @@ async fn a_whole_pod_as_crio_drives_it() {
     let member = Caller::connect(&same, SERVICE).await;
     member.join("m1", &member_dir, vm).await;
 
-    // CRI-O is killed and comes back: each container's bundle names the address.
+    // CRI-O is killed and restarted: each container's bundle contains the address.
     drop((sandbox, member));
     let again = |dir: &Path| std::fs::read_to_string(dir.join("address")).expect("address");
     let sandbox = Caller::connect(&again(&dir), SERVICE).await;
@@ -160,7 +160,7 @@ async fn a_whole_pod_as_crio_drives_it() {
     assert_eq!(member.state("m1").await, Ok(3));
     assert!(!member_dir.join("oom").exists());
     member.delete("m1", "").await.expect("delete");
-    member.shutdown("m1").await; // after each container; the pod's goes on
+    member.shutdown("m1").await; // after each container; the pod's shim keeps running
     assert_eq!(sandbox.state("s1").await, Ok(2));
     sandbox.stop("s1").await;
     sandbox.delete("s1", "").await.expect("delete");
@@ -169,8 +169,8 @@ async fn a_whole_pod_as_crio_drives_it() {
     assert!(node.events.seen().is_empty());
 }
 
-/// Its `start` is told everything on standard input and answers a message; events go where that says;
-/// members are started, too, and answered the sandbox' address.
+/// `start` reads its parameters from stdin and prints a message; events go to the address named there;
+/// `start` is also called for each further container, and prints the sandbox's address.
 #[tokio::test]
 async fn a_whole_pod_as_containerd_2_3_drives_it() {
     const SERVICE: &str = "containerd.task.v3.Task";
@@ -208,7 +208,7 @@ async fn a_whole_pod_as_containerd_2_3_drives_it() {
     let member = Caller::connect(&same, SERVICE).await;
     member.join("m1", &member_dir, vm).await;
 
-    // containerd is killed and comes back: it has noted the address itself, and asks for the VM.
+    // containerd is killed and restarted: it has stored the address itself, and asks for the VM.
     drop((sandbox, member));
     let sandbox = Caller::connect(&address, SERVICE).await;
     let member = Caller::connect(&address, SERVICE).await;

@@ -1,4 +1,4 @@
-//! The shim runs in its pod's cgroup, or outside where the operator wants it so, and gives back what it made.
+//! The shim runs in its pod's cgroup, or outside where the operator configures it so, and removes what it created.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use harness::{Bundle, TestNode};
 
-/// Where a process is, one line for each hierarchy.
+/// The cgroups of a process, one line for each hierarchy.
 fn cgroups(pid: u32) -> BTreeSet<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
     text.lines().map(str::to_owned).collect()
 }
 
-/// Those that are below the cgroup of this node's pods.
+/// Those below the cgroup of this node's pods.
 fn in_pod(pid: u32) -> Vec<String> {
     cgroups(pid).into_iter().filter(|line| line.contains(":/kata-se-tests/")).collect()
 }
@@ -48,7 +48,7 @@ async fn the_shim_is_accounted_to_its_pod_and_leaves_its_cgroup_before_the_end()
     for (own, pods) in shims.iter().zip(&vms) {
         assert_eq!(*own, format!("{pods}-shim"), "beside the pod's");
     }
-    // What the shim starts for itself is in the pod's, what was there before is where it was.
+    // What the shim starts is in the pod's cgroup; what existed before stays where it was.
     assert_eq!(cgroups(std::process::id()), here);
     assert!(!node.log().contains("accounted"), "{}", node.log());
     let made: Vec<PathBuf> = places(shim_pid).into_iter().chain(places(vm)).collect();
@@ -81,7 +81,7 @@ async fn a_killed_shims_cgroup_is_removed_by_delete_and_a_log_writer_in_it_lives
     let (shim_pid, _) = shim.pid("c1").await;
     let places = places(shim_pid);
     assert!(!places.is_empty());
-    // As a program that writes logs: started by the shim, and not to be ended with it.
+    // Like a program that writes logs: started by the shim, and not to be killed with it.
     let mut writer = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
     for dir in &places {
         fs::write(dir.join("cgroup.procs"), writer.id().to_string()).expect("move");
@@ -100,7 +100,7 @@ async fn a_killed_shims_cgroup_is_removed_by_delete_and_a_log_writer_in_it_lives
 #[tokio::test]
 async fn a_pods_cgroup_that_others_made_stays_in_every_hierarchy_where_it_was() {
     let node = TestNode::new().await;
-    // Only in one hierarchy, as the kubelet does where it does not know a controller.
+    // Only in one hierarchy, as the kubelet does where it does not use a controller.
     let kept = hierarchies().into_iter().next().expect("a hierarchy").join("kata-se-tests");
     fs::create_dir(&kept).expect("cgroup");
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;

@@ -1,4 +1,4 @@
-//! The snippets for containerd, CRI-O and Kubernetes name keys that those know, and each other.
+//! The shipped snippets for containerd, CRI-O and Kubernetes use keys that those know, and consistent names.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ fn text(name: &str) -> String {
     std::fs::read_to_string(file(name)).expect(name)
 }
 
-/// `section.key` to value of the sections that speak of our runtime; both kinds of quotes are one.
+/// `section.key` to value in the sections about our runtime; both kinds of quotes are equal.
 fn keys(toml: &str) -> BTreeMap<String, String> {
     let (mut section, mut found) = (String::new(), BTreeMap::new());
     for line in toml.lines().map(|line| line.trim().replace('\'', "\"")) {
@@ -42,7 +42,7 @@ fn each_containerd_takes_every_key_of_its_snippet() {
         let given = keys(&text(snippet));
         assert!(given.len() >= 5, "{given:?}");
         for (key, value) in given {
-            // 1.6 has one snapshotter for all runtimes, and passes over the key.
+            // 1.6 has one snapshotter for all runtimes, and ignores the key.
             if version != "1.6" || !key.ends_with(".snapshotter") {
                 assert_eq!(known.get(&key), Some(&value), "{version}: {key}");
             }

@@ -1,4 +1,4 @@
-//! QEMU gets what it is meant to have and nothing else; what we make is ours alone.
+//! QEMU inherits what it is meant to have and nothing else; files of the shim are private.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -24,7 +24,7 @@ async fn qemu_and_the_shim_inherit_nothing_by_accident() {
     let file = std::fs::File::open("/etc/passwd").expect("open");
     let leaked: Vec<std::fs::File> = (0..100)
         .map(|_| {
-            // SAFETY: `dup` of an open descriptor; nobody else owns what it returns.
+            // SAFETY: `dup` of an open descriptor returns a new one that has no other owner.
             unsafe { std::fs::File::from_raw_fd(nix::libc::dup(file.as_raw_fd())) }
         })
         .collect();
@@ -65,7 +65,7 @@ async fn qemu_has_the_pods_oom_score_and_a_missing_privilege_is_a_warning() {
     let (_, vm) = shim.pid("c1").await;
     let score = std::fs::read_to_string(format!("/proc/{vm}/oom_score_adj")).expect("score");
     assert_eq!(score, "321\n");
-    // A cookie of its own, or one line that says why not; the pod runs either way.
+    // A scheduling cookie, or one warning with the reason; the pod runs either way.
     let warnings = node.log().matches("PR_SCHED_CORE").count();
     assert!(warnings <= 1, "{}", node.log());
     assert_eq!(shim.state("c1", "").await.expect("state").status.value(), 2);
@@ -85,7 +85,7 @@ async fn files_are_private_whatever_the_umask() {
             let meta = entry.metadata().expect("stat");
             assert_eq!(meta.uid(), 0);
             let name = entry.path();
-            // The vsock sockets are the device's; the folder above is closed.
+            // The vsock sockets belong to the device; the folder above is private.
             let inner = name.components().any(|c| c.as_os_str() == "pack")
                 || name.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vsock"));
             assert!(inner || meta.mode() & 0o077 == 0, "{}: mode {:o}", name.display(), meta.mode());

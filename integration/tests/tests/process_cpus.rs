@@ -21,14 +21,14 @@ fn cpus(pid: u32) -> BTreeSet<String> {
     tasks.map(of).collect()
 }
 
-/// Everything in the pod's cgroup: the double, the vsock device, and on this node the guest.
+/// All processes in the pod's cgroup: the double, the vsock device, and on this node the guest's.
 fn processes(vm: u32) -> Vec<u32> {
     let procs = cgroup_of(vm, "pids").join("cgroup.procs");
     let list = std::fs::read_to_string(procs).expect("processes");
     list.lines().map(|line| line.parse().expect("pid")).collect()
 }
 
-/// This machine's, as every process here has them.
+/// All CPUs of this machine that this process may use.
 fn all() -> String {
     let own = cpus(std::process::id()).pop_first().expect("own");
     assert!(own.starts_with("0-"), "these tests need CPUs 0 and 1, there are {own}");
@@ -45,7 +45,7 @@ async fn the_vm_runs_on_the_cpus_of_the_pods_containers() {
     let node = TestNode::new().await;
     let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     let (shim_pid, vm) = shim.pid("s1").await;
-    assert_eq!(cpus(vm), BTreeSet::from([all()]), "nobody names any");
+    assert_eq!(cpus(vm), BTreeSet::from([all()]), "no container names any");
     member(&node, &shim, "m1", "1").await;
     assert_eq!(cpus(vm), BTreeSet::from(["1".to_owned()]));
     member(&node, &shim, "m2", "0").await;
@@ -60,7 +60,7 @@ async fn the_vm_runs_on_the_cpus_of_the_pods_containers() {
     for id in ["m1", "m2"] {
         shim.delete(id, "").await.expect("delete");
     }
-    assert_eq!(cpus(vm), BTreeSet::from([all()]), "nobody names any longer");
+    assert_eq!(cpus(vm), BTreeSet::from([all()]), "no container names any more");
     assert_eq!(cpus(shim_pid), BTreeSet::from([all()]), "the shim has its own");
     assert!(!node.log().contains("CPUs"), "{}", node.log());
     node.end(&shim, "s1").await;

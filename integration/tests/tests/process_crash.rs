@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, TestNode, cgroup_top, code, within};
 use kata_se::test_api::Step;
 
-/// Steps that belong to a pod's end or to a process; the others are all on the way of its Create.
+/// Steps of a pod's end or of a process; all others are steps of Create.
 const LATER: [Step; 8] = [
     Step::ContainerStarted,
     Step::ExecMade,
@@ -19,7 +19,7 @@ const LATER: [Step; 8] = [
     Step::CleanupDone,
 ];
 
-/// What every shim and every `delete` of the node does at a step; empty: nothing.
+/// Sets what every shim and every `delete` of the node does at a step; empty: nothing.
 fn failpoint(node: &TestNode, what: &str) {
     std::fs::write(node.path("failpoint"), what).expect("failpoint");
 }
@@ -31,7 +31,7 @@ async fn node_with_failpoint() -> TestNode {
     node
 }
 
-/// Everything a pod does once, as far as it comes: a sandbox with network, a member, an exec, the end.
+/// A whole life, as far as it gets: a sandbox with network, a container, an exec, the end.
 async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
     let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
     let output = node.start_output("s1", &dir);
@@ -57,16 +57,16 @@ async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
 
 #[tokio::test]
 async fn every_step_is_reached() {
-    // A step that no walk reaches would make the crash tests below say nothing about it.
+    // The crash tests below would prove nothing about a step that is never reached.
     let node = node_with_failpoint().await;
     let netns = PodNetns::new();
     for step in Step::ALL {
         failpoint(&node, &format!("{}=EIO", step.name()));
         let result = within("an end", 60, whole_life(&node, &netns)).await;
-        let said = result.err().map(|e| e.to_string()).unwrap_or_default() + &node.log();
+        let message = result.err().map(|e| e.to_string()).unwrap_or_default() + &node.log();
         assert!(
-            said.contains(&format!("failpoint {}", step.name())),
-            "{}: never reached: {said}",
+            message.contains(&format!("failpoint {}", step.name())),
+            "{}: never reached: {message}",
             step.name()
         );
         failpoint(&node, "");
@@ -82,7 +82,7 @@ async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
     let clean = harness::Census::take(&node.path(""), &node.path("run"));
     for round in 1..=3 {
         for step in Step::ALL {
-            // In later rounds at the step of the member, or of the next undo, where there is one.
+            // In later rounds at the second container's step, or at the next cleanup, where there is one.
             failpoint(&node, &format!("{}=kill#{round}", step.name()));
             within("an end", 60, whole_life(&node, &netns)).await.ok();
             failpoint(&node, "");
@@ -197,7 +197,7 @@ async fn delete_of_a_member_leaves_the_living_pod_alone_and_of_the_sandbox_ends_
     shim.start("m1", "").await.expect("start");
     node.delete("m1");
     assert_eq!(shim.state("m1", "").await.expect("state").status.value(), 2, "untouched");
-    // A shim that lives but hangs: stopped.
+    // A shim that runs but hangs: stopped.
     let (pid, _) = shim.pid("s1").await;
     let pid = nix::unistd::Pid::from_raw(pid as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("stop");

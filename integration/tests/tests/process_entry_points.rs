@@ -1,5 +1,5 @@
-//! Every caller finds the shim: containerd 1.6 to 2.3 and CRI-O, each in its own dialect; what is
-//! printed is exactly what they parse.
+//! Entry points: containerd 1.6 to 2.3 and CRI-O each call the shim in their dialect, and what it
+//! prints is exactly what they parse.
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
@@ -38,7 +38,7 @@ async fn a_bootstrap_result_for_containerd_2_3() {
     node.assert_clean();
 }
 
-/// The service under the name of containerd 1.x and CRI-O, which the client crate no longer speaks.
+/// The service under the name that containerd 1.x and CRI-O use, which the client crate no longer has.
 #[tokio::test]
 async fn the_task_service_has_both_names() {
     use containerd_shim_protos::api::{ConnectRequest, ConnectResponse};

@@ -1,4 +1,4 @@
-//! Events reach containerd in order, however long it is away, and hold nothing up meanwhile.
+//! Events reach containerd in order, however long it is away, and block nothing meanwhile.
 
 use std::io::Write;
 use std::path::Path;
@@ -28,7 +28,7 @@ async fn execs_work_while_containerd_takes_no_events() {
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     eventually("the first events", 5, || node.events.seen().len() == 2).await;
     node.events.down().await;
-    // It is there, takes what is sent, and never answers.
+    // A service that accepts what is sent and never answers.
     let mute = std::os::unix::net::UnixListener::bind(node.path("events.sock")).expect("bind");
     let began = Instant::now();
     for n in 0..30 {
@@ -40,9 +40,9 @@ async fn execs_work_while_containerd_takes_no_events() {
     node.events.up().await;
     eventually("all events", 20, || node.events.seen().len() == 2 + 30 * 3).await;
     let lines = node.events.lines();
-    for (n, told) in lines[2..].chunks(3).enumerate() {
+    for (n, of_exec) in lines[2..].chunks(3).enumerate() {
         assert_eq!(
-            told,
+            of_exec,
             [format!("exec-added c1/e{n}"), format!("exec-started c1/e{n}"), format!("exit c1/e{n} 0")]
         );
     }
@@ -52,7 +52,7 @@ async fn execs_work_while_containerd_takes_no_events() {
 #[tokio::test]
 async fn exit_events_of_execs_come_before_that_of_their_init() {
     let node = TestNode::new().await;
-    // By its own end, by KILL, and with the VM.
+    // The init process exits, is killed, and ends with its VM.
     for way in ["exit", "kill", "vm"] {
         for round in 0..5 {
             let id = format!("{way}{round}");

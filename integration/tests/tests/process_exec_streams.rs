@@ -83,8 +83,8 @@ async fn a_background_child_holding_stdout_does_not_hold_its_exec() {
 async fn an_exec_held_by_a_background_child_ends_when_it_is_killed() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    // A read that begins after the process' end is not told of it by the agent, and asking for the end
-    // would throw away what is unread: so the exec waits for its background child, until it is killed.
+    // The agent does not end a read that begins after the process has ended, and asking for the exit status
+    // would discard what is unread: so the exec waits for its background child, until it is killed.
     node.script(&json!([{"call": "ReadStdout", "request": {"exec_id": "e1"}, "nth": 1, "delay_ms": 500}]));
     let out = shim.fifo("e1", "out");
     let reading = reader(out.clone());
@@ -106,7 +106,7 @@ async fn a_shim_with_open_fifos_exits_at_once() {
     let (pid, _) = shim.pid("c1").await;
     let began = Instant::now();
     shim.shutdown(true).await.expect("shutdown");
-    // One that nobody reaps has no command line any more.
+    // A zombie has no command line.
     let words = || std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     eventually("the shim has gone", 5, || words().is_empty()).await;
     eprintln!("gone {:?} after Shutdown was asked", began.elapsed());
@@ -132,7 +132,7 @@ async fn a_reader_that_goes_away_does_not_kill_the_workload() {
         some[..count].to_vec()
     });
     let first = within("some output", 5, first).await.expect("join");
-    tokio::time::sleep(Duration::from_millis(200)).await; // nobody reads
+    tokio::time::sleep(Duration::from_millis(200)).await; // no reader
     let rest = reader(out);
     assert_eq!(within("its end", 10, shim.wait("c1", "e1")).await, Ok(0), "no SIGPIPE");
     let wanted: String = (0..40).map(|n| format!("{n}\n")).collect();

@@ -1,5 +1,5 @@
-//! What keeps a pod from starting, or hangs under it, is told in one line that names it; and the node
-//! is as it was.
+//! What keeps a pod from starting is reported in one line that names it, and the node is clean
+//! afterwards.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn whatever_is_missing_is_named() {
     says(node.refused(&plain).await, &["bin/qemu: No such file"]);
     std::fs::rename(node.path("bin/qemu.away"), node.path("bin/qemu")).expect("rename");
 
-    // What cannot run at all is refused before a shim is left running.
+    // What cannot run at all is refused by `start`; no shim is left running.
     let output = node.start_output("c2", &node.bundle("c2", &Bundle::new(&[])));
     says(String::from_utf8_lossy(&output.stderr).into_owned(), &["config.json: process.args is empty"]);
 }

@@ -1,4 +1,4 @@
-//! Port forwarding where its end is nobody's fault: a node that cannot have it, a guest that does not answer.
+//! Port forwarding that cannot work: on a node without support for it, and to a guest that does not answer.
 
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use harness::{Bundle, PodNetns, TestNode, eventually, within};
 
-/// Connections at once, and descriptors of one (`src/limits.rs`).
+/// Concurrent connections, and descriptors of one (`src/limits.rs`).
 const BOUND: usize = 64;
 
 const WARNING: &str = "port forwarding does not reach the pod";
@@ -17,7 +17,7 @@ fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).expect("fd").count()
 }
 
-/// Nothing came, and nothing ended.
+/// No data and no end of file.
 fn is_open(mut stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).expect("set");
     matches!(stream.read(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
@@ -37,7 +37,7 @@ async fn a_node_that_cannot_forward_logs_it_once_and_runs_its_pods() {
     .await;
     assert_eq!(shim.run_exec("c1", "e", &["/bin/true"]).await, 0);
     netns.localhost("add");
-    assert_eq!(netns.connect(80).expect_err("nobody").kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(netns.connect(80).expect_err("no listener").kind(), ErrorKind::ConnectionRefused);
     log += &node.log();
     assert_eq!(log.matches(WARNING).count(), 1, "{log}");
     node.end(&shim, "c1").await;
@@ -50,7 +50,7 @@ async fn connections_are_bounded_and_end_with_the_vm() {
     let shim = node.running("c1", &Bundle::sh("sleep 1000").network(&netns.path())).await;
     let (pid, qemu) = shim.pid("c1").await;
     let before = descriptors(pid);
-    // The guest's double has no network: what is asked of it is not answered.
+    // The guest's double has no network: connections to it are not answered.
     let mut first = None;
     eventually("localhost is taken", 5, || {
         first = netns.connect(80).ok();
@@ -67,6 +67,6 @@ async fn connections_are_bounded_and_end_with_the_vm() {
     kill(qemu, Signal::SIGKILL).expect("kill the VM");
     within("its end", 10, shim.wait("c1", "")).await.expect("end");
     eventually("connections end with the VM", 5, || !all.iter().any(is_open)).await;
-    assert!(netns.connect(80).is_err(), "nobody takes them");
+    assert!(netns.connect(80).is_err(), "no connections are accepted");
     node.end(&shim, "c1").await;
 }

@@ -1,4 +1,4 @@
-//! A guest that hangs is declared dead in time, and takes neither its callers nor containerd with it.
+//! A guest that hangs is declared dead in time, and blocks neither its callers nor containerd.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).expect("pid"))
 }
 
-/// Calls are given up after a second, and so is an agent that seems dead.
+/// A node on which calls, and the agent's health check, time out after a second.
 async fn node_with_short_limits() -> TestNode {
     let node = TestNode::new().await;
     std::fs::create_dir(node.path("config.d")).expect("folder");
@@ -20,7 +20,7 @@ async fn node_with_short_limits() -> TestNode {
     node
 }
 
-/// A pod with two members, the second not yet started.
+/// A pod with two containers beside the sandbox, the second not yet started.
 async fn pod(node: &TestNode) -> Shim {
     let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
     for id in ["m1", "m2"] {
@@ -31,7 +31,7 @@ async fn pod(node: &TestNode) -> Shim {
     shim
 }
 
-/// All containers end as killed, QEMU is reaped, the pod is deleted at once.
+/// All containers end as killed, QEMU is reaped, and the pod can be deleted at once.
 async fn dies(node: &TestNode, shim: &Shim, vm: u32, since: Instant, within_ms: u64) {
     for id in ["m1", "m2", "s1"] {
         assert_eq!(within("its end", 20, shim.wait(id, "")).await, Ok(137), "{id}");
@@ -59,7 +59,7 @@ fn a_leftover_shim_whose_guest_hangs_does_not_keep_containerd_from_starting() {
     });
     node.kill();
     assert!(!creating.wait().expect("ctr").success());
-    // It asks the shim for the Delete of what it does not know, and waits for the answer.
+    // It calls Delete for a container it does not know, and waits for the answer.
     let began = Instant::now();
     node.up();
     eprintln!("containerd started {:?} after it was asked, beside a shim whose guest hangs", began.elapsed());
@@ -99,13 +99,13 @@ async fn a_stopped_guest_is_declared_dead() {
     assert_eq!(code(&stats), Some(Code::DEADLINE_EXCEEDED), "{stats:?}");
     dies(&node, &shim, vm, began, 5000).await;
     let log = node.log();
-    let said = "killing the VM: the guest agent did not answer a health check within 1 s";
-    assert!(log.contains(said), "{log}");
+    let message = "killing the VM: the guest agent did not answer a health check within 1 s";
+    assert!(log.contains(message), "{log}");
 }
 
 #[tokio::test]
 async fn a_connection_that_falls_silent_or_is_lost_ends_the_pod() {
-    // Half an answer and nothing after it; and closed, with nobody to answer the next.
+    // Half an answer and nothing after it; and a closed connection, with no new one accepted.
     let ways: [(&str, Value); 2] = [
         ("silent", json!([{"call": "StatsContainer", "cut": 5}])),
         ("lost", json!([{"call": "StatsContainer", "close": true}, {"call": "@connect", "close": true}])),
@@ -132,7 +132,7 @@ async fn one_unanswered_call_does_not_end_a_pod() {
     let asked = || node.requests().iter().filter(|r| r["call"] == "Check").count();
     eventually("the agent is asked whether it is well", 5, || asked() >= 3).await;
     assert_eq!(shim.run_exec("m1", "e1", &["/bin/true"]).await, 0);
-    // No suspicion, no question.
+    // No health check while nothing is suspicious.
     let before = asked();
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(asked(), before, "an idle shim is idle");

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// Children of a process, those that nobody reaped too.
+/// Children of a process, zombies included.
 fn children(parent: u32) -> Vec<String> {
     let stats = fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| {
         let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
@@ -19,7 +19,7 @@ fn children(parent: u32) -> Vec<String> {
     stats.collect()
 }
 
-/// What the double is told, and what its pod's error says then.
+/// The double's orders, and the text that the pod's error then contains.
 type Mishap = (fn(&mut Value), &'static str);
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_qemu_that_fails_at_its_start_is_killed_and_reaped() {
         let server = fs::read_to_string(node.pod_dir().join("lock")).expect("lock");
         let server = server.trim().parse().expect("pid");
         harness::eventually("all are reaped", 1, || children(server).is_empty()).await;
-        eprintln!("{wanted}: told after {:?}", began.elapsed());
+        eprintln!("{wanted}: reported after {:?}", began.elapsed());
         shim.shutdown(true).await.expect("shutdown");
         node.assert_clean();
     }
@@ -68,11 +68,11 @@ fn a_pod_whose_qemu_died_is_removed_without_delay() {
     kill(Pid::from_raw(i32::try_from(vm).expect("pid")), Signal::SIGKILL).expect("kill");
     until("it is stopped", 5, || node.task("c1").is_some_and(|(status, _)| status == "STOPPED"));
     let removed = node.ctr(&["task", "rm", "c1"]);
-    let said = String::from_utf8_lossy(&removed.stderr).into_owned();
-    assert!(said.contains("exit code 137"), "{said}");
+    let message = String::from_utf8_lossy(&removed.stderr).into_owned();
+    assert!(message.contains("exit code 137"), "{message}");
     eprintln!("removed {:?} after its VM died", began.elapsed());
     ended(&node);
-    assert_eq!(node.told().of("c1"), ["create c1", "start c1", "exit c1 137", "delete c1 137"]);
+    assert_eq!(node.delivered().of("c1"), ["create c1", "start c1", "exit c1 137", "delete c1 137"]);
 }
 
 #[test]
@@ -81,8 +81,8 @@ fn a_pod_that_cannot_start_leaves_no_shim_and_its_name_is_free() {
     node.doubles().double(|orders| orders["exit"] = json!({"code": 1, "stderr": "not today"}));
     for _ in 0..2 {
         let failed = node.run(&["--rm"], "c1", &["true"]).output().expect("ctr");
-        let said = String::from_utf8_lossy(&failed.stderr).into_owned();
-        assert!(!failed.status.success() && said.contains("not today"), "{said}");
+        let message = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert!(!failed.status.success() && message.contains("not today"), "{message}");
         node.assert_clean();
     }
     node.doubles().double(|_| ());

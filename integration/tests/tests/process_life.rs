@@ -1,4 +1,4 @@
-//! A container's life is what containerd relies on: pids, exit codes, states, events in order, and
+//! The life cycle of containers, as containerd relies on it: pids, exit codes, states, events in order, and
 //! errors with the codes callers look for.
 
 use harness::{Bundle, Code, NO_STREAMS, TestNode, code, eventually, within};
@@ -102,7 +102,7 @@ async fn a_container_that_was_never_started_can_be_deleted() {
     let shim = node.shim("c1", &dir).await;
     shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     assert_eq!(shim.delete("c1", "").await, Ok(0));
-    // containerd's own way: it kills, waits for the end, then deletes.
+    // As containerd does it: kill, wait, delete.
     shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     shim.kill("c1", "", 9).await.expect("kill");
     assert_eq!(within("its end", 5, shim.wait("c1", "")).await, Ok(137));
@@ -119,7 +119,7 @@ async fn a_sandbox_can_be_started_again_right_after_its_end() {
     let node = TestNode::new().await;
     let dir = node.bundle("c1", &Bundle::sh("exit 7"));
     for _ in 0..20 {
-        // The answer to Shutdown comes before the old shim has gone.
+        // Shutdown is answered before the old shim has exited.
         let shim = node.shim("c1", &dir).await;
         shim.shutdown(true).await.expect("shutdown");
     }
@@ -168,7 +168,7 @@ async fn a_pod_of_three_containers_is_one_shim_and_one_vm() {
     assert_eq!(shim.wait("m1", "").await, Ok(137));
     shim.delete("m1", "").await.expect("delete");
     assert_eq!(shim.state("m2", "").await.expect("state").status.value(), 2, "the others go on");
-    // The sandbox ends: so does what is left in it.
+    // The sandbox ends, and with it what is left in it.
     shim.kill("s1", "", 9).await.expect("kill");
     shim.wait("s1", "").await.expect("wait");
     shim.delete("s1", "").await.expect("delete");

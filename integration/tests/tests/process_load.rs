@@ -1,4 +1,4 @@
-//! Many containers, pods, execs and callers at once: nothing is mixed up, nothing grows.
+//! Many containers, pods, execs and callers at once: nothing is mixed up, and nothing leaks.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, code, eventually, within};
 
-/// What a shim uses.
+/// Resources that a shim uses.
 #[derive(Clone, Copy, Debug)]
 struct Usage {
     rss_kib: u64,
@@ -25,7 +25,7 @@ impl Usage {
         Self { rss_kib: figure("VmRSS:"), fds, threads: figure("Threads:") }
     }
 
-    /// After threads that waited for work have gone.
+    /// The usage once idle threads have exited.
     async fn settled(pid: u32, before: Self) -> Self {
         eventually("descriptors and threads are as before", 20, || {
             let now = Self::of(pid);
@@ -79,7 +79,7 @@ async fn three_hundred_execs_leave_the_shim_as_it_was() {
     many(&shim, "v").await;
     // Threads that wait for blocking work end after some ten seconds.
     let mut before = Usage::settled(pid, Usage { rss_kib: 0, fds: usize::MAX, threads: 1 }).await;
-    // What leaks grows each time; how the allocator cuts its memory up differs a little from time to time.
+    // A leak grows in each round; fragmentation of the allocator's memory varies a little.
     for round in 1.. {
         let began = Instant::now();
         for n in 0..300 {
@@ -177,7 +177,7 @@ async fn four_pods_run_side_by_side() {
     vms.sort_unstable();
     vms.dedup();
     assert_eq!(vms.len(), 4, "one VM each");
-    // One dies; the others do not hear of it.
+    // One pod dies; the others are unaffected.
     shims[0].kill("p1", "", 9).await.expect("kill");
     assert_eq!(shims[0].wait("p1", "").await, Ok(137));
     for (id, shim) in names.iter().zip(&shims).skip(1) {
@@ -243,8 +243,8 @@ async fn one_of_two_concurrent_starts_of_a_sandbox_wins() {
         let both = both.map(|one| one.join().expect("join"));
         let (won, lost): (Vec<_>, Vec<_>) = both.iter().partition(|output| output.status.success());
         assert_eq!((won.len(), lost.len()), (1, 1), "round {round}: {both:?}");
-        let said = String::from_utf8_lossy(&lost[0].stderr).into_owned();
-        assert!(said.contains("start sandbox s1: its shim is running already"), "{said}");
+        let message = String::from_utf8_lossy(&lost[0].stderr).into_owned();
+        assert!(message.contains("start sandbox s1: its shim is running already"), "{message}");
         let address = String::from_utf8_lossy(&won[0].stdout).into_owned();
         let shim = Shim::connect(&address, &node.path("stdio")).await;
         within("create", 10, shim.create("s1", &dir, NO_STREAMS)).await.expect("the winner's works");

@@ -1,11 +1,11 @@
-//! The guest's OOM killer, as containerd and CRI-O hear of it.
+//! How kills by the guest's OOM killer are reported to containerd and CRI-O.
 
 use std::time::{Duration, Instant};
 
 use harness::{Bundle, NO_STREAMS, TestNode, cgroup_of, eventually, limit_memory, within};
 use serde_json::json;
 
-/// A script that waits for the file `name` and then ends as one that was killed: a first process is not, by itself.
+/// A script that waits for the file `name` and then exits as if it were killed: an init process cannot kill itself.
 fn killed_when(node: &TestNode, name: &str) -> Bundle {
     let file = node.path(name);
     Bundle::sh(&format!("while ! [ -e {} ]; do sleep 0.02; done; exit 137", file.display()))
@@ -25,7 +25,7 @@ async fn an_oom_is_reported_before_the_exit_and_to_crio_by_a_file() {
     tokio::time::sleep(Duration::from_millis(2400).saturating_sub(up.elapsed())).await;
     std::fs::write(node.path("now"), b"").expect("now");
     assert_eq!(within("its end", 5, shim.wait("m1", "")).await, Ok(137));
-    assert!(dir.join("oom").is_file(), "CRI-O's sign stands before the exit is known");
+    assert!(dir.join("oom").is_file(), "CRI-O's file exists before the exit is reported");
     assert!(!node.path("bundles/s1/oom").exists());
     eventually("events", 5, || node.events.lines().iter().any(|l| l == "exit m1 137")).await;
     let lines = node.events.lines();
@@ -39,7 +39,7 @@ async fn an_oom_is_reported_before_the_exit_and_to_crio_by_a_file() {
 async fn an_exit_without_oom_is_reported_soon() {
     let node = TestNode::new().await;
     let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
-    // KILL asked by a caller: at once.
+    // Killed by a caller: at once.
     let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
     shim.create("m1", &dir, NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
@@ -47,7 +47,7 @@ async fn an_exit_without_oom_is_reported_soon() {
     shim.kill("m1", "", 9).await.expect("kill");
     assert_eq!(shim.wait("m1", "").await, Ok(137));
     assert!(began.elapsed() < Duration::from_millis(800), "{:?}", began.elapsed());
-    // KILL by somebody in the guest: after a bounded wait.
+    // Killed inside the guest: after a bounded wait.
     let dir = node.bundle("m2", &Bundle::sh("exit 137").member("s1"));
     shim.create("m2", &dir, NO_STREAMS).await.expect("create");
     shim.start("m2", "").await.expect("start");
@@ -78,7 +78,7 @@ async fn a_vm_killed_by_the_hosts_oom_killer_is_reported_as_such() {
     let dir = cgroup_of(vm, "memory");
     std::fs::write(format!("/proc/{vm}/oom_score_adj"), "1000").expect("the double is hit first");
     limit_memory(&dir, 64 << 20);
-    // The guest's processes stand in the same cgroup on this node.
+    // On this node the guest's processes are in the same cgroup.
     let hog = "echo -500 > /proc/self/oom_score_adj; exec tail /dev/zero";
     shim.exec("c1", "hog", Bundle::process(&["/bin/sh", "-c", hog]), NO_STREAMS).await.expect("exec");
     shim.start("c1", "hog").await.ok();

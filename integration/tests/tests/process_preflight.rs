@@ -9,7 +9,7 @@ use serde_json::json;
 /// A sealed image, its key slots' hashes computed by another program (`src/image/testdata`).
 const IMAGE: &[u8] = include_bytes!("../../../src/image/testdata/by-hand.img");
 
-/// A node whose machine is a Z host the image was built for.
+/// A node that is a Z host for which the image was sealed.
 async fn z_host() -> TestNode {
     let node = TestNode::new().await;
     let image = kata_se::test_api::image::read(IMAGE).expect("image");
@@ -61,7 +61,7 @@ fn configure(node: &TestNode, more: &str) {
     fs::write(node.path("config.toml"), text).expect("config");
 }
 
-/// Creates the pod, which must be refused as a failed precondition; says why.
+/// Creates the pod, which must be refused as a failed precondition; returns the reason.
 async fn refused(node: &TestNode) -> String {
     let dir = node.bundle("c1", &Bundle::sh("true"));
     let shim = node.shim("c1", &dir).await;
@@ -199,7 +199,7 @@ async fn an_image_that_does_not_fit_the_vm_or_is_no_file_is_refused() {
     says(&node, "is a fifo, must be a regular file").await;
 }
 
-/// Kernels before 6.13 do not tell the machine's keys.
+/// Kernels before 6.13 do not report the machine's keys.
 #[tokio::test]
 async fn without_the_machines_keys_its_documents_decide() {
     let node = z_host().await;
@@ -251,7 +251,7 @@ async fn a_refusal_of_the_ultravisor_is_explained_in_one_line_and_kept() {
     node.assert_clean();
 }
 
-/// The node command in the same world as the shim.
+/// The node command with the same configuration and machine as the shim.
 fn command(node: &TestNode, args: &[&str]) -> (Option<i32>, String) {
     let mut command = std::process::Command::new(harness::program("kata-se"));
     command
@@ -279,8 +279,8 @@ async fn the_node_command_predicts_the_shims_verdict() {
     let (code, text) = command(&node, &["check"]);
     assert_eq!(code, Some(1), "{text}");
     let line = text.lines().find(|line| line.starts_with("FAIL  key")).expect("the key's line");
-    let said = line.strip_prefix("FAIL  key").expect("mark").trim_start();
-    assert!(why.contains(said), "{said:?} is not in: {why}");
+    let message = line.strip_prefix("FAIL  key").expect("mark").trim_start();
+    assert!(why.contains(message), "{message:?} is not in: {why}");
     let (code, text) = command(&node, &["check", "--json"]);
     let answer: serde_json::Value = serde_json::from_str(&text).expect("json");
     assert_eq!((code, &answer["can_start"]), (Some(1), &json!(false)));

@@ -1,5 +1,5 @@
 //! containerd killed and started again at random moments of pods' lives: no pod is lost, no event is
-//! lost or told twice, output is whole, and nothing is left.
+//! lost or delivered twice, output is complete, and nothing is left.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use harness::{Containerd, until};
 use nix::sys::signal::{Signal, kill};
 
-/// How many lives; longer runs ask for more, and for another containerd by `KATA_SE_CONTAINERD` (1.7, 2).
+/// Number of pods; longer runs set more, and another containerd with `KATA_SE_CONTAINERD` (1.7, 2).
 fn lives() -> u64 {
     number("KATA_SE_LIVES").unwrap_or(50)
 }
@@ -18,7 +18,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
 
-/// The same moments for the same seed.
+/// Deterministic for a seed.
 struct Random(u64);
 
 impl Random {
@@ -30,19 +30,19 @@ impl Random {
     }
 }
 
-/// Under which operation of a life containerd is killed, and how long the operation takes, roughly, in ms.
+/// The operation during which containerd is killed, and roughly how long that operation takes, in ms.
 const MOMENTS: [(&str, u64); 5] =
     [("create", 300), ("run", 100), ("exec", 300), ("exit", 250), ("delete", 400)];
 
 struct Life<'a> {
     node: &'a mut Containerd,
     id: String,
-    /// The operation under which containerd is killed, and after which delay.
+    /// The operation during which containerd is killed, and after which delay.
     moment: &'static str,
     delay: Duration,
     attempt: u32,
     execs: Vec<String>,
-    said: Vec<String>,
+    history: Vec<String>,
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -51,11 +51,11 @@ fn text(bytes: &[u8]) -> String {
 
 impl<'a> Life<'a> {
     fn of(node: &'a mut Containerd, id: &str, moment: &'static str, delay: Duration) -> Self {
-        let said = vec![format!("{moment} {delay:?}")];
-        Self { node, id: id.to_owned(), moment, delay, attempt: 0, execs: Vec::new(), said }
+        let history = vec![format!("{moment} {delay:?}")];
+        Self { node, id: id.to_owned(), moment, delay, attempt: 0, execs: Vec::new(), history }
     }
 
-    /// `ctr` with these words; containerd is killed and started again meanwhile, if this is the moment.
+    /// `ctr` with these arguments; containerd is killed and restarted meanwhile, if this is the moment.
     fn ctr(&mut self, moment: &str, words: &[&str]) -> Output {
         if self.moment != moment {
             return self.node.ctr(words);
@@ -68,7 +68,7 @@ impl<'a> Life<'a> {
         });
         let output = self.node.ctr(words);
         killer.join().expect("killer");
-        self.said.push(format!("killed under {moment}: {}", text(&output.stderr).trim()));
+        self.history.push(format!("killed under {moment}: {}", text(&output.stderr).trim()));
         self.node.kill();
         self.node.up();
         output
@@ -82,7 +82,7 @@ impl<'a> Life<'a> {
         fs::read_to_string(self.log()).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
-    /// What containerd says of the task; none: unknown.
+    /// The task's status according to containerd; none: unknown.
     fn status(&self) -> Option<String> {
         self.node.task(&self.id).map(|(status, _)| status)
     }
@@ -91,11 +91,11 @@ impl<'a> Life<'a> {
         until(&format!("{} is {wanted:?}", self.id), 20, || self.status().as_deref() == wanted);
     }
 
-    /// Until it runs. An attempt that containerd did not survive is either there or it left nothing.
+    /// Retries until it runs. An attempt interrupted by the kill either succeeded or left nothing.
     fn create(&mut self) {
         loop {
             self.attempt += 1;
-            assert!(self.attempt <= 3, "{:?}", self.said);
+            assert!(self.attempt <= 3, "{:?}", self.history);
             let uri = format!("file://{}", self.log().display());
             let script = "n=0; trap 'echo last $n; exit 5' TERM; \
                           while :; do echo line $n; n=$((n+1)); sleep 0.02; done";
@@ -107,8 +107,8 @@ impl<'a> Life<'a> {
             if output.status.success() {
                 return self.await_status(Some("RUNNING"));
             }
-            self.said.push(format!("attempt {}: {}", self.attempt, text(&output.stderr).trim()));
-            // A Start may still be under way in the shim.
+            self.history.push(format!("attempt {}: {}", self.attempt, text(&output.stderr).trim()));
+            // A Start may still be in progress in the shim.
             std::thread::sleep(Duration::from_millis(300));
             match self.status().as_deref() {
                 Some("RUNNING") => return,
@@ -132,7 +132,7 @@ impl<'a> Life<'a> {
         let output = self.ctr(moment, &[&words[..], &["sh", "-c", "echo one; sleep 0.1; echo two"]].concat());
         let started = format!("exec-started {id}/{name}");
         if output.status.success() {
-            until("the exec is told", 20, || self.node.told().of(&id).contains(&started));
+            until("the exec's start event", 20, || self.node.delivered().of(&id).contains(&started));
         }
     }
 
@@ -140,12 +140,14 @@ impl<'a> Life<'a> {
     fn execs_are_whole(&self) {
         for name in &self.execs {
             let of = format!("{}/{name}", self.id);
-            let told = || self.node.told().of(&self.id);
-            if told().contains(&format!("exec-started {of}")) {
-                until("the exec's end", 20, || told().iter().any(|l| l.starts_with(&format!("exit {of} "))));
-                assert!(told().contains(&format!("exit {of} 0")), "{:?}", told());
+            let delivered = || self.node.delivered().of(&self.id);
+            if delivered().contains(&format!("exec-started {of}")) {
+                until("the exec's end", 20, || {
+                    delivered().iter().any(|l| l.starts_with(&format!("exit {of} ")))
+                });
+                assert!(delivered().contains(&format!("exit {of} 0")), "{:?}", delivered());
                 let log = self.node.path(&format!("{}.{name}.log", self.id));
-                assert_eq!(fs::read_to_string(log).expect("log"), "one\ntwo\n", "{name}: {:?}", self.said);
+                assert_eq!(fs::read_to_string(log).expect("log"), "one\ntwo\n", "{name}: {:?}", self.history);
             }
         }
     }
@@ -155,50 +157,55 @@ impl<'a> Life<'a> {
         let killed = self.ctr("exit", &["task", "kill", "--signal", "TERM", &id]);
         std::thread::sleep(Duration::from_millis(100));
         if !killed.status.success() && self.status().as_deref() == Some("RUNNING") {
-            // It was not passed on, or is on its way.
+            // It was not passed on, or is in progress.
             self.node.ctr(&["task", "kill", "--signal", "TERM", &id]);
         }
         self.await_status(Some("STOPPED"));
         let removed = self.ctr("delete", &["task", "rm", &id]);
-        let said = text(&removed.stderr);
-        assert!(said.contains("exit code 5") || !removed.status.success(), "{said} {:?}", self.said);
+        let message = text(&removed.stderr);
+        assert!(message.contains("exit code 5") || !removed.status.success(), "{message} {:?}", self.history);
         if self.status().is_some() {
-            // Asked again; for one that is gone already containerd only forgets it.
+            // Repeated; if the task is gone already, containerd only forgets it.
             self.node.ctr(&["task", "rm", &id]);
         }
         self.await_status(None);
         self.node.ctr_ok(&["container", "rm", &id]);
     }
 
-    /// One line after the other, the last one last.
+    /// The lines are consecutive, and the last one is the last.
     fn output_is_whole(&self) {
         let lines = self.lines();
         let (last, counted) = lines.split_last().expect("output");
         let wanted: Vec<String> = (0..counted.len()).map(|n| format!("line {n}")).collect();
-        assert!(counted == wanted, "{:?}", self.said);
+        assert!(counted == wanted, "{:?}", self.history);
         // A signal may come between a line and its count.
         let counts = [counted.len(), counted.len().saturating_sub(1)].map(|n| format!("last {n}"));
         assert!(counts.contains(last), "{last} after {} lines", counted.len());
     }
 
-    /// Each event once, in order; attempts that were given up before the last.
+    /// Each event once, in order; abandoned attempts come before the last one.
     fn events_are_whole(&self) {
-        let told = || self.node.told().of(&self.id);
+        let delivered = || self.node.delivered().of(&self.id);
         let last = format!("delete {} 5", self.id);
-        let what = format!("its last event: {:?} {:?}", self.said, told());
-        until(&what, 20, || told().last() == Some(&last));
-        let told = told();
+        let what = format!("its last event: {:?} {:?}", self.history, delivered());
+        until(&what, 20, || delivered().last() == Some(&last));
+        let delivered = delivered();
         let mut attempts: Vec<Vec<String>> = vec![Vec::new()];
-        for line in &told {
+        for line in &delivered {
             attempts.last_mut().expect("one").push(line.replace(&self.id, "c"));
             if line.starts_with("delete") {
                 attempts.push(Vec::new());
             }
         }
-        assert!(attempts.pop().is_some_and(|rest| rest.is_empty()), "{told:?}");
+        assert!(attempts.pop().is_some_and(|rest| rest.is_empty()), "{delivered:?}");
         let whole = attempts.pop().expect("the last attempt");
         let init: Vec<&String> = whole.iter().filter(|l| !l.contains('/')).collect();
-        assert_eq!(init, ["create c", "start c", "exit c 5", "delete c 5"], "{told:?} {:?}", self.said);
+        assert_eq!(
+            init,
+            ["create c", "start c", "exit c 5", "delete c 5"],
+            "{delivered:?} {:?}",
+            self.history
+        );
         for attempt in attempts {
             let kinds: Vec<&str> = attempt.iter().filter_map(|l| l.split(' ').next()).collect();
             let known = [
@@ -206,7 +213,7 @@ impl<'a> Life<'a> {
                 &["create", "exit", "delete"],
                 &["create", "start", "exit", "delete"],
             ];
-            assert!(known.contains(&kinds.as_slice()), "{told:?} {:?}", self.said);
+            assert!(known.contains(&kinds.as_slice()), "{delivered:?} {:?}", self.history);
         }
         for name in &self.execs {
             let of: Vec<&String> = whole.iter().filter(|l| l.contains(&format!("/{name}"))).collect();
@@ -216,7 +223,7 @@ impl<'a> Life<'a> {
                 format!("exit c/{name} 0"),
             ];
             let all: Vec<&String> = all.iter().collect();
-            assert!(of == all || of == all[..1] || of.is_empty(), "{told:?} {:?}", self.said);
+            assert!(of == all || of == all[..1] || of.is_empty(), "{delivered:?} {:?}", self.history);
         }
     }
 }
@@ -229,7 +236,7 @@ fn fifty_pods_lose_nothing_when_containerd_is_killed() {
     eprintln!("KATA_SE_SEED={seed}, {} lives", lives());
     let version = std::env::var("KATA_SE_CONTAINERD").unwrap_or_else(|_| "1.6".to_owned());
     let mut node = Containerd::doubled(&version);
-    // One pod lives through all of it.
+    // One pod runs throughout.
     Life::of(&mut node, "always", "never", Duration::ZERO).create();
     let mut restarts = 0;
     for (n, (moment, most)) in (0..lives()).zip(MOMENTS.into_iter().cycle()) {
@@ -250,7 +257,7 @@ fn fifty_pods_lose_nothing_when_containerd_is_killed() {
     always.end();
     always.output_is_whole();
     always.events_are_whole();
-    // A shim whose Delete was answered to a containerd that is no more ends by itself.
+    // A shim whose Delete was answered to a containerd that was killed exits by itself.
     let pods = || fs::read_dir(node.path("run")).expect("run").count();
     let left = pods();
     until("no shim is left", 20, || pods() == 0);

@@ -1,4 +1,4 @@
-//! containerd's Sandbox API: a pod whose VM is there without a container that stands for it.
+//! containerd's Sandbox API: a pod whose VM exists without a sandbox container.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use harness::{
 use kata_se::test_api::Step;
 use serde_json::{Value, json};
 
-/// A member of the pod `s1`, created and started.
+/// A container of the pod `s1`, created and started.
 async fn member(node: &TestNode, shim: &Shim, id: &str) {
     let dir = node.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
     shim.create(id, &dir, NO_STREAMS).await.expect("create");
@@ -21,7 +21,7 @@ fn request(node: &TestNode, call: &str) -> Value {
     found.unwrap_or_else(|| panic!("no {call} in {requests:?}")).clone()
 }
 
-/// What the host itself gave up.
+/// SIGKILL for a process of the host.
 fn kill(pid: u32) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("pid"));
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
@@ -39,7 +39,7 @@ async fn a_pod_without_a_sandbox_container_from_create_to_shutdown() {
         .cgroup_parent("/kata-se-tests/pod1");
     sandbox.create(&config, &netns.path()).await.expect("create");
     assert_eq!(sandbox.status(false).await.expect("status").state, "SANDBOX_NOTREADY", "not started");
-    // A containerd that was started again asks this, and takes an error for a shim to be cleaned up.
+    // A restarted containerd calls this, and cleans up the shim if it returns an error.
     assert_eq!(shim.pids_of("s1").await.expect("known without any container").1, 0);
     let pid = sandbox.start().await.expect("start");
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("a process of the host");
@@ -57,9 +57,9 @@ async fn a_pod_without_a_sandbox_container_from_create_to_shutdown() {
     assert!(made.contains("web-0") && made.contains("nameserver 10.0.0.10"), "{made}");
     request(&node, "UpdateInterface");
 
-    // Members say where they belong; their shim is not started.
+    // Containers name their sandbox; no shim is started for them.
     member(&node, &shim, "m1").await;
-    // A caller that knows nothing of CRI says it by the shim that it asks.
+    // A caller without CRI's annotations names it by the shim that it calls.
     let dir = node.bundle("m2", &Bundle::sh("exit 3"));
     assert_eq!(shim.create("m2", &dir, NO_STREAMS).await, Ok(pid));
     shim.start("m2", "").await.expect("start");
@@ -88,7 +88,7 @@ async fn a_pod_without_a_sandbox_container_from_create_to_shutdown() {
     node.assert_clean();
     eventually("events", 5, || node.events.seen().len() == 11).await;
     let lines = node.events.lines();
-    assert!(lines.iter().all(|line| !line.contains("s1")), "no task stands for the pod: {lines:?}");
+    assert!(lines.iter().all(|line| !line.contains("s1")), "no task event about the sandbox: {lines:?}");
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn each_call_at_the_wrong_time_has_its_code() {
     let node = TestNode::new().await;
     let (shim, sandbox) = node.sandbox("s1").await;
     let config = PodConfig::default();
-    assert_nobody(&sandbox).await;
+    assert_unknown(&sandbox).await;
     assert_eq!(code(&sandbox.called("s2").create(&config, "").await), Some(Code::INVALID_ARGUMENT));
     assert_eq!(code(&sandbox.called("../s").create(&config, "").await), Some(Code::INVALID_ARGUMENT));
     sandbox.create(&config, "").await.expect("create");
@@ -107,7 +107,7 @@ async fn each_call_at_the_wrong_time_has_its_code() {
     let early = shim.create("m1", &dir, NO_STREAMS).await;
     assert_eq!(code(&early), Some(Code::FAILED_PRECONDITION), "a container before its pod");
     sandbox.start().await.expect("start");
-    assert_nobody(&sandbox.called("s2")).await;
+    assert_unknown(&sandbox.called("s2")).await;
     let again = sandbox.start().await.expect_err("started").to_string();
     assert!(again.contains("sandbox s1: was started already"), "{again}");
     let dir = node.bundle("s1", &Bundle::sh("true").sandbox());
@@ -122,7 +122,7 @@ async fn each_call_at_the_wrong_time_has_its_code() {
 }
 
 /// The shim knows no sandbox by this id.
-async fn assert_nobody(sandbox: &Sandbox) {
+async fn assert_unknown(sandbox: &Sandbox) {
     let unknown = Some(Code::NOT_FOUND);
     assert_eq!(code(&sandbox.start().await), unknown, "start");
     assert_eq!(code(&sandbox.platform().await), unknown, "platform");
@@ -143,7 +143,7 @@ async fn a_pod_that_began_with_a_sandbox_container_is_no_sandbox_of_the_api() {
     let sandbox = Sandbox::connect(&shim.address, "s1", &node.path("bundles/s1")).await;
     let created = sandbox.create(&PodConfig::default(), "").await;
     assert_eq!(code(&created), Some(Code::FAILED_PRECONDITION));
-    assert_nobody(&sandbox).await;
+    assert_unknown(&sandbox).await;
     assert_eq!(code(&sandbox.shutdown().await), Some(Code::NOT_FOUND), "its containers go on");
     node.end(&shim, "s1").await;
 }
@@ -161,7 +161,7 @@ async fn a_refused_pod_has_its_reason_and_its_shim_can_exit() {
         sandbox.shutdown().await.expect("shutdown");
         node.assert_clean();
     }
-    // What its author may not choose comes out when the node's configuration is read.
+    // What the pod's author may not choose is found when the node's configuration is read.
     let (_, sandbox) = node.sandbox("s1").await;
     let config = PodConfig::default().annotation("io.katacontainers.config.hypervisor.kernel", "/x");
     sandbox.create(&config, "").await.expect("create");
@@ -231,7 +231,7 @@ async fn a_shutdown_ends_everything_and_answers_all_waiters() {
     node.assert_clean();
 }
 
-/// containerd's client may take the answer for lost when the connection ends right behind it.
+/// containerd's client may lose the answer when the connection is closed right after it.
 #[tokio::test]
 async fn the_last_answer_is_not_followed_by_the_end_of_its_connection() {
     use std::io::Read;
@@ -319,7 +319,7 @@ async fn files_that_a_pause_container_would_bring_are_there() {
     node.assert_clean();
 }
 
-/// A sandbox' runtime options come with `start` alone.
+/// A sandbox's runtime options are passed to `start` only.
 #[tokio::test]
 async fn the_configuration_is_the_one_that_the_runtime_options_name() {
     use containerd_shim_protos::protobuf::Message;
@@ -342,7 +342,7 @@ async fn the_configuration_is_the_one_that_the_runtime_options_name() {
     node.assert_clean();
 }
 
-/// A pod's whole life, as far as it comes.
+/// A pod's whole life, as far as it gets.
 async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
     let (shim, sandbox) = node.sandbox("s1").await;
     sandbox.create(&PodConfig::default(), &netns.path()).await?;

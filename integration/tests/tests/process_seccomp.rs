@@ -1,4 +1,4 @@
-//! Seccomp profiles reach only guests that want them: the policies of most refuse a container with one.
+//! Seccomp profiles are sent only to guests that support them: the policies of most refuse a container with one.
 
 use harness::{Bundle, NO_STREAMS, TestNode};
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ async fn an_agent_that_cannot_apply_profiles_is_one_warning() {
 async fn a_profile_is_sent_whole_to_an_agent_that_applies_it_and_a_policys_refusal_is_reported() {
     let node = TestNode::new().await;
     switch_on(&node);
-    // It says so, and then its policy refuses.
+    // The agent announces support, and then its policy refuses.
     node.script(
         &json!([{"call": "GetGuestDetails", "answer": {"agent_details": {"supports_seccomp": true}}}]),
     );

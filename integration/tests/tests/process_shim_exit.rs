@@ -1,4 +1,4 @@
-//! When a shim exits: by Shutdown, also after a cleanup that failed, and by itself when it is abandoned; not by
+//! When a shim exits: on Shutdown, also after a cleanup that failed, and by itself when it is abandoned; not on
 //! signals meant for containerd. Its last events are delivered.
 
 use std::fs;
@@ -29,7 +29,7 @@ async fn a_shim_whose_cleanup_fails_exits_all_the_same() {
     within("an answer", 5, shim.shutdown(true)).await.expect("shutdown");
     let words = || fs::read(format!("/proc/{server}/cmdline")).unwrap_or_default();
     harness::eventually("the shim has gone", 5, || words().is_empty()).await;
-    // What could not be freed is still owed, and freed by whoever comes next.
+    // What could not be freed is still in the journal, and the next `delete` frees it.
     fs::write(&file, "").expect("failpoint");
     node.delete("c1");
     node.assert_clean();
@@ -71,7 +71,7 @@ async fn a_delete_whose_caller_gave_up_continues_and_can_be_repeated() {
 
 #[tokio::test]
 async fn the_last_events_reach_a_containerd_that_waits_for_the_shims_exit() {
-    // containerd 2 cleans up at its start: it asks for Delete and Shutdown, waits for the shim's end, and takes events
+    // containerd 2 cleans up when it starts: it calls Delete and Shutdown, waits for the shim's exit, and accepts events
     // after that.
     let mut node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("exit 3")).await;
@@ -79,7 +79,7 @@ async fn the_last_events_reach_a_containerd_that_waits_for_the_shims_exit() {
     eventually("events", 5, || node.events.seen().len() == 3).await;
     node.events.down().await;
     shim.delete("c1", "").await.expect("delete");
-    tokio::time::sleep(Duration::from_secs(1)).await; // its pauses have grown
+    tokio::time::sleep(Duration::from_secs(1)).await; // until the retry pauses have grown
     shim.shutdown(false).await.expect("shutdown");
     let pods = || std::fs::read_dir(node.path("run")).expect("run").count();
     eventually("the pod is gone, and its name is free", 1, || pods() == 0).await;
@@ -106,7 +106,7 @@ async fn a_shim_without_containers_exits_by_itself() {
 
 #[tokio::test]
 async fn a_shim_that_was_never_used_reports_no_container_and_can_be_deleted() {
-    // containerd was killed between `start` and Create: after its own start it asks, and cleans up.
+    // containerd was killed between `start` and Create: when it is back it asks, and cleans up.
     let node = TestNode::new().await;
     let dir = node.bundle("c1", &Bundle::sh("sleep 1000"));
     let shim = node.shim("c1", &dir).await;

@@ -1,4 +1,4 @@
-//! A pod's VM has the size its containers may use, within what the operator allows.
+//! A pod's VM is as large as its containers' limits, within what the operator allows.
 
 use harness::{Bundle, Code, NO_STREAMS, TestNode, code};
 use serde_json::json;
@@ -14,7 +14,7 @@ fn size(vm: u32) -> (String, String) {
     (after("-m"), after("-smp"))
 }
 
-/// A node whose VMs have 256 MiB and one CPU, and at most these.
+/// A node whose VMs have 256 MiB and one CPU, and these maxima.
 async fn node(max_memory_mib: u32, max_vcpus: u32) -> TestNode {
     let node = TestNode::new().await;
     std::fs::create_dir(node.path("config.d")).expect("folder");
@@ -23,7 +23,7 @@ async fn node(max_memory_mib: u32, max_vcpus: u32) -> TestNode {
     node
 }
 
-/// A sandbox with containerd's annotations of its containers' sums.
+/// A sandbox with containerd's annotations for the sums of its containers' limits.
 fn pod(quota: &str, memory: &str) -> Bundle {
     let mut bundle = Bundle::sh("sleep 1000").sandbox();
     let annotations = bundle.config["annotations"].as_object_mut().expect("annotations");

@@ -1,4 +1,4 @@
-//! Every call in every state of a container and of an exec: the code callers rely on, and the words.
+//! Every call in every state of a container and of an exec: the code that callers rely on, and the text.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const CALLS: [&str; 15] = [
     "kill",
 ];
 
-/// What one call answers: `ok`, or code and text.
+/// The result of one call: `ok`, or code and text.
 async fn ask(node: &TestNode, shim: &Shim, call: &str, id: &str, exec: &str) -> String {
     let dir = node.path("bundles/m1");
     let asking = async {
@@ -53,7 +53,7 @@ async fn ask(node: &TestNode, shim: &Shim, call: &str, id: &str, exec: &str) -> 
     }
 }
 
-/// Asks all calls but those named, and compares with the lines `call: answer`; an answer may go on.
+/// Makes all calls but those named, and compares with the lines `call: answer`; an answer may be longer.
 async fn all(node: &TestNode, shim: &Shim, state: &str, exec: &str, but: &[&str], wanted: &str) {
     let wanted: Vec<(&str, &str)> = wanted.lines().filter_map(|l| l.trim().split_once(": ")).collect();
     for call in CALLS.iter().filter(|call| !but.contains(call)) {
@@ -67,7 +67,7 @@ async fn all(node: &TestNode, shim: &Shim, state: &str, exec: &str, but: &[&str]
 
 const BAD_SIGNAL: &str = "INVALID_ARGUMENT signal 0: allowed are 1 to 64";
 
-/// A pod whose member `m1` is still to be made.
+/// A pod whose container `m1` is not created yet.
 async fn pod() -> (TestNode, Shim) {
     let node = TestNode::new().await;
     let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
@@ -136,7 +136,7 @@ async fn every_call_in_every_state_of_an_exec() {
     let (node, shim) = pod().await;
     shim.create("m1", &node.path("bundles/m1"), NO_STREAMS).await.expect("create");
     shim.start("m1", "").await.expect("start");
-    // Calls without an exec id are the container's.
+    // Calls without an exec id are about the container.
     let others =
         ["pids", "stats", "update", "checkpoint", "resize", "create", "pause in vain", "resume in vain"];
     let but = |more: &[&'static str]| [&others[..], more].concat();
@@ -187,7 +187,7 @@ async fn a_paused_container_does_not_run_and_its_events_report_it() {
     shim.pause("c1").await.expect("pause");
     let before = size();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(size(), before, "it stands");
+    assert_eq!(size(), before, "it does not run");
     shim.resume("c1").await.expect("resume");
     eventually("it goes on", 5, || size() > before).await;
     // KILL ends it also when it is paused.

@@ -1,5 +1,5 @@
-//! What a process writes arrives whole, in order, on the right stream; what it is sent arrives to
-//! its end; and a reader that stops delays nobody else.
+//! Output of a process arrives complete, in order and on the right stream; its input arrives to the
+//! end; and a reader that stops delays only its own stream.
 
 use std::io::Write;
 use std::path::Path;
@@ -63,7 +63,7 @@ async fn sixty_four_mebibytes_arrive_unchanged() {
 async fn input_is_delivered_to_its_end() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    // The end by the writer that goes, and by CloseIO while the writer stays.
+    // The input ends when the writer closes it, and by CloseIO while the writer keeps it open.
     for close_io in [false, true] {
         let name = format!("in{close_io}");
         let (input, out) = (shim.fifo(&name, "in"), shim.fifo(&name, "out"));
@@ -93,13 +93,13 @@ async fn a_reader_that_never_reads_delays_its_own_stream_only() {
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let (out, err) = (shim.fifo("slow", "out"), shim.fifo("slow", "err"));
     let errors = reader(err.clone());
-    // The other stream's end leaves nothing to wait for but this reader.
+    // The other stream is closed, so that only this reader is waited for.
     let script = "echo fine >&2; exec 2>&-; head -c 10000000 /dev/zero";
     shim.script("c1", "slow", script, ["", text(&out), text(&err)]).await;
     assert_eq!(shim.run_exec("c1", "other", &["/bin/true"]).await, 0, "others go on");
     let state = shim.state("c1", "slow").await.expect("state");
     assert_eq!(state.status.value(), 2, "its writer is held back");
-    // A reader comes so late that the shim has begun to look for its end: nothing is lost.
+    // A reader comes so late that the shim already polls for the exit: nothing is lost.
     harness::eventually("its end is looked for", 15, || {
         node.requests().iter().any(|r| r["call"] == "WaitProcess" && r.to_string().contains("\"slow\""))
     })
@@ -122,7 +122,7 @@ async fn an_absent_reader_delays_an_exit_for_a_bounded_time() {
     assert!(began.elapsed() > Duration::from_secs(5), "a late reader has time: {:?}", began.elapsed());
     shim.delete("c1", "mute").await.expect("delete");
 
-    // More than is held for it: the process is held back, and its end is known all the same.
+    // More than the buffer takes: the process blocks, and its exit is reported all the same.
     let out = shim.fifo("full", "out");
     shim.script("c1", "full", "head -c 1000000 /dev/zero", ["", text(&out), ""]).await;
     shim.kill("c1", "full", 9).await.expect("kill");

@@ -1,6 +1,6 @@
-//! What the ultravisor refuses, or a machine cannot do, is explained in one line to whoever waits for the
+//! What the ultravisor refuses, or a machine cannot do, is explained in the one-line error of the
 //! pod: every row of the table in `src/qemu/ultravisor.rs` that a file or a machine can cause. softuv
-//! stands in QEMU's place; the shim sees a machine whose kernel tells too little to refuse it beforehand.
+//! replaces QEMU; the shim sees a machine whose kernel reports too little to refuse the image beforehand.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,7 +13,7 @@ use softuv::machine::{self, Machine};
 use softuv::seal::{Options, Parts, seal};
 use softuv::secrets::Secrets;
 
-/// What an older kernel tells: no keys, no supported versions and flags.
+/// What an older kernel reports: no keys, no supported versions and flags.
 const SEEN: [(&str, &str); 5] = [
     ("proc/sys/kernel/arch", "s390x"),
     ("proc/cpuinfo", "facilities : 0 1 158"),
@@ -49,7 +49,7 @@ fn order(node: &TestNode, more: &Value) {
     fs::write(node.path("softuv/softuv.json"), orders.to_string()).expect("orders");
 }
 
-/// The production configuration with this QEMU; the double is the vsock device.
+/// The production configuration with this QEMU; the double serves as the vsock device.
 fn configure(node: &TestNode, qemu: &str, more: &[(&str, &str)]) {
     let at = |name: &str| format!("\"{}\"", node.path(name).display());
     let (qemu, image, layers) = (at(qemu), at("image"), at("layers"));
@@ -135,7 +135,7 @@ async fn every_refusal_an_image_can_cause_is_explained() {
     }
 }
 
-/// The ultravisor would say 104/1 and 10a; the reader is there before it.
+/// The ultravisor would report 104/1 and 10a; the shim's reader finds it earlier.
 #[tokio::test]
 async fn a_header_that_makes_no_sense_is_found_before_qemu_starts() {
     let node = node().await;
@@ -191,7 +191,7 @@ async fn the_reason_is_found_wherever_it_was_reported() {
     }
 }
 
-/// What softuv does not say, with the double in QEMU's place.
+/// Messages that softuv does not print, with the double in QEMU's place.
 #[tokio::test]
 async fn the_message_of_a_qemu_without_protection_is_explained() {
     let node = node().await;
@@ -217,7 +217,7 @@ async fn the_message_of_a_qemu_without_protection_is_explained() {
     }
 }
 
-/// QEMU opens the path some time after it was checked: the vsock device, which starts in between, puts
+/// QEMU opens the path some time after the check: the vsock device, which starts in between, puts
 /// another image there.
 #[tokio::test]
 async fn an_image_replaced_while_the_vm_starts_does_not_run() {

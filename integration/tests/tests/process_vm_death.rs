@@ -44,7 +44,7 @@ async fn qemu_killed_under_a_running_pod_ends_each_process_once() {
     node.assert_clean();
 }
 
-/// Everything a caller may ask of a container that ended with its VM.
+/// Every call about a container that ended with its VM.
 async fn answers_are_those_of_an_ended_container(shim: &Shim, id: &str) {
     let ask = |what: &str| format!("{what} {id}");
     let second = 1;

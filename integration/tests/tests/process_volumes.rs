@@ -1,5 +1,5 @@
-//! What a pod has of its host: files and folders copied into the guest, its empty folders made of the
-//! guest's memory, and what cannot be given refused in one line.
+//! What a pod gets from its host: files and folders copied into the guest, emptyDirs in the guest's
+//! memory, and one-line refusals of everything else.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -52,7 +52,7 @@ async fn files_of_the_pod_are_copied_before_its_container_is_made() {
         .collect();
     let [resolver, config] = sources[..] else { panic!("{sources:?}") };
     assert!(resolver.ends_with("-resolv.conf") && config.ends_with("-config"), "{sources:?}");
-    // The guest is a plain process: its files stand in a folder of this node.
+    // The guest is a plain process: its files are in a folder of this node.
     let guest = |path: &str| node.path("guest").join(path.trim_start_matches('/'));
     assert_eq!(fs::read(guest(resolver)).expect("copied"), b"nameserver 10.0.0.1\nsearch a.b\n");
     assert!(fs::read(guest(config).join("key")).expect("through both links") == large);

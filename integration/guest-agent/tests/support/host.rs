@@ -70,14 +70,14 @@ impl Host {
         Agent::new(self.stream().await)
     }
 
-    /// A client whose sandbox is made.
+    /// A client whose sandbox is created.
     pub async fn sandbox(&self) -> Agent {
         let agent = self.agent().await;
         agent.sandbox().await.unwrap();
         agent
     }
 
-    /// What was sent so far.
+    /// The requests so far.
     pub fn record(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.dir.path().join("record")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

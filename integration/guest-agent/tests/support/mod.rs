@@ -1,4 +1,4 @@
-//! A client of the agent, and the requests that the real agent took.
+//! A client of the agent, and requests that the real agent accepted.
 
 #![allow(dead_code, unreachable_pub, missing_debug_implementations, clippy::unwrap_used, clippy::panic)]
 
@@ -24,7 +24,7 @@ pub fn limit() -> Context {
     with_duration(Duration::from_secs(20))
 }
 
-/// Through the greeting of a vsock device in user space; `None` while nobody listens in the guest.
+/// Connects by the handshake of a vsock device in user space; `None` while the guest does not listen.
 pub async fn dial(socket: &Path) -> Option<UnixStream> {
     let mut stream = UnixStream::connect(socket).await.ok()?;
     stream.write_all(b"CONNECT 1024\n").await.ok()?;
@@ -41,7 +41,7 @@ pub struct Agent {
     pub health: HealthClient,
 }
 
-/// What a process left: both streams and its status.
+/// The result of a process: both streams and its status.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Left {
     pub stdout: Vec<u8>,
@@ -153,7 +153,7 @@ impl Agent {
         }
     }
 
-    /// As a careful host does it: both streams to their end, then the status.
+    /// As a correct host does it: both streams to their end, then the status.
     pub async fn finish(&self, id: &str, exec_id: &str) -> Left {
         let (stdout, stderr) =
             tokio::join!(self.read_all(id, exec_id, false, 32768), self.read_all(id, exec_id, true, 32768));
@@ -162,7 +162,7 @@ impl Agent {
     }
 }
 
-/// The code of an error; 4 also when this side saw the deadline first.
+/// The code of an error; 4 also if this side noticed the deadline first.
 pub fn code(e: &ttrpc::Error) -> i32 {
     match e {
         ttrpc::Error::RpcStatus(status) => status.code.value(),

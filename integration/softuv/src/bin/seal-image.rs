@@ -19,15 +19,15 @@ const USAGE: &str = "seal-image --loaders DIR --kernel FILE --host-key FILE... -
   --command-line TEXT    or --command-line-file FILE
   --embed FILE:PATH      a file of the guest, put behind the initrd; more than once
   --host-key FILE        host key document or public key, PEM or DER; more than once
-  --wrong-key            a key slot for a machine that nobody has
+  --wrong-key            a key slot for a machine that does not exist
   --dump-allowed         the guest may be dumped
   --no-encryption        components are signed, not encrypted
   --flag BIT             sets a plaintext control flag; more than once
   --secret-flag BIT      sets a secret control flag; more than once
-  --seed TEXT            the same image each time: for tests, it keeps no secret
+  --seed TEXT            reproducible keys, for tests only: they are no secret
   --damage KIND          tag slots page content addresses tweaks pages version customer-key
                          header-size encrypted-size no-slots
-  --out FILE             replaced whole, by renaming";
+  --out FILE             replaced atomically";
 
 fn main() -> ExitCode {
     report("seal-image", run())
@@ -58,7 +58,7 @@ fn run() -> Result<()> {
         hosts.push(keys::private(&number)?.public_key());
     }
     if hosts.is_empty() {
-        return Err("no --host-key: nobody could start this image".into());
+        return Err("no --host-key: no machine could start this image".into());
     }
     let mut ramdisk = order.initrd.as_deref().map(read_file).transpose()?;
     if !order.embedded.is_empty() {
@@ -80,7 +80,7 @@ fn run() -> Result<()> {
     replace(&order.out, &image)
 }
 
-/// None: help is asked for.
+/// None: `--help`.
 fn order(mut words: Arguments) -> Result<Option<Order>> {
     let mut order = Order::default();
     while let Some(name) = words.next_name() {
@@ -119,7 +119,7 @@ fn embedded(text: &str) -> Result<Embedded> {
     Ok(Embedded { path: path.to_owned(), content: read_file(Path::new(file))? })
 }
 
-/// A pod that has the old file open keeps it whole.
+/// A pod that has the old file open keeps it unchanged.
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");

@@ -1,4 +1,4 @@
-//! Makes a machine with Secure Execution as a folder. See README.md.
+//! Creates a machine with Secure Execution as a folder. See README.md.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

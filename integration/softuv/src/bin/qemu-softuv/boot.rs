@@ -1,5 +1,5 @@
-//! Runs the guest in emulation: the real QEMU takes this process' place, with every option that it was
-//! given except those that make a guest a protected one.
+//! Runs the guest in emulation: execs the real QEMU with every option that was
+//! given, except those that make a guest a protected one.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,7 +15,7 @@ use softuv::unpack::Guest;
 use crate::options::{Options, head, of};
 use crate::{Orders, fail};
 
-/// What `-kernel` and its companions become.
+/// What replaces `-kernel` and related options.
 enum Kernel {
     /// The file, as it was given.
     Given,
@@ -28,7 +28,7 @@ pub(crate) fn plain(orders: &Orders, options: &Options) -> ! {
     run(orders, &words(options, &Kernel::Given))
 }
 
-/// What was sealed, in files without a name that QEMU inherits: nothing is left behind.
+/// The unpacked components, in unnamed files that QEMU inherits, so that nothing is left behind.
 pub(crate) fn sealed(orders: &Orders, options: &Options, guest: &Guest) -> ! {
     let mut files = Vec::new();
     let kernel = unpacked(guest, &mut files).unwrap_or_else(|e| fail(70, &e));
@@ -53,7 +53,7 @@ fn run(orders: &Orders, words: &[String]) -> ! {
     fail(70, &format!("{}: {failed}", orders.qemu.display()))
 }
 
-/// Stays open in the program that comes next.
+/// Stays open across exec.
 fn nameless(bytes: &[u8]) -> std::io::Result<OwnedFd> {
     let mut file = File::from(memfd_create(c"sealed", MFdFlags::empty())?);
     file.write_all(bytes)?;
@@ -69,7 +69,7 @@ fn words(options: &Options, kernel: &Kernel) -> Vec<String> {
             ("-machine", _) => vec![name.clone(), machine(value)],
             ("-object", _) if head(value) == "s390-pv-guest" => continue,
             ("-cpu", _) if head(value) == "host" => vec![name.clone(), "max".into()],
-            // Inert for a sealed image.
+            // Without effect for a sealed image.
             ("-initrd" | "-append", Kernel::Unpacked { .. }) => continue,
             ("-kernel", Kernel::Unpacked { kernel, initrd, command_line }) => {
                 let mut all = vec![name.clone(), kernel.clone(), "-append".into(), command_line.clone()];
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn only_what_protects_is_translated() {
         let given = include_str!("../../../../../src/qemu/testdata/secure-execution.args");
-        // A command line and an initrd beside a sealed image are inert.
+        // A command line and an initrd beside a sealed image have no effect.
         let given = given.lines().chain(["-append", "inert", "-initrd", "inert"]);
         let given: Vec<_> = given.map(str::to_owned).collect();
         let options = Options::parse(&given).expect("options");

@@ -1,8 +1,8 @@
-//! Stands in for QEMU with KVM on a machine with Secure Execution. See README.md.
+//! Replaces QEMU with KVM on a machine with Secure Execution. See README.md.
 //!
-//! What it is told stands in `softuv.json` beside the path it was called by: its environment is empty.
+//! Its orders are in `softuv.json` beside the path it was called by: its environment is empty.
 
-// A small program of its own: the product's rules for children and ends are not its.
+// A separate program: the product's rules for children and exits do not apply.
 #![allow(clippy::disallowed_methods, clippy::exit)]
 
 mod boot;
@@ -20,7 +20,7 @@ use softuv::{Result, read_file};
 use crate::options::Options;
 use crate::refuse::Stop;
 
-/// What it is told to do.
+/// Its orders, from a file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Orders {
@@ -35,7 +35,7 @@ struct Orders {
     /// The guest sees no unpack facility.
     #[serde(default)]
     no_facility: bool,
-    /// A sign that is lost: "stderr", "console" or "events".
+    /// Output that is suppressed: "stderr", "console" or "events".
     lost: Option<Lost>,
 }
 
@@ -86,7 +86,7 @@ fn orders(called: &Path) -> Result<Orders> {
     serde_json::from_slice(&read_file(&path)?).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// Ends as QEMU does: a line on stderr, an exit code.
+/// Fails as QEMU does: a line on stderr, an exit code.
 fn fail(code: i32, text: &str) -> ! {
     write_stderr(&format!("{QEMU}: {text}\n"));
     std::process::exit(code)

@@ -1,6 +1,6 @@
-//! The command line, checked as a QEMU that can run protected guests would; its words are QEMU 10's.
+//! The command line, checked as a QEMU that can run protected guests would; the wording is QEMU 10's.
 //!
-//! What is wrong beyond this is found by the real QEMU, which runs the guest.
+//! Other mistakes are found by the real QEMU, which runs the guest.
 
 use std::path::PathBuf;
 
@@ -42,7 +42,7 @@ const FORBIDDEN: [&str; 8] = [
 /// QEMU's own limit for protected guests (target/s390x/kvm/pv.c).
 const MOST_CPUS: u64 = 247;
 
-/// The words, and what matters of them here.
+/// The arguments, and the options that matter here.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
     /// Each option with its value.
@@ -54,7 +54,7 @@ pub(crate) struct Options {
     pub(crate) console: Option<i32>,
     /// Bytes.
     pub(crate) memory: u64,
-    /// A guest that panics ends QEMU with a failure.
+    /// Whether QEMU exits with an error when the guest panics.
     pub(crate) panic_fails: bool,
     kvm: bool,
     cpus: u64,
@@ -143,7 +143,7 @@ impl Options {
         (self.qmp, self.console) = (qmp, console);
     }
 
-    /// What QEMU looks at when the machine is made.
+    /// What QEMU checks when it creates the machine.
     pub(crate) fn check(&self, machine: &Machine) -> Result<()> {
         if let Some(id) = &self.confidential {
             if !self.objects.contains(id) {
@@ -166,7 +166,7 @@ impl Options {
         Ok(())
     }
 
-    /// QEMU's end when it can not load the kernel.
+    /// QEMU's error when it cannot load the kernel.
     pub(crate) fn no_kernel(&self) -> ! {
         if let Err(e) = std::fs::File::open(&self.kernel) {
             let text = e.to_string();

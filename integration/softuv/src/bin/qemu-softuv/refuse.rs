@@ -1,5 +1,5 @@
-//! A guest that does not come into protected mode: QEMU waits for `cont`, then its loader asks, is
-//! refused, says so on the console, and stops; QEMU calls that a panic.
+//! A guest that does not enter protected mode: QEMU waits for `cont`, then the loader asks for it, is
+//! refused, prints that on the console, and stops; QEMU reports a panic.
 
 use std::io::Write;
 use std::sync::Mutex;
@@ -44,7 +44,7 @@ pub(crate) fn serve(stop: &Stop, options: &Options, lost: Option<Lost>) -> ! {
     loop {
         let (bytes, _) = receive(&stream);
         if bytes.is_empty() {
-            // QEMU lives on when its QMP peer closes.
+            // QEMU keeps running when its QMP peer closes the connection.
             loop {
                 std::thread::park();
             }
@@ -81,7 +81,7 @@ fn answer(command: &str, id: &Value) -> Value {
     json!({"return": value, "id": id})
 }
 
-/// Everything that is seen of it, in QEMU's order.
+/// All its outputs, in QEMU's order.
 fn happen(
     stop: &Stop,
     options: &Options,
