@@ -107,8 +107,11 @@ pub(crate) async fn exec(agent: &Agent, id: &ProcessId, args: &[&str]) {
     agent.exec_process(id, &process).await.expect("exec");
 }
 
+/// As many as the shim asks for with one call.
+const READ_BYTES: u32 = 64 << 10;
+
 pub(crate) async fn read(agent: &Agent, id: &ProcessId, stream: OutputStream) -> Vec<u8> {
-    agent.read_output(id, stream, kata_se::test_api::READ_BYTES).await.expect("read")
+    agent.read_output(id, stream, READ_BYTES).await.expect("read")
 }
 
 /// A second connection to a pod's agent.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use harness::{SealedNode, until};
 use kata_se::test_api::image::SealedImage;
-use kata_se::test_api::tag;
 use serde_json::Value;
 
 const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
@@ -19,6 +18,10 @@ fn text(bytes: &[u8]) -> String {
 
 fn image(path: &Path) -> SealedImage {
     kata_se::test_api::image::read(&*fs::read(path).expect("image")).expect("sealed")
+}
+
+fn tag(image: &SealedImage) -> String {
+    softuv::keys::hex(&image.header.tag)
 }
 
 /// Writes a configuration beside the usual one, in a separate folder with separate drop-ins.

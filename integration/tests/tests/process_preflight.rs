@@ -95,7 +95,7 @@ async fn an_image_for_this_machine_runs_and_is_recorded() {
     let node = z_host().await;
     let shim = running(&node).await;
     let image = kata_se::test_api::image::read(IMAGE).expect("image");
-    let tag = kata_se::test_api::tag(&image);
+    let tag = softuv::keys::hex(&image.header.tag);
     let recorded = record(&node);
     assert_eq!(recorded["image"]["path"], node.path("image").display().to_string());
     assert_eq!(recorded["image"]["size"], IMAGE.len());
