@@ -6,7 +6,6 @@
 #![allow(clippy::print_stderr, clippy::cast_possible_truncation)]
 
 mod bundle;
-mod caller;
 mod census;
 mod cgroup;
 mod containerd;
@@ -14,13 +13,13 @@ mod cri_node;
 mod doubles;
 mod events;
 mod netns;
-mod sandbox;
-mod sealed;
+mod sandbox_client;
+mod sealed_node;
+mod task_client;
 mod test_node;
 mod wait;
 
 pub use bundle::Bundle;
-pub use caller::{Code, NO_STREAMS, Shim, code, reader};
 pub use census::Census;
 pub use cgroup::{cgroup_of, cgroup_top, limit_memory};
 pub use containerd::{Containerd, IMAGE, MEMBER, SANDBOX};
@@ -28,8 +27,9 @@ pub use cri_node::STREAMS;
 pub use doubles::Doubles;
 pub use events::{Event, Events, Relay};
 pub use netns::PodNetns;
-pub use sandbox::{PodConfig, Sandbox};
-pub use sealed::{SealedNode, production, softuv};
+pub use sandbox_client::{PodConfig, Sandbox};
+pub use sealed_node::{SealedNode, production, softuv};
+pub use task_client::{Code, NO_STREAMS, Shim, code, reader};
 pub use test_node::TestNode;
 pub use wait::{eventually, until, within};
 

@@ -9,7 +9,7 @@ use containerd_shim_protos::sandbox_async::SandboxClient;
 use ttrpc::r#async::Client;
 use ttrpc::context::with_duration;
 
-use crate::caller::{PATIENCE, Shim};
+use crate::task_client::{PATIENCE, Shim};
 use crate::test_node::TestNode;
 
 /// A pod's sandbox at its shim.
