@@ -13,17 +13,14 @@ use nix::sched::{CloneFlags, setns};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// Removed with the last reference.
+/// A namespace with `eth0` (10.88.N.2/24, fd88:N::2/64); the host's side has .1 and ::1. Removed when dropped.
 #[derive(Debug)]
-pub struct PodNetwork {
+pub struct PodNetns {
     name: String,
     link: String,
 }
 
-/// A namespace with `eth0` (10.88.N.2/24, fd88:N::2/64); the host's side has .1 and ::1.
-pub type PodNetns = PodNetwork;
-
-impl PodNetwork {
+impl PodNetns {
     pub fn new() -> Self {
         let number = std::process::id() % 200 + NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
         let (name, link) = (format!("kst{}-{number}", std::process::id()), format!("kst{number}"));
@@ -90,13 +87,13 @@ impl PodNetwork {
     }
 }
 
-impl Default for PodNetwork {
+impl Default for PodNetns {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Drop for PodNetwork {
+impl Drop for PodNetns {
     fn drop(&mut self) {
         for command in [format!("link del {}", self.link), format!("netns del {}", self.name)] {
             Command::new("ip").args(command.split(' ')).output().ok();
