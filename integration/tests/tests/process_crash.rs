@@ -140,7 +140,7 @@ async fn delete_killed_at_any_undo_is_finished_by_the_next_one() {
         let (pid, _) = shim.pid("s1").await;
         let pid = nix::unistd::Pid::from_raw(pid as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
-        failpoint(&node, &format!("{}=kill#{nth}", Step::UndoPaid.name()));
+        failpoint(&node, &format!("{}=kill#{nth}", Step::CleanupStepDone.name()));
         let killed = !node.delete_output("s1").status.success();
         failpoint(&node, "");
         node.delete("s1");

@@ -20,7 +20,7 @@ async fn a_shim_whose_cleanup_fails_exits_all_the_same() {
     let point = ("KATA_SE_FAILPOINT".to_owned(), file.display().to_string());
     node.environment.lock().expect("environment").push(point);
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    fs::write(&file, "UndoPaid=EIO").expect("failpoint");
+    fs::write(&file, "CleanupStepDone=EIO").expect("failpoint");
     shim.kill("c1", "", 9).await.expect("kill");
     shim.wait("c1", "").await.expect("wait");
     let e = shim.delete("c1", "").await.expect_err("cannot be cleaned up").to_string();
