@@ -19,8 +19,8 @@ use crate::ids::PodKey;
 use crate::limits;
 use crate::oci::role::Role;
 use crate::pod::cleanup;
-use crate::shim::command::Flags;
-use crate::shim::events::timestamp;
+use crate::shim::convert::timestamp;
+use crate::shim::flags::Flags;
 use crate::shim::{LOCK, pause, role_of, run_dir};
 
 /// Frees what is left of a container, or with a sandbox's id of the whole pod.

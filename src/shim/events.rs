@@ -5,7 +5,6 @@ use std::time::SystemTime;
 
 use containerd_shim_protos::events::task as pb;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
@@ -21,7 +20,7 @@ use crate::limits;
 use crate::pod::Pod;
 use crate::pod::event::Event;
 use crate::pod::request::StdioPaths;
-use crate::shim::task_service::mount;
+use crate::shim::convert::{mount, timestamp};
 
 /// Runs until the queue is closed and empty. Without an address (CRI-O) events go nowhere.
 pub(crate) async fn send(pod: Arc<Pod>, address: Option<String>, namespace: Namespace) {
@@ -81,15 +80,6 @@ async fn forward(
     sent.map_err(|e| Error::unavailable(format!("{topic}: {e}")))?;
     *client = Some(connected);
     Ok(())
-}
-
-pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
-        ..Default::default()
-    }
 }
 
 /// containerd's registry knows the bare name.

@@ -2,8 +2,10 @@
 
 pub(crate) mod command;
 mod connections;
+mod convert;
 mod delete;
 mod events;
+mod flags;
 mod pod_config;
 mod sandbox_service;
 mod serve;

@@ -17,10 +17,9 @@ use crate::ids::SandboxId;
 use crate::oci::pod_spec::PodSpec;
 use crate::pod::Pod;
 use crate::pod::request::SandboxRequest;
-use crate::shim::events::timestamp;
+use crate::shim::convert::{exited, status, timestamp};
 use crate::shim::pod_config;
 use crate::shim::stats;
-use crate::shim::task_service::{exited, status};
 
 /// What every guest is; containerd makes the containers' specs for it.
 const PLATFORM: (&str, &str) = ("linux", "s390x");

@@ -20,7 +20,7 @@ use crate::host::{log, sys};
 use crate::ids::PodKey;
 use crate::limits;
 use crate::pod::{Pod, PodParts};
-use crate::shim::command::Flags;
+use crate::shim::flags::Flags;
 use crate::shim::sandbox_service::SandboxService;
 use crate::shim::task_service::TaskService;
 use crate::shim::{connections, events, role_of, run_dir};

@@ -5,6 +5,7 @@
 //! answered and the lock is never free in between. The answer is in the caller's dialect.
 
 use std::fs::{self, Permissions};
+use std::io::{IsTerminal, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,8 @@ use crate::limits;
 use crate::oci::role::Role;
 use crate::pod::cleanup;
 use crate::pod::{journal, record};
-use crate::shim::command::{Flags, read_stdin};
-use crate::shim::task_service::config_path;
+use crate::shim::convert::config_path;
+use crate::shim::flags::Flags;
 use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, pause, role_of, run_dir, serve};
 
 /// The longest path a Unix socket can have.
@@ -74,6 +75,20 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     let file = bundle_dir.join("address");
     fs::write(&file, &address).with_context(|| format!("write {}", file.display()))?;
     answer(&dialect, address)
+}
+
+/// What containerd piped in, bounded; a terminal or nothing at all is empty.
+fn read_stdin() -> Result<Vec<u8>> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Ok(Vec::new());
+    }
+    let mut input = Vec::new();
+    stdin.lock().take(limits::START_INPUT_BYTES + 1).read_to_end(&mut input).context("read stdin")?;
+    if input.len() as u64 > limits::START_INPUT_BYTES {
+        return Err(Error::invalid(format!("stdin: more than {} bytes", limits::START_INPUT_BYTES)));
+    }
+    Ok(input)
 }
 
 struct Caller<'a> {

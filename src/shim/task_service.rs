@@ -13,15 +13,14 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::Task;
 use ttrpc::r#async::TtrpcContext;
 
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::host::tasks;
-use crate::ids::{ContainerId, ExecId, ProcessId};
+use crate::ids::{ContainerId, ExecId};
 use crate::plan::rootfs::RootfsMount;
 use crate::pod::Pod;
-use crate::pod::request::{CreateRequest, ExecRequest, Exit, Status, StdioPaths};
-use crate::shim::events::timestamp;
+use crate::pod::request::{CreateRequest, ExecRequest, Status, StdioPaths};
+use crate::shim::convert::{config_path, exited, process_id, status};
 use crate::shim::stats;
-use crate::shim::wire;
 
 /// Serves one pod.
 pub(crate) struct TaskService {
@@ -31,38 +30,6 @@ pub(crate) struct TaskService {
 impl TaskService {
     pub(crate) fn new(pod: Arc<Pod>) -> Self {
         Self { pod }
-    }
-}
-
-pub(crate) fn status(e: Error) -> ttrpc::Error {
-    let code = match e.code() {
-        Code::NotFound => ttrpc::Code::NOT_FOUND,
-        Code::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
-        Code::FailedPrecondition => ttrpc::Code::FAILED_PRECONDITION,
-        Code::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
-        Code::PermissionDenied => ttrpc::Code::PERMISSION_DENIED,
-        Code::ResourceExhausted => ttrpc::Code::RESOURCE_EXHAUSTED,
-        Code::DeadlineExceeded => ttrpc::Code::DEADLINE_EXCEEDED,
-        Code::Unavailable => ttrpc::Code::UNAVAILABLE,
-        Code::Unimplemented => ttrpc::Code::UNIMPLEMENTED,
-        Code::Cancelled => ttrpc::Code::CANCELLED,
-        Code::Internal => ttrpc::Code::INTERNAL,
-    };
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, e.to_string()))
-}
-
-fn process(id: &str, exec: &str) -> Result<ProcessId> {
-    let container = ContainerId::parse(id)?;
-    let exec = if exec.is_empty() { None } else { Some(ExecId::parse(exec)?) };
-    Ok(ProcessId { container, exec })
-}
-
-pub(crate) fn mount(mount: &RootfsMount) -> api::Mount {
-    api::Mount {
-        type_: mount.fstype.clone(),
-        source: mount.source.clone(),
-        options: mount.options.clone(),
-        ..Default::default()
     }
 }
 
@@ -91,32 +58,6 @@ fn create_request(req: api::CreateTaskRequest) -> Result<CreateRequest> {
     })
 }
 
-/// Of `runtimeoptions.v1.Options`; options of other runtimes say nothing to us.
-pub(crate) fn config_path(options: &Any) -> Result<Option<PathBuf>> {
-    const CONFIG_PATH: u32 = 2;
-    if options.type_url.rsplit('/').next() != Some("runtimeoptions.v1.Options") {
-        return Ok(None);
-    }
-    let mut path = String::new();
-    wire::each(&options.value, |number, field| {
-        if number == CONFIG_PATH {
-            path = field.text()?;
-        }
-        Ok(())
-    })
-    .context("runtime options")?;
-    Ok(Some(path).filter(|p| !p.is_empty()).map(PathBuf::from))
-}
-
-pub(crate) fn exited(
-    exit: Option<Exit>,
-) -> (u32, MessageField<containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp>) {
-    match exit {
-        Some(exit) => (exit.status, MessageField::some(timestamp(exit.at))),
-        None => (0, MessageField::none()),
-    }
-}
-
 #[async_trait]
 impl Task for TaskService {
     async fn create(
@@ -131,7 +72,7 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
-        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
         let pod = Arc::clone(&self.pod);
         let pid = tasks::run("start", async move { pod.start(&id).await }).await.map_err(status)?;
         Ok(api::StartResponse { pid, ..Default::default() })
@@ -156,7 +97,7 @@ impl Task for TaskService {
     }
 
     async fn state(&self, _: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
-        let known = process(&req.id, &req.exec_id).and_then(|id| self.pod.state(&id)).map_err(status)?;
+        let known = process_id(&req.id, &req.exec_id).and_then(|id| self.pod.state(&id)).map_err(status)?;
         let (exit_status, exited_at) = exited(known.exit);
         let running = match known.status {
             Status::Created => api::Status::CREATED,
@@ -181,21 +122,21 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<api::Empty> {
-        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
         let pod = Arc::clone(&self.pod);
         tasks::run("kill", async move { pod.kill(&id, req.signal, req.all).await }).await.map_err(status)?;
         Ok(api::Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
-        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
         let exit = self.pod.wait(&id).await.map_err(status)?;
         let (exit_status, exited_at) = exited(Some(exit));
         Ok(api::WaitResponse { exit_status, exited_at, ..Default::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
-        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
         let pod = Arc::clone(&self.pod);
         let deleted = tasks::run("delete", async move { pod.delete(&id).await }).await.map_err(status)?;
         let (exit_status, exited_at) = exited(deleted.exit);
@@ -209,7 +150,7 @@ impl Task for TaskService {
     }
 
     async fn close_io(&self, _: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
-        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
         if req.stdin {
             self.pod.close_io(&id).map_err(status)?;
         }
@@ -217,7 +158,7 @@ impl Task for TaskService {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
-        let id = process(&req.id, &req.exec_id).map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
         self.pod.resize(&id, req.width, req.height).await.map_err(status)?;
         Ok(api::Empty::new())
     }
@@ -286,31 +227,4 @@ fn resources(any: Option<Any>) -> Result<Vec<u8>> {
         return Err(Error::invalid(format!("update: resources of type {:?}, known is {NAME}", any.type_url)));
     }
     Ok(any.value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(type_url: &str, value: &[u8]) -> Any {
-        Any { type_url: type_url.into(), value: value.to_vec(), ..Default::default() }
-    }
-
-    #[test]
-    fn the_configuration_is_named_by_runtime_options() {
-        let value = b"\x0a\x03abc\x12\x06/a/b.c\x1a\x02hi";
-        for url in ["runtimeoptions.v1.Options", "type.googleapis.com/runtimeoptions.v1.Options"] {
-            assert_eq!(config_path(&options(url, value)), Ok(Some("/a/b.c".into())));
-        }
-        assert_eq!(config_path(&options("containerd.runc.v1.Options", value)), Ok(None));
-        assert_eq!(config_path(&options("runtimeoptions.v1.Options", b"")), Ok(None));
-        assert!(config_path(&options("runtimeoptions.v1.Options", b"\x12\xff\xff\xff\xff\xff")).is_err());
-    }
-
-    #[test]
-    fn hostile_ids_stop_at_the_door() {
-        for (id, exec) in [("../x", ""), ("c1", "a/b"), ("", ""), ("c1\n", "")] {
-            assert_eq!(process(id, exec).expect_err(id).code(), Code::InvalidArgument);
-        }
-    }
 }
