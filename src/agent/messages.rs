@@ -8,4 +8,4 @@
     clippy::too_many_lines
 )]
 
-include!(concat!(env!("OUT_DIR"), "/messages.rs"));
+include!(concat!(env!("OUT_DIR"), "/agent/messages.rs"));

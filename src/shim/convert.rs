@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use containerd_shim_protos::protobuf::{Message, MessageField};
 
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::ids::{ContainerId, ExecId, ProcessId};
 use crate::plan::rootfs::RootfsMount;
 use crate::pod::request::Exit;
-use crate::shim::wire;
+use crate::shim::messages::runtimeoptions::Options;
 
 pub(crate) fn status(e: Error) -> ttrpc::Error {
     let code = match e.code() {
@@ -64,21 +64,14 @@ pub(crate) fn mount(mount: &RootfsMount) -> api::Mount {
     }
 }
 
-/// Of `runtimeoptions.v1.Options`; options of other runtimes say nothing to us.
+/// The configuration file that `runtimeoptions.v1.Options` names; options of other runtimes name none.
 pub(crate) fn config_path(options: &Any) -> Result<Option<PathBuf>> {
-    const CONFIG_PATH: u32 = 2;
     if options.type_url.rsplit('/').next() != Some("runtimeoptions.v1.Options") {
         return Ok(None);
     }
-    let mut path = String::new();
-    wire::each(&options.value, |number, field| {
-        if number == CONFIG_PATH {
-            path = field.text()?;
-        }
-        Ok(())
-    })
-    .context("runtime options")?;
-    Ok(Some(path).filter(|p| !p.is_empty()).map(PathBuf::from))
+    let options = Options::parse_from_bytes(&options.value)
+        .map_err(|e| Error::invalid(format!("runtime options: {e}")))?;
+    Ok(Some(options.config_path).filter(|path| !path.is_empty()).map(PathBuf::from))
 }
 
 #[cfg(test)]

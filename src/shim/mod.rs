@@ -6,13 +6,13 @@ mod convert;
 mod delete;
 mod events;
 mod flags;
+mod messages;
 mod pod_config;
 mod sandbox_service;
 mod serve;
 mod start;
 mod stats;
 mod task_service;
-mod wire;
 
 use std::path::{Path, PathBuf};
 

@@ -2,16 +2,17 @@
 //! needs of it. What the CRI plugin makes for its own pause container is decided here as it does there
 //! (its `podsandbox/sandbox_run_linux.go` and `helpers.go`).
 
-use std::collections::HashMap;
 use std::path::PathBuf;
+
+use containerd_shim_protos::protobuf::{EnumOrUnknown, Message};
 
 use crate::error::{Context, Error, Result};
 use crate::ids::SandboxId;
 use crate::limits;
 use crate::oci::pod_spec::{PodSpec, Resolver};
 use crate::oci::spec::hostname;
-use crate::oci::unsupported;
-use crate::shim::wire::{Field, each};
+use crate::oci::{requests, unsupported};
+use crate::shim::messages::cri::{DNSConfig, LinuxSandboxSecurityContext, NamespaceMode, PodSandboxConfig};
 
 /// The message's name in the options of CreateSandbox.
 pub(crate) const TYPE: &str = "runtime.v1.PodSandboxConfig";
@@ -19,37 +20,26 @@ pub(crate) const TYPE: &str = "runtime.v1.PodSandboxConfig";
 /// What the CRI plugin gives its pause container.
 const OOM_SCORE_ADJ: i32 = -998;
 
-/// Of `NamespaceMode`: the host's.
-const NODE: i64 = 2;
-
-/// `LinuxContainerResources`.
-#[derive(Default)]
-struct Resources {
-    period: i64,
-    quota: i64,
-    memory: i64,
-}
-
-/// A pod of this configuration.
+/// The pod that this configuration describes.
 pub(crate) fn parse(message: &[u8], id: &SandboxId) -> Result<PodSpec> {
-    let mut spec = PodSpec { oom_score_adj: Some(OOM_SCORE_ADJ), ..PodSpec::default() };
-    let mut dns = Vec::new();
-    let mut resources = Resources::default();
-    each(message, |number, field| {
-        match number {
-            2 => spec.hostname = hostname(&field.text()?),
-            4 => dns_config(&field.bytes()?, &mut dns).context("dns_config")?,
-            7 => entry(&field.bytes()?, &mut spec.annotations).context("annotations")?,
-            8 => linux(&field.bytes()?, id, &mut spec, &mut resources).context("linux")?,
-            _ => {}
-        }
-        Ok(())
-    })?;
-    spec.sysctls.keys().try_for_each(|name| sysctl(name))?;
-    spec.resolver = resolver(dns);
-    let period = u64::try_from(resources.period).unwrap_or(0);
-    spec.requested = crate::oci::requests::from_limits(resources.memory, resources.quota, period);
-    Ok(spec)
+    let config = PodSandboxConfig::parse_from_bytes(message)
+        .map_err(|e| Error::invalid(format!("not a message of this type: {e}")))?;
+    let linux = config.linux.unwrap_or_default();
+    refuse_host_namespaces(&linux.security_context).context("linux")?;
+    linux.sysctls.keys().try_for_each(|name| check_sysctl(name))?;
+    let resources = linux.resources.unwrap_or_default();
+    let period = u64::try_from(resources.cpu_period).unwrap_or(0);
+    let requested = requests::from_limits(resources.memory_limit_in_bytes, resources.cpu_quota, period);
+    Ok(PodSpec {
+        hostname: hostname(&config.hostname),
+        resolver: resolver(resolv_conf(&config.dns_config).context("dns_config")?),
+        annotations: config.annotations,
+        cgroups_path: cgroups_path(&linux.cgroup_parent, id),
+        sysctls: linux.sysctls,
+        requested,
+        oom_score_adj: Some(OOM_SCORE_ADJ),
+        ..PodSpec::default()
+    })
 }
 
 /// Without a configuration a pod asks as its host does.
@@ -58,60 +48,30 @@ fn resolver(lines: Vec<String>) -> Resolver {
 }
 
 /// The lines of a resolv.conf.
-fn dns_config(message: &[u8], lines: &mut Vec<String>) -> Result<()> {
-    let mut words: [Vec<String>; 3] = Default::default();
+fn resolv_conf(dns: &DNSConfig) -> Result<Vec<String>> {
     let mut bytes = 0;
-    each(message, |number, field| {
-        let Some(list) = (number as usize).checked_sub(1).and_then(|at| words.get_mut(at)) else {
-            return Ok(());
-        };
-        let word = field.text()?;
+    for word in dns.servers.iter().chain(&dns.searches).chain(&dns.options) {
         if word.is_empty() || word.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(Error::invalid(format!("{word:?}: is not one word")));
         }
         bytes += word.len() as u64;
-        list.push(word);
-        Ok(())
-    })?;
+    }
     if bytes > limits::RESOLV_CONF_BYTES {
         return Err(Error::invalid(format!("{bytes} bytes, allowed are {}", limits::RESOLV_CONF_BYTES)));
     }
-    let [servers, searches, options] = words;
-    if !searches.is_empty() {
-        lines.push(format!("search {}", searches.join(" ")));
+    let mut lines = Vec::new();
+    if !dns.searches.is_empty() {
+        lines.push(format!("search {}", dns.searches.join(" ")));
     }
-    lines.extend(servers.iter().map(|server| format!("nameserver {server}")));
-    if !options.is_empty() {
-        lines.push(format!("options {}", options.join(" ")));
+    lines.extend(dns.servers.iter().map(|server| format!("nameserver {server}")));
+    if !dns.options.is_empty() {
+        lines.push(format!("options {}", dns.options.join(" ")));
     }
-    Ok(())
-}
-
-/// `LinuxPodSandboxConfig`.
-fn linux(message: &[u8], id: &SandboxId, spec: &mut PodSpec, resources: &mut Resources) -> Result<()> {
-    each(message, |number, field| {
-        match number {
-            1 => spec.cgroups_path = cgroups_path(&field.text()?, id),
-            2 => security_context(&field.bytes()?)?,
-            3 => entry(&field.bytes()?, &mut spec.sysctls).context("sysctls")?,
-            5 => each(&field.bytes()?, |number, field| {
-                match number {
-                    1 => resources.period = field.number()?,
-                    2 => resources.quota = field.number()?,
-                    4 => resources.memory = field.number()?,
-                    _ => {}
-                }
-                Ok(())
-            })
-            .context("resources")?,
-            _ => {}
-        }
-        Ok(())
-    })
+    Ok(lines)
 }
 
 /// Only settings of the namespaces that a pod has can be the pod's: agents take no others.
-fn sysctl(name: &str) -> Result<()> {
+fn check_sysctl(name: &str) -> Result<()> {
     const KERNEL: [&str; 9] =
         ["domainname", "msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
     let of_kernel = name.strip_prefix("kernel.").is_some_and(|name| KERNEL.contains(&name));
@@ -135,37 +95,11 @@ fn cgroups_path(parent: &str, id: &SandboxId) -> Option<String> {
     }
 }
 
-/// `LinuxSandboxSecurityContext`: what a VM cannot share with its host.
-fn security_context(message: &[u8]) -> Result<()> {
-    let mut hosts = [false; 3];
-    each(message, |number, field| {
-        if number != 1 {
-            return Ok(());
-        }
-        each(&field.bytes()?, |number, field| {
-            if let Some(host) = (number as usize).checked_sub(1).and_then(|at| hosts.get_mut(at)) {
-                *host = field.number()? == NODE;
-            }
-            Ok(())
-        })
-    })
-    .context("security_context")?;
-    unsupported::host_namespaces(hosts)
-}
-
-/// One entry of a map of texts.
-fn entry(message: &[u8], map: &mut HashMap<String, String>) -> Result<()> {
-    let (mut key, mut value) = (String::new(), String::new());
-    each(message, |number, field: Field| {
-        match number {
-            1 => key = field.text()?,
-            2 => value = field.text()?,
-            _ => {}
-        }
-        Ok(())
-    })?;
-    map.insert(key, value);
-    Ok(())
+/// A VM cannot share its host's namespaces.
+fn refuse_host_namespaces(context: &LinuxSandboxSecurityContext) -> Result<()> {
+    let namespaces = &context.namespace_options;
+    let host = |mode: EnumOrUnknown<NamespaceMode>| mode == NamespaceMode::NODE.into();
+    unsupported::host_namespaces([host(namespaces.network), host(namespaces.pid), host(namespaces.ipc)])
 }
 
 #[cfg(test)]
@@ -250,7 +184,7 @@ mod tests {
         assert!(e.to_string().starts_with("sysctl \"vm.swappiness\": "), "{e}");
         let e = of(&[field(4, &field(1, b"10.0.0.1\nsearch x"))]).expect_err("forged line");
         assert_eq!(e.to_string(), "dns_config: \"10.0.0.1\\nsearch x\": is not one word");
-        for bad in [number(2, 1), field(8, &number(1, 1)), field(7, b"\xff"), field(4, &field(1, b""))] {
+        for bad in [field(2, b"\xff"), field(8, b"\x0a\x05hi"), field(7, b"\xff"), field(4, &field(1, b""))] {
             assert!(of(std::slice::from_ref(&bad)).is_err(), "{bad:?}");
         }
     }
