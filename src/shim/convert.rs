@@ -14,21 +14,24 @@ use crate::plan::rootfs::RootfsMount;
 use crate::pod::request::Exit;
 use crate::shim::messages::runtimeoptions::Options;
 
-pub(crate) fn status(e: Error) -> ttrpc::Error {
-    let code = match e.code() {
-        Code::NotFound => ttrpc::Code::NOT_FOUND,
-        Code::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
-        Code::FailedPrecondition => ttrpc::Code::FAILED_PRECONDITION,
-        Code::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
-        Code::PermissionDenied => ttrpc::Code::PERMISSION_DENIED,
-        Code::ResourceExhausted => ttrpc::Code::RESOURCE_EXHAUSTED,
-        Code::DeadlineExceeded => ttrpc::Code::DEADLINE_EXCEEDED,
-        Code::Unavailable => ttrpc::Code::UNAVAILABLE,
-        Code::Unimplemented => ttrpc::Code::UNIMPLEMENTED,
-        Code::Cancelled => ttrpc::Code::CANCELLED,
-        Code::Internal => ttrpc::Code::INTERNAL,
-    };
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, e.to_string()))
+/// So that a handler of a service can use `?`.
+impl From<Error> for ttrpc::Error {
+    fn from(e: Error) -> Self {
+        let code = match e.code() {
+            Code::NotFound => ttrpc::Code::NOT_FOUND,
+            Code::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
+            Code::FailedPrecondition => ttrpc::Code::FAILED_PRECONDITION,
+            Code::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
+            Code::PermissionDenied => ttrpc::Code::PERMISSION_DENIED,
+            Code::ResourceExhausted => ttrpc::Code::RESOURCE_EXHAUSTED,
+            Code::DeadlineExceeded => ttrpc::Code::DEADLINE_EXCEEDED,
+            Code::Unavailable => ttrpc::Code::UNAVAILABLE,
+            Code::Unimplemented => ttrpc::Code::UNIMPLEMENTED,
+            Code::Cancelled => ttrpc::Code::CANCELLED,
+            Code::Internal => ttrpc::Code::INTERNAL,
+        };
+        ttrpc::Error::RpcStatus(ttrpc::get_status(code, e.to_string()))
+    }
 }
 
 pub(crate) fn timestamp(at: SystemTime) -> Timestamp {

@@ -8,6 +8,7 @@ mod events;
 mod flags;
 mod messages;
 mod pod_config;
+mod pod_service;
 mod sandbox_service;
 mod serve;
 mod start;

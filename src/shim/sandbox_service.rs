@@ -2,7 +2,6 @@
 //! Task service on the same socket; a pod uses it, or begins with a sandbox container.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -12,14 +11,12 @@ use containerd_shim_protos::sandbox_async::Sandbox;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::error::{Context, Error, Result};
-use crate::host::tasks;
 use crate::ids::SandboxId;
 use crate::oci::pod_spec::PodSpec;
-use crate::pod::Pod;
 use crate::pod::request::SandboxRequest;
-use crate::shim::convert::{exited, status, timestamp};
-use crate::shim::pod_config;
-use crate::shim::stats;
+use crate::shim::convert::{exited, timestamp};
+use crate::shim::pod_service::PodService;
+use crate::shim::{pod_config, stats};
 
 /// What every guest is; containerd makes the containers' specs for it.
 const PLATFORM: (&str, &str) = ("linux", "s390x");
@@ -27,17 +24,6 @@ const PLATFORM: (&str, &str) = ("linux", "s390x");
 /// CRI's words for a sandbox's state.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
-
-/// Serves one pod.
-pub(crate) struct SandboxService {
-    pod: Arc<Pod>,
-}
-
-impl SandboxService {
-    pub(crate) fn new(pod: Arc<Pod>) -> Self {
-        Self { pod }
-    }
-}
 
 fn sandbox_request(req: api::CreateSandboxRequest) -> Result<SandboxRequest> {
     let id = SandboxId::parse(&req.sandbox_id)?;
@@ -62,13 +48,13 @@ fn sandbox_request(req: api::CreateSandboxRequest) -> Result<SandboxRequest> {
 }
 
 #[async_trait]
-impl Sandbox for SandboxService {
+impl Sandbox for PodService {
     async fn create_sandbox(
         &self,
         _: &TtrpcContext,
         req: api::CreateSandboxRequest,
     ) -> ttrpc::Result<api::CreateSandboxResponse> {
-        sandbox_request(req).and_then(|request| self.pod.create_sandbox(request)).map_err(status)?;
+        self.pod.create_sandbox(sandbox_request(req)?)?;
         Ok(api::CreateSandboxResponse::new())
     }
 
@@ -77,10 +63,9 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: api::StartSandboxRequest,
     ) -> ttrpc::Result<api::StartSandboxResponse> {
-        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        let started = tasks::run("start sandbox", async move { pod.start_sandbox(&id).await });
-        let started = started.await.map_err(status)?;
+        let id = SandboxId::parse(&req.sandbox_id)?;
+        let started = self.run("start sandbox", |pod| async move { pod.start_sandbox(&id).await });
+        let started = started.await?;
         let created_at = MessageField::some(timestamp(started.created_at));
         Ok(api::StartSandboxResponse { pid: started.pid, created_at, ..Default::default() })
     }
@@ -90,8 +75,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: api::PlatformRequest,
     ) -> ttrpc::Result<api::PlatformResponse> {
-        let known = SandboxId::parse(&req.sandbox_id).and_then(|id| self.pod.sandbox_state(&id));
-        known.map_err(status)?;
+        self.pod.sandbox_state(&SandboxId::parse(&req.sandbox_id)?)?; // this shim's sandbox?
         let mut response = api::PlatformResponse::new();
         let platform = response.platform.mut_or_insert_default();
         (platform.os, platform.architecture) = (PLATFORM.0.to_owned(), PLATFORM.1.to_owned());
@@ -103,9 +87,8 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: api::StopSandboxRequest,
     ) -> ttrpc::Result<api::StopSandboxResponse> {
-        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        tasks::run("stop sandbox", async move { pod.stop_sandbox(&id).await }).await.map_err(status)?;
+        let id = SandboxId::parse(&req.sandbox_id)?;
+        self.run("stop sandbox", |pod| async move { pod.stop_sandbox(&id).await }).await?;
         Ok(api::StopSandboxResponse::new())
     }
 
@@ -114,8 +97,8 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: api::WaitSandboxRequest,
     ) -> ttrpc::Result<api::WaitSandboxResponse> {
-        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
-        let exit = self.pod.wait_sandbox(&id).await.map_err(status)?;
+        let id = SandboxId::parse(&req.sandbox_id)?;
+        let exit = self.pod.wait_sandbox(&id).await?;
         let (exit_status, exited_at) = exited(Some(exit));
         Ok(api::WaitSandboxResponse { exit_status, exited_at, ..Default::default() })
     }
@@ -125,8 +108,8 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: api::SandboxStatusRequest,
     ) -> ttrpc::Result<api::SandboxStatusResponse> {
-        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
-        let known = self.pod.sandbox_state(&id).map_err(status)?;
+        let id = SandboxId::parse(&req.sandbox_id)?;
+        let known = self.pod.sandbox_state(&id)?;
         let mut response = api::SandboxStatusResponse {
             sandbox_id: req.sandbox_id,
             pid: known.pid,
@@ -136,7 +119,7 @@ impl Sandbox for SandboxService {
             ..Default::default()
         };
         if req.verbose {
-            let details = self.pod.sandbox_details(&id).map_err(status)?;
+            let details = self.pod.sandbox_details(&id)?;
             response.info.insert("info".to_owned(), details);
         }
         Ok(response)
@@ -147,8 +130,7 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: api::PingRequest,
     ) -> ttrpc::Result<api::PingResponse> {
-        let id = SandboxId::parse(&req.sandbox_id);
-        id.and_then(|id| self.pod.ping_sandbox(&id)).map_err(status)?;
+        self.pod.ping_sandbox(&SandboxId::parse(&req.sandbox_id)?)?;
         Ok(api::PingResponse::new())
     }
 
@@ -157,11 +139,8 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: api::ShutdownSandboxRequest,
     ) -> ttrpc::Result<api::ShutdownSandboxResponse> {
-        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        tasks::run("shut sandbox down", async move { pod.shutdown_sandbox(&id).await })
-            .await
-            .map_err(status)?;
+        let id = SandboxId::parse(&req.sandbox_id)?;
+        self.run("shut sandbox down", |pod| async move { pod.shutdown_sandbox(&id).await }).await?;
         Ok(api::ShutdownSandboxResponse::new())
     }
 
@@ -170,13 +149,13 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         req: api::SandboxMetricsRequest,
     ) -> ttrpc::Result<api::SandboxMetricsResponse> {
-        let id = SandboxId::parse(&req.sandbox_id).map_err(status)?;
-        let stats = self.pod.sandbox_stats(&id).await.map_err(status)?;
+        let id = SandboxId::parse(&req.sandbox_id)?;
+        let stats = self.pod.sandbox_stats(&id).await?;
         let mut response = api::SandboxMetricsResponse::new();
         let metric = response.metrics.mut_or_insert_default();
         metric.id = req.sandbox_id;
         metric.timestamp = MessageField::some(timestamp(SystemTime::now()));
-        metric.data = MessageField::some(stats::message(&stats).map_err(status)?);
+        metric.data = MessageField::some(stats::message(&stats)?);
         Ok(response)
     }
 }

@@ -21,8 +21,7 @@ use crate::ids::PodKey;
 use crate::limits;
 use crate::pod::{Pod, PodParts};
 use crate::shim::flags::Flags;
-use crate::shim::sandbox_service::SandboxService;
-use crate::shim::task_service::TaskService;
+use crate::shim::pod_service::PodService;
 use crate::shim::{connections, events, role_of, run_dir};
 
 /// The action `start` calls this program with.
@@ -84,9 +83,9 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHand
         std::env::var(EVENTS_ENVIRONMENT).ok().filter(|a| !a.is_empty()),
         namespace,
     ));
-    let service = Arc::new(TaskService::new(Arc::clone(&pod)));
+    let service = Arc::new(PodService::new(Arc::clone(&pod)));
     let (listener, mut connections) = connections::counted(listener).context("listen")?;
-    let sandbox = create_sandbox(Arc::new(SandboxService::new(Arc::clone(&pod))));
+    let sandbox = create_sandbox(Arc::clone(&service) as Arc<_>);
     let mut server = Server::new().add_listener(listener).register_service(sandbox);
     for name in NAMES {
         server = server.register_service(renamed(create_task(Arc::clone(&service) as Arc<_>), name));

@@ -4,7 +4,6 @@
 //! deadline, the operation goes on to its end.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
@@ -14,24 +13,12 @@ use containerd_shim_protos::shim_async::Task;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::error::{Error, Result};
-use crate::host::tasks;
 use crate::ids::{ContainerId, ExecId};
 use crate::plan::rootfs::RootfsMount;
-use crate::pod::Pod;
 use crate::pod::request::{CreateRequest, ExecRequest, Status, StdioPaths};
-use crate::shim::convert::{config_path, exited, process_id, status};
+use crate::shim::convert::{config_path, exited, process_id};
+use crate::shim::pod_service::PodService;
 use crate::shim::stats;
-
-/// Serves one pod.
-pub(crate) struct TaskService {
-    pod: Arc<Pod>,
-}
-
-impl TaskService {
-    pub(crate) fn new(pod: Arc<Pod>) -> Self {
-        Self { pod }
-    }
-}
 
 fn create_request(req: api::CreateTaskRequest) -> Result<CreateRequest> {
     let bundle = PathBuf::from(&req.bundle);
@@ -59,45 +46,40 @@ fn create_request(req: api::CreateTaskRequest) -> Result<CreateRequest> {
 }
 
 #[async_trait]
-impl Task for TaskService {
+impl Task for PodService {
     async fn create(
         &self,
         _: &TtrpcContext,
         req: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
-        let request = create_request(req).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        let pid = tasks::run("create", async move { pod.create(request).await }).await.map_err(status)?;
+        let request = create_request(req)?;
+        let pid = self.run("create", |pod| async move { pod.create(request).await }).await?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
-        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        let pid = tasks::run("start", async move { pod.start(&id).await }).await.map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id)?;
+        let pid = self.run("start", |pod| async move { pod.start(&id).await }).await?;
         Ok(api::StartResponse { pid, ..Default::default() })
     }
 
     async fn exec(&self, _: &TtrpcContext, req: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
-        let request = || {
-            Ok(ExecRequest {
-                container: ContainerId::parse(&req.id)?,
-                exec: ExecId::parse(&req.exec_id)?,
-                process: req.spec.value.clone(),
-                stdio: StdioPaths {
-                    stdin: req.stdin.clone(),
-                    stdout: req.stdout.clone(),
-                    stderr: req.stderr.clone(),
-                    terminal: req.terminal,
-                },
-            })
-        };
-        request().and_then(|request| self.pod.exec(request)).map_err(status)?;
+        self.pod.exec(ExecRequest {
+            container: ContainerId::parse(&req.id)?,
+            exec: ExecId::parse(&req.exec_id)?,
+            process: req.spec.unwrap_or_default().value,
+            stdio: StdioPaths {
+                stdin: req.stdin,
+                stdout: req.stdout,
+                stderr: req.stderr,
+                terminal: req.terminal,
+            },
+        })?;
         Ok(api::Empty::new())
     }
 
     async fn state(&self, _: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
-        let known = process_id(&req.id, &req.exec_id).and_then(|id| self.pod.state(&id)).map_err(status)?;
+        let known = self.pod.state(&process_id(&req.id, &req.exec_id)?)?;
         let (exit_status, exited_at) = exited(known.exit);
         let running = match known.status {
             Status::Created => api::Status::CREATED,
@@ -122,44 +104,42 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<api::Empty> {
-        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        tasks::run("kill", async move { pod.kill(&id, req.signal, req.all).await }).await.map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id)?;
+        self.run("kill", |pod| async move { pod.kill(&id, req.signal, req.all).await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
-        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
-        let exit = self.pod.wait(&id).await.map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id)?;
+        let exit = self.pod.wait(&id).await?;
         let (exit_status, exited_at) = exited(Some(exit));
         Ok(api::WaitResponse { exit_status, exited_at, ..Default::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
-        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        let deleted = tasks::run("delete", async move { pod.delete(&id).await }).await.map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id)?;
+        let deleted = self.run("delete", |pod| async move { pod.delete(&id).await }).await?;
         let (exit_status, exited_at) = exited(deleted.exit);
         Ok(api::DeleteResponse { pid: deleted.pid, exit_status, exited_at, ..Default::default() })
     }
 
     async fn pids(&self, _: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
-        let pids = ContainerId::parse(&req.id).and_then(|id| self.pod.pids(&id)).map_err(status)?;
+        let pids = self.pod.pids(&ContainerId::parse(&req.id)?)?;
         let info = |pid| api::ProcessInfo { pid, ..Default::default() };
         Ok(api::PidsResponse { processes: pids.into_iter().map(info).collect(), ..Default::default() })
     }
 
     async fn close_io(&self, _: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
-        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id)?;
         if req.stdin {
-            self.pod.close_io(&id).map_err(status)?;
+            self.pod.close_io(&id)?;
         }
         Ok(api::Empty::new())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
-        let id = process_id(&req.id, &req.exec_id).map_err(status)?;
-        self.pod.resize(&id, req.width, req.height).await.map_err(status)?;
+        let id = process_id(&req.id, &req.exec_id)?;
+        self.pod.resize(&id, req.width, req.height).await?;
         Ok(api::Empty::new())
     }
 
@@ -168,7 +148,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         req: api::ConnectRequest,
     ) -> ttrpc::Result<api::ConnectResponse> {
-        let task_pid = ContainerId::parse(&req.id).and_then(|id| self.pod.connect(&id)).map_err(status)?;
+        let task_pid = self.pod.connect(&ContainerId::parse(&req.id)?)?;
         Ok(api::ConnectResponse {
             shim_pid: std::process::id(),
             task_pid,
@@ -178,44 +158,39 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
-        let pod = Arc::clone(&self.pod);
-        tasks::run("shutdown", async move { pod.shutdown(req.now).await }).await.map_err(status)?;
+        self.run("shutdown", |pod| async move { pod.shutdown(req.now).await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<api::Empty> {
-        let id = ContainerId::parse(&req.id).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        tasks::run("pause", async move { pod.pause(&id).await }).await.map_err(status)?;
+        let id = ContainerId::parse(&req.id)?;
+        self.run("pause", |pod| async move { pod.pause(&id).await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
-        let id = ContainerId::parse(&req.id).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        tasks::run("resume", async move { pod.resume(&id).await }).await.map_err(status)?;
+        let id = ContainerId::parse(&req.id)?;
+        self.run("resume", |pod| async move { pod.resume(&id).await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
-        let id = ContainerId::parse(&req.id).map_err(status)?;
-        let json = resources(req.resources.into_option()).map_err(status)?;
-        let pod = Arc::clone(&self.pod);
-        tasks::run("update", async move { pod.update(&id, &json).await }).await.map_err(status)?;
+        let id = ContainerId::parse(&req.id)?;
+        let json = resources(req.resources.into_option())?;
+        self.run("update", |pod| async move { pod.update(&id, &json).await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        let id = ContainerId::parse(&req.id).map_err(status)?;
-        let stats = self.pod.stats(&id).await.map_err(status)?;
-        let stats = MessageField::some(stats::message(&stats).map_err(status)?);
+        let id = ContainerId::parse(&req.id)?;
+        let stats = self.pod.stats(&id).await?;
+        let stats = MessageField::some(stats::message(&stats)?);
         Ok(api::StatsResponse { stats, ..Default::default() })
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
-        Err(status(Error::unimplemented(
-            "Checkpoint: the state of a confidential guest cannot be taken out of it",
-        )))
+        Err(Error::unimplemented("Checkpoint: the state of a confidential guest cannot be taken out of it")
+            .into())
     }
 }
 
