@@ -164,14 +164,14 @@ impl Set {
         files.push(("reference-values.json".to_owned(), format!("{:#}\n", self.values).into_bytes()));
         let name = to.file_name().ok_or_else(|| Error::invalid(format!("{}: not a name", to.display())))?;
         let partial = to.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-        drop(fs::remove_dir_all(&partial));
+        fs::remove_dir_all(&partial).ok();
         let written = write_all(&partial, &files).and_then(|()| {
             // Over nothing or over an empty folder only: two sets must not mix.
             fs::rename(&partial, to)
                 .with_context(|| format!("make folder {} (it must not exist, or be empty)", to.display()))
         });
         if written.is_err() {
-            drop(fs::remove_dir_all(&partial));
+            fs::remove_dir_all(&partial).ok();
         }
         written.map(|()| files.into_iter().map(|(name, _)| name).collect())
     }

@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
     match run(&cli.command, style) {
         Ok(answer) => answer.print(cli.json),
         Err(e) => {
-            drop(writeln!(std::io::stderr(), "kata-se: {e}"));
+            writeln!(std::io::stderr(), "kata-se: {e}").ok();
             // A file that was read and is not what it should be is an answer, too.
             ExitCode::from(if e.code() == Code::FailedPrecondition { 1 } else { 3 })
         }

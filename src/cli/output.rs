@@ -22,7 +22,7 @@ impl Report {
     pub(crate) fn print(&self, as_json: bool) -> ExitCode {
         let text = if as_json { format!("{:#}\n", self.json) } else { self.text.clone() };
         let mut out = std::io::stdout().lock();
-        drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
         if self.yes { ExitCode::SUCCESS } else { ExitCode::from(1) }
     }
 }
@@ -122,7 +122,7 @@ impl Progress {
         if self.watched && percent != self.shown {
             self.shown = percent;
             let end = if done >= all { "\r\x1b[K" } else { "" };
-            drop(write!(std::io::stderr(), "\r{what}: {percent} %{end}"));
+            write!(std::io::stderr(), "\r{what}: {percent} %{end}").ok();
         }
     }
 }

@@ -24,7 +24,7 @@ pub fn main() -> ExitCode {
             }
         }
         Err(e) => {
-            drop(writeln!(std::io::stderr(), "kata-se: {e}"));
+            writeln!(std::io::stderr(), "kata-se: {e}").ok();
             ExitCode::FAILURE
         }
     }

@@ -46,7 +46,10 @@ impl Flags {
                 "publish-binary" => flags.publish_binary = text()?,
                 "id" => flags.id = text()?,
                 "bundle" => flags.bundle = text()?,
-                "socket" => drop(text()?),
+                // From older versions of containerd; `start` names the socket itself.
+                "socket" => {
+                    text()?;
+                }
                 "debug" => flags.debug = switch,
                 "v" | "version" => flags.version = switch,
                 "info" => flags.info = switch,

@@ -67,7 +67,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     drop(lock);
     // Nothing but the last events is left; whoever takes them may wait for our end first.
     if let Some(sender) = result? {
-        runtime.block_on(async { drop(timeout(limits::EVENT_FLUSH_LATE, sender).await) });
+        runtime.block_on(async { timeout(limits::EVENT_FLUSH_LATE, sender).await }).ok();
     }
     Ok(())
 }
@@ -103,9 +103,9 @@ async fn live(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHand
     if pod.has_sandbox() {
         // containerd's client may take an answer for lost when the connection ends right behind it; its
         // Task service bears that, its sandbox controller does not.
-        drop(timeout(limits::CLIENT_HANGUP, connections.wait_for(|open| *open == 0)).await);
+        timeout(limits::CLIENT_HANGUP, connections.wait_for(|open| *open == 0)).await.ok();
     }
-    drop(timeout(limits::SERVER_SHUTDOWN, server.shutdown()).await);
+    timeout(limits::SERVER_SHUTDOWN, server.shutdown()).await.ok();
     Ok((!sent).then_some(sender))
 }
 
@@ -127,11 +127,11 @@ fn ignore_signals(log: &Logger) -> Result<()> {
     for kind in kinds {
         let mut signals = signal(kind).context("watch signals")?;
         let log = log.clone();
-        drop(tasks::spawn(async move {
+        tasks::detach(async move {
             while signals.recv().await.is_some() {
                 warn!(log, "signal {} ignored: the pod ends by its Shutdown", kind.as_raw_value());
             }
-        }));
+        });
     }
     Ok(())
 }
@@ -146,6 +146,6 @@ fn log_panics(log: Logger) {
 /// Removes the pod's directory; what could not be paid back keeps its journal for `delete`.
 fn remove(dir: &PathBuf) {
     if crate::pod::journal::read(dir).is_ok_and(|owed| owed.is_empty()) {
-        drop(fs::remove_dir_all(dir));
+        fs::remove_dir_all(dir).ok();
     }
 }

@@ -117,7 +117,7 @@ fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Res
             Ok(())
         }
         Err(e) => {
-            drop(fs::remove_dir_all(dir));
+            fs::remove_dir_all(dir).ok();
             Err(e)
         }
     }
@@ -143,7 +143,7 @@ fn take_lock(dir: &Path) -> Result<PodLock> {
 fn clean_old(dir: &Path) -> Result<()> {
     cleanup::run(dir)?;
     for name in [journal::FILE, SOCKET, record::FILE] {
-        drop(fs::remove_file(dir.join(name)));
+        fs::remove_file(dir.join(name)).ok();
     }
     Ok(())
 }
