@@ -21,7 +21,7 @@ use crate::oci::role::Role;
 use crate::pod::cleanup;
 use crate::shim::convert::timestamp;
 use crate::shim::flags::Flags;
-use crate::shim::{LOCK, pause, role_of, run_dir};
+use crate::shim::{LOCK, poll_pause, role_of, run_dir};
 
 /// Frees what is left of a container, or with a sandbox's id of the whole pod.
 pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
@@ -31,7 +31,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     let role = role_of(&bundle, &id).unwrap_or(Role::Single);
     if !matches!(role, Role::Member { .. }) {
         let key = PodKey::new(&flags.address, &namespace, &id.to_sandbox());
-        clean_pod(&run_dir().join(key.as_str())).with_context(|| format!("delete sandbox {id}"))?;
+        remove_pod(&run_dir().join(key.as_str())).with_context(|| format!("delete sandbox {id}"))?;
     }
     unmount_rootfs(&bundle)?;
     let response = DeleteResponse {
@@ -42,13 +42,13 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     response.write_to_bytes().context("encode the answer")
 }
 
-fn clean_pod(dir: &Path) -> Result<()> {
+fn remove_pod(dir: &Path) -> Result<()> {
     match fs::symlink_metadata(dir) {
         Ok(_) => {}
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e).with_context(|| format!("read {}", dir.display())),
     }
-    let Some(_lock) = take_lock(&dir.join(LOCK))? else { return Ok(()) };
+    let Some(_lock) = lock_dead_pod(&dir.join(LOCK))? else { return Ok(()) };
     cleanup::run(dir)?;
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != ErrorKind::NotFound => {
@@ -60,7 +60,7 @@ fn clean_pod(dir: &Path) -> Result<()> {
 
 /// Having the lock means that the shim is dead. One that still lives gets a moment, then SIGKILL.
 /// None: somebody else cleaned the pod up meanwhile.
-fn take_lock(path: &Path) -> Result<Option<PodLock>> {
+fn lock_dead_pod(path: &Path) -> Result<Option<PodLock>> {
     let began = Instant::now();
     loop {
         match PodLock::try_take(path) {
@@ -80,7 +80,7 @@ fn take_lock(path: &Path) -> Result<Option<PodLock>> {
                 path.display()
             )));
         }
-        pause();
+        poll_pause();
     }
 }
 

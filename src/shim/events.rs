@@ -67,7 +67,7 @@ async fn forward(
             EventsClient::new(connecting.map_err(|e| Error::unavailable(format!("connect {url}: {e}")))?)
         }
     };
-    let (topic, any) = message(event)?;
+    let (topic, any) = encode_event(event)?;
     let envelope = Envelope {
         timestamp: MessageField::some(timestamp(SystemTime::now())),
         namespace: ns.as_str().to_owned(),
@@ -83,12 +83,12 @@ async fn forward(
 }
 
 /// containerd's registry knows the bare name.
-fn any(name: &str, message: &impl Message) -> Result<Any> {
+fn event_any(name: &str, message: &impl Message) -> Result<Any> {
     let value = message.write_to_bytes().context("encode event")?;
     Ok(Any { type_url: format!("containerd.events.{name}"), value, ..Default::default() })
 }
 
-fn io(stdio: &StdioPaths) -> pb::TaskIO {
+fn task_io(stdio: &StdioPaths) -> pb::TaskIO {
     pb::TaskIO {
         stdin: stdio.stdin.clone(),
         stdout: stdio.stdout.clone(),
@@ -98,22 +98,22 @@ fn io(stdio: &StdioPaths) -> pb::TaskIO {
     }
 }
 
-fn message(event: &Event) -> Result<(&'static str, Any)> {
+fn encode_event(event: &Event) -> Result<(&'static str, Any)> {
     Ok(match event {
         Event::Create { id, bundle, rootfs, stdio, pid } => {
             let create = pb::TaskCreate {
                 container_id: id.to_string(),
                 bundle: bundle.display().to_string(),
                 rootfs: rootfs.iter().map(mount).collect(),
-                io: MessageField::some(io(stdio)),
+                io: MessageField::some(task_io(stdio)),
                 pid: *pid,
                 ..Default::default()
             };
-            (topics::TASK_CREATE_EVENT_TOPIC, any("TaskCreate", &create)?)
+            (topics::TASK_CREATE_EVENT_TOPIC, event_any("TaskCreate", &create)?)
         }
         Event::Start { id, pid } => {
             let start = pb::TaskStart { container_id: id.to_string(), pid: *pid, ..Default::default() };
-            (topics::TASK_START_EVENT_TOPIC, any("TaskStart", &start)?)
+            (topics::TASK_START_EVENT_TOPIC, event_any("TaskStart", &start)?)
         }
         Event::ExecAdded { id, exec } => {
             let added = pb::TaskExecAdded {
@@ -121,7 +121,7 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 exec_id: exec.to_string(),
                 ..Default::default()
             };
-            (topics::TASK_EXEC_ADDED_EVENT_TOPIC, any("TaskExecAdded", &added)?)
+            (topics::TASK_EXEC_ADDED_EVENT_TOPIC, event_any("TaskExecAdded", &added)?)
         }
         Event::ExecStarted { id, exec, pid } => {
             let started = pb::TaskExecStarted {
@@ -130,7 +130,7 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 pid: *pid,
                 ..Default::default()
             };
-            (topics::TASK_EXEC_STARTED_EVENT_TOPIC, any("TaskExecStarted", &started)?)
+            (topics::TASK_EXEC_STARTED_EVENT_TOPIC, event_any("TaskExecStarted", &started)?)
         }
         Event::Exit { id, exec, pid, status, at } => {
             let exit = pb::TaskExit {
@@ -141,7 +141,7 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 exited_at: MessageField::some(timestamp(*at)),
                 ..Default::default()
             };
-            (topics::TASK_EXIT_EVENT_TOPIC, any("TaskExit", &exit)?)
+            (topics::TASK_EXIT_EVENT_TOPIC, event_any("TaskExit", &exit)?)
         }
         Event::Delete { id, pid, status, at } => {
             let delete = pb::TaskDelete {
@@ -151,19 +151,19 @@ fn message(event: &Event) -> Result<(&'static str, Any)> {
                 exited_at: MessageField::some(timestamp(*at)),
                 ..Default::default()
             };
-            (topics::TASK_DELETE_EVENT_TOPIC, any("TaskDelete", &delete)?)
+            (topics::TASK_DELETE_EVENT_TOPIC, event_any("TaskDelete", &delete)?)
         }
         Event::Oom { id } => {
             let oom = pb::TaskOOM { container_id: id.to_string(), ..Default::default() };
-            (topics::TASK_OOM_EVENT_TOPIC, any("TaskOOM", &oom)?)
+            (topics::TASK_OOM_EVENT_TOPIC, event_any("TaskOOM", &oom)?)
         }
         Event::Paused { id } => {
             let paused = pb::TaskPaused { container_id: id.to_string(), ..Default::default() };
-            (topics::TASK_PAUSED_EVENT_TOPIC, any("TaskPaused", &paused)?)
+            (topics::TASK_PAUSED_EVENT_TOPIC, event_any("TaskPaused", &paused)?)
         }
         Event::Resumed { id } => {
             let resumed = pb::TaskResumed { container_id: id.to_string(), ..Default::default() };
-            (topics::TASK_RESUMED_EVENT_TOPIC, any("TaskResumed", &resumed)?)
+            (topics::TASK_RESUMED_EVENT_TOPIC, event_any("TaskResumed", &resumed)?)
         }
     })
 }
@@ -178,7 +178,7 @@ mod tests {
         let id = ContainerId::parse("c1").expect("id");
         let at = SystemTime::UNIX_EPOCH + std::time::Duration::new(5, 7);
         let event = Event::Exit { id, exec: None, pid: 9, status: 137, at };
-        let (topic, any) = message(&event).expect("encode");
+        let (topic, any) = encode_event(&event).expect("encode");
         assert_eq!((topic, any.type_url.as_str()), ("/tasks/exit", "containerd.events.TaskExit"));
         let exit = pb::TaskExit::parse_from_bytes(&any.value).expect("decode");
         assert_eq!((exit.id.as_str(), exit.exit_status, exit.exited_at.seconds), ("c1", 137, 5));

@@ -50,6 +50,6 @@ pub(crate) fn run_dir() -> PathBuf {
 
 /// Between two looks at a lock, in the commands `start` and `delete`.
 #[allow(clippy::disallowed_methods)] // processes of their own, not the server
-fn pause() {
+fn poll_pause() {
     std::thread::sleep(std::time::Duration::from_millis(10));
 }

@@ -21,7 +21,7 @@ pub(crate) const TYPE: &str = "runtime.v1.PodSandboxConfig";
 const OOM_SCORE_ADJ: i32 = -998;
 
 /// The pod that this configuration describes.
-pub(crate) fn parse(message: &[u8], id: &SandboxId) -> Result<PodSpec> {
+pub(crate) fn pod_spec(message: &[u8], id: &SandboxId) -> Result<PodSpec> {
     let config = PodSandboxConfig::parse_from_bytes(message)
         .map_err(|e| Error::invalid(format!("not a message of this type: {e}")))?;
     let linux = config.linux.unwrap_or_default();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     fn of(message: &[Vec<u8>]) -> Result<PodSpec> {
-        parse(&message.concat(), &SandboxId::parse("s1").expect("id"))
+        pod_spec(&message.concat(), &SandboxId::parse("s1").expect("id"))
     }
 
     fn pair(of: u8, key: &str, value: &str) -> Vec<u8> {

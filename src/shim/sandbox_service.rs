@@ -32,7 +32,7 @@ fn sandbox_request(req: api::CreateSandboxRequest) -> Result<SandboxRequest> {
     }
     let options = req.options.unwrap_or_default();
     let mut spec = match options.type_url.rsplit('/').next() {
-        Some(pod_config::TYPE) => pod_config::parse(&options.value, &id)
+        Some(pod_config::TYPE) => pod_config::pod_spec(&options.value, &id)
             .with_context(|| format!("sandbox {id}: {}", pod_config::TYPE))?,
         Some("") | None => PodSpec::default(),
         Some(other) => {
@@ -155,7 +155,7 @@ impl Sandbox for PodService {
         let metric = response.metrics.mut_or_insert_default();
         metric.id = req.sandbox_id;
         metric.timestamp = MessageField::some(timestamp(SystemTime::now()));
-        metric.data = MessageField::some(stats::message(&stats)?);
+        metric.data = MessageField::some(stats::metrics(&stats)?);
         Ok(response)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use containerd_shim_protos::sandbox_async::create_sandbox;
@@ -59,11 +59,11 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
         .max_blocking_threads(4)
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(live(parts, listener));
+    let result = runtime.block_on(run_server(parts, listener));
     if let Err(e) = &result {
         error!(log, "{}", e);
     }
-    remove(&dir);
+    remove_pod_dir(&dir);
     drop(lock);
     // Nothing but the last events is left; whoever takes them may wait for our end first.
     if let Some(sender) = result? {
@@ -73,7 +73,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
 }
 
 /// Until the pod's end; what may be left is to send its last events.
-async fn live(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHandle<()>>> {
+async fn run_server(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHandle<()>>> {
     let log = parts.log.clone();
     ignore_signals(&log)?;
     let namespace = parts.namespace.clone();
@@ -144,7 +144,7 @@ fn log_panics(log: Logger) {
 }
 
 /// Removes the pod's directory; what could not be paid back keeps its journal for `delete`.
-fn remove(dir: &PathBuf) {
+fn remove_pod_dir(dir: &Path) {
     if crate::pod::journal::read(dir).is_ok_and(|owed| owed.is_empty()) {
         fs::remove_dir_all(dir).ok();
     }

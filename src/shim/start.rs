@@ -26,7 +26,7 @@ use crate::pod::cleanup;
 use crate::pod::{journal, record};
 use crate::shim::convert::config_path;
 use crate::shim::flags::Flags;
-use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, pause, role_of, run_dir, serve};
+use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, poll_pause, role_of, run_dir, serve};
 
 /// The longest path a Unix socket can have.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -43,8 +43,8 @@ enum Dialect {
 /// Answers the address of the pod's shim, which is made if this is the pod's first container.
 pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     let (namespace, id) = flags.ids()?;
-    let input = read_stdin()?;
-    let dialect = dialect(&input, flags)?;
+    let input = read_start_input()?;
+    let dialect = detect_dialect(&input, flags)?;
     let config = named_config(&input, &dialect)?;
     let bundle_dir = flags.bundle_dir()?;
     let role = role_of(&bundle_dir, &id)?;
@@ -68,17 +68,17 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
             dialect: &dialect,
             config: config.as_deref(),
         };
-        make_shim(&root, &dir, &socket, &caller).with_context(|| format!("start sandbox {sandbox}"))?;
+        start_shim(&root, &dir, &socket, &caller).with_context(|| format!("start sandbox {sandbox}"))?;
     }
     let address = format!("unix://{}", socket.display());
     // CRI-O reads it after its own restart.
     let file = bundle_dir.join("address");
     fs::write(&file, &address).with_context(|| format!("write {}", file.display()))?;
-    answer(&dialect, address)
+    encode_address(&dialect, address)
 }
 
 /// What containerd piped in, bounded; a terminal or nothing at all is empty.
-fn read_stdin() -> Result<Vec<u8>> {
+fn read_start_input() -> Result<Vec<u8>> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
         return Ok(Vec::new());
@@ -101,7 +101,7 @@ struct Caller<'a> {
     config: Option<&'a Path>,
 }
 
-fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Result<()> {
+fn start_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Result<()> {
     if socket.as_os_str().len() > SOCKET_PATH_BYTES {
         return Err(Error::invalid(format!(
             "socket {}: longer than {SOCKET_PATH_BYTES} bytes",
@@ -109,8 +109,8 @@ fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Res
         )));
     }
     private_dir(root)?;
-    let mut lock = take_lock(dir)?;
-    let started = clean_old(dir).and_then(|()| spawn_server(socket, &lock, caller));
+    let mut lock = lock_pod_dir(dir)?;
+    let started = clean_leftovers(dir).and_then(|()| spawn_server(socket, &lock, caller));
     match started.and_then(|pid| lock.write_pid(pid)) {
         Ok(()) => {
             lock.leave();
@@ -125,14 +125,14 @@ fn make_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Res
 
 /// The lock of the pod's directory, which is made. A shim of the same sandbox whose Shutdown was answered
 /// removes the directory a moment later: that moment is waited for.
-fn take_lock(dir: &Path) -> Result<PodLock> {
+fn lock_pod_dir(dir: &Path) -> Result<PodLock> {
     let until = Instant::now() + limits::START_GRACE;
     loop {
         let taken = private_dir(dir).and_then(|()| PodLock::try_take(&dir.join(LOCK)));
         let going = matches!(taken, Ok(None)) || fs::symlink_metadata(dir).is_err();
         match taken {
             Ok(Some(lock)) => return Ok(lock),
-            _ if going && Instant::now() < until => pause(),
+            _ if going && Instant::now() < until => poll_pause(),
             Ok(None) => return Err(Error::already_exists("its shim is running already")),
             Err(e) => return Err(e),
         }
@@ -140,7 +140,7 @@ fn take_lock(dir: &Path) -> Result<PodLock> {
 }
 
 /// A shim of the same sandbox that was killed may have left things: its journal is paid first.
-fn clean_old(dir: &Path) -> Result<()> {
+fn clean_leftovers(dir: &Path) -> Result<()> {
     cleanup::run(dir)?;
     for name in [journal::FILE, SOCKET, record::FILE] {
         fs::remove_file(dir.join(name)).ok();
@@ -202,7 +202,7 @@ fn environment(caller: &Caller<'_>) -> Vec<(std::ffi::OsString, std::ffi::OsStri
 
 /// Tells the dialects apart. Runtime options (an `Any`, to containerd 2.2) decode as bootstrap
 /// parameters too, with a type URL for an id: parameters are those that repeat the flags.
-fn dialect(input: &[u8], flags: &Flags) -> Result<Dialect> {
+fn detect_dialect(input: &[u8], flags: &Flags) -> Result<Dialect> {
     if input.is_empty() {
         return Ok(Dialect::Address);
     }
@@ -232,7 +232,7 @@ fn named_config(input: &[u8], dialect: &Dialect) -> Result<Option<PathBuf>> {
     named.next().transpose()
 }
 
-fn answer(dialect: &Dialect, address: String) -> Result<Vec<u8>> {
+fn encode_address(dialect: &Dialect, address: String) -> Result<Vec<u8>> {
     match dialect {
         Dialect::Address => Ok(address.into_bytes()),
         Dialect::Bootstrap { .. } => {
@@ -277,9 +277,9 @@ mod tests {
             (b"\xff\xff\xff".to_vec(), Dialect::Address),
             (params("c1"), Dialect::Bootstrap { events: "/run/t".into() }),
         ] {
-            assert_eq!(dialect(&input, &flags()), Ok(wanted), "{input:?}");
+            assert_eq!(detect_dialect(&input, &flags()), Ok(wanted), "{input:?}");
         }
-        assert!(dialect(&params("other"), &flags()).is_err());
+        assert!(detect_dialect(&params("other"), &flags()).is_err());
     }
 
     #[test]
@@ -304,9 +304,9 @@ mod tests {
 
     #[test]
     fn each_dialect_is_answered_in_its_own() {
-        assert_eq!(answer(&Dialect::Address, "unix:///s".into()), Ok(b"unix:///s".to_vec()));
-        let bytes =
-            answer(&Dialect::Bootstrap { events: String::new() }, "unix:///s".into()).expect("encode");
+        assert_eq!(encode_address(&Dialect::Address, "unix:///s".into()), Ok(b"unix:///s".to_vec()));
+        let bytes = encode_address(&Dialect::Bootstrap { events: String::new() }, "unix:///s".into())
+            .expect("encode");
         let result = BootstrapResult::parse_from_bytes(&bytes).expect("decode");
         assert_eq!(
             (result.version, result.address.as_str(), result.protocol.as_str()),

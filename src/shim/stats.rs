@@ -14,20 +14,20 @@ use crate::host::cgroup;
 use crate::plan::stats::{Disk, Stats};
 
 /// For Task.Stats.
-pub(crate) fn message(stats: &Stats) -> Result<Any> {
+pub(crate) fn metrics(stats: &Stats) -> Result<Any> {
     if cgroup::is_v2() {
-        any("io.containerd.cgroups.v2.Metrics", &version2(stats))
+        metrics_any("io.containerd.cgroups.v2.Metrics", &metrics_v2(stats))
     } else {
-        any("io.containerd.cgroups.v1.Metrics", &version1(stats))
+        metrics_any("io.containerd.cgroups.v1.Metrics", &metrics_v1(stats))
     }
 }
 
-fn any(type_url: &str, message: &impl Message) -> Result<Any> {
+fn metrics_any(type_url: &str, message: &impl Message) -> Result<Any> {
     let value = message.write_to_bytes().context("encode statistics")?;
     Ok(Any { type_url: type_url.to_owned(), value, ..Default::default() })
 }
 
-fn version1(stats: &Stats) -> v1::Metrics {
+fn metrics_v1(stats: &Stats) -> v1::Metrics {
     let cpu = stats.cpu;
     let usage = v1::CPUUsage { total: cpu.total, kernel: cpu.kernel, user: cpu.user, ..Default::default() };
     let throttling = v1::Throttle {
@@ -48,17 +48,17 @@ fn version1(stats: &Stats) -> v1::Metrics {
             throttling: MessageField::some(throttling),
             ..Default::default()
         }),
-        memory: MessageField::some(memory1(stats)),
+        memory: MessageField::some(memory_v1(stats)),
         blkio: MessageField::some(v1::BlkIOStat {
-            io_service_bytes_recursive: entries1(stats, |d| (d.read_bytes, d.written_bytes)),
-            io_serviced_recursive: entries1(stats, |d| (d.reads, d.writes)),
+            io_service_bytes_recursive: blkio_v1(stats, |d| (d.read_bytes, d.written_bytes)),
+            io_serviced_recursive: blkio_v1(stats, |d| (d.reads, d.writes)),
             ..Default::default()
         }),
         ..Default::default()
     }
 }
 
-fn memory1(stats: &Stats) -> v1::MemoryStat {
+fn memory_v1(stats: &Stats) -> v1::MemoryStat {
     let m = stats.memory;
     let usage = v1::MemoryEntry {
         limit: m.limit,
@@ -104,7 +104,7 @@ fn memory1(stats: &Stats) -> v1::MemoryStat {
     }
 }
 
-fn entries1(stats: &Stats, of: impl Fn(&Disk) -> (u64, u64)) -> Vec<v1::BlkIOEntry> {
+fn blkio_v1(stats: &Stats, of: impl Fn(&Disk) -> (u64, u64)) -> Vec<v1::BlkIOEntry> {
     let entry = |disk: &Disk, op: &str, value| v1::BlkIOEntry {
         op: op.to_owned(),
         major: disk.major,
@@ -119,7 +119,7 @@ fn entries1(stats: &Stats, of: impl Fn(&Disk) -> (u64, u64)) -> Vec<v1::BlkIOEnt
     stats.disks.iter().flat_map(both).collect()
 }
 
-fn version2(stats: &Stats) -> v2::Metrics {
+fn metrics_v2(stats: &Stats) -> v2::Metrics {
     let (cpu, pids) = (stats.cpu, stats.pids);
     let disk = |d: &Disk| v2::IOEntry {
         major: d.major,
@@ -145,7 +145,7 @@ fn version2(stats: &Stats) -> v2::Metrics {
             throttled_usec: cpu.throttled / 1000,
             ..Default::default()
         }),
-        memory: MessageField::some(memory2(stats)),
+        memory: MessageField::some(memory_v2(stats)),
         io: MessageField::some(v2::IOStat {
             usage: stats.disks.iter().map(disk).collect(),
             ..Default::default()
@@ -158,7 +158,7 @@ fn version2(stats: &Stats) -> v2::Metrics {
     }
 }
 
-fn memory2(stats: &Stats) -> v2::MemoryStat {
+fn memory_v2(stats: &Stats) -> v2::MemoryStat {
     let m = stats.memory;
     v2::MemoryStat {
         anon: m.anon,
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn version_1_has_what_cri_reads() {
-        let m = version1(&stats());
+        let m = metrics_v1(&stats());
         assert_eq!((m.cpu.usage.total, m.cpu.usage.user), (9_000, 5_000));
         assert_eq!((m.memory.usage.usage, m.memory.usage.limit), (100, 200));
         assert_eq!((m.memory.total_inactive_file, m.memory.rss, m.memory.total_rss), (30, 40, 40));
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn version_2_has_what_cri_reads() {
-        let m = version2(&stats());
+        let m = metrics_v2(&stats());
         assert_eq!((m.cpu.usage_usec, m.cpu.system_usec), (9, 4));
         assert_eq!((m.memory.usage, m.memory.usage_limit, m.memory.inactive_file), (100, 200, 30));
         assert_eq!((m.memory.pgfault, m.memory.pgmajfault, m.pids.current), (5, 6, 2));

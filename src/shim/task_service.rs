@@ -176,7 +176,7 @@ impl Task for PodService {
 
     async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
         let id = ContainerId::parse(&req.id)?;
-        let json = resources(req.resources.into_option())?;
+        let json = resources_json(req.resources.into_option())?;
         self.run("update", |pod| async move { pod.update(&id, &json).await }).await?;
         Ok(api::Empty::new())
     }
@@ -184,7 +184,7 @@ impl Task for PodService {
     async fn stats(&self, _: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         let id = ContainerId::parse(&req.id)?;
         let stats = self.pod.stats(&id).await?;
-        let stats = MessageField::some(stats::message(&stats)?);
+        let stats = MessageField::some(stats::metrics(&stats)?);
         Ok(api::StatsResponse { stats, ..Default::default() })
     }
 
@@ -195,7 +195,7 @@ impl Task for PodService {
 }
 
 /// The OCI resources inside of Update's `Any`.
-fn resources(any: Option<Any>) -> Result<Vec<u8>> {
+fn resources_json(any: Option<Any>) -> Result<Vec<u8>> {
     const NAME: &str = "LinuxResources";
     let any = any.ok_or_else(|| Error::invalid("update: no resources"))?;
     if any.type_url.rsplit('/').next() != Some(NAME) {
