@@ -16,9 +16,9 @@ use crate::shim::{delete, serve, start};
 pub fn main() -> ExitCode {
     let result = Flags::parse(std::env::args().skip(1)).and_then(|flags| run(&flags));
     match result {
-        Ok(answer) => {
+        Ok(response) => {
             let mut out = std::io::stdout();
-            match out.write_all(&answer).and_then(|()| out.flush()) {
+            match out.write_all(&response).and_then(|()| out.flush()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::FAILURE,
             }
@@ -53,5 +53,5 @@ fn info() -> Result<Vec<u8>> {
         version: MessageField::some(version),
         ..Default::default()
     };
-    info.write_to_bytes().context("encode the answer")
+    info.write_to_bytes().context("encode the response")
 }

@@ -1,5 +1,5 @@
-//! The shim's socket, with a count of who is connected: a caller that has its last answer closes its side,
-//! and only then the shim goes.
+//! The shim's socket, with a count of its open connections: a caller closes its side after the last response,
+//! and the shim exits only then.
 
 use std::io::{IoSlice, Result};
 use std::os::unix::net::UnixListener as StdListener;
@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use ttrpc::r#async::transport::Listener;
 
-/// A connection that is counted as long as it is open.
+/// A connection that is counted while it is open.
 struct Counted {
     stream: UnixStream,
     open: watch::Sender<usize>,
@@ -24,7 +24,7 @@ impl Drop for Counted {
     }
 }
 
-/// The listener for the server, and how many connections are open.
+/// The listener for the server, and the number of open connections.
 pub(crate) fn counted(listener: StdListener) -> Result<(Listener, watch::Receiver<usize>)> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;

@@ -14,7 +14,7 @@ use crate::plan::rootfs::RootfsMount;
 use crate::pod::request::Exit;
 use crate::shim::messages::runtimeoptions::Options;
 
-/// So that a handler of a service can use `?`.
+/// Lets the handlers of the services use `?`.
 impl From<Error> for ttrpc::Error {
     fn from(e: Error) -> Self {
         let code = match e.code() {

@@ -1,5 +1,5 @@
-//! The `delete` command: cleans up after a dead shim. Reads the bundle and the journal only, works
-//! twice in a row, and never touches a living pod for the sake of one of its containers.
+//! The `delete` command: cleans up after a dead shim. It reads the bundle and the journal only, can be repeated,
+//! and never touches a running pod because of one of its containers.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -23,11 +23,11 @@ use crate::shim::convert::timestamp;
 use crate::shim::flags::Flags;
 use crate::shim::{LOCK, poll_pause, role_of, run_dir};
 
-/// Frees what is left of a container, or with a sandbox's id of the whole pod.
+/// Removes what is left of a container or, with a sandbox's id, of the whole pod.
 pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     let (namespace, id) = flags.ids()?;
     let bundle = flags.bundle_dir()?;
-    // Without a readable bundle the id is taken for a sandbox's: nobody else has that pod's key.
+    // Without a readable bundle we take the id for a sandbox's: no other pod can have this key.
     let role = role_of(&bundle, &id).unwrap_or(Role::Single);
     if !matches!(role, Role::Member { .. }) {
         let key = PodKey::new(&flags.address, &namespace, &id.to_sandbox());
@@ -39,7 +39,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..Default::default()
     };
-    response.write_to_bytes().context("encode the answer")
+    response.write_to_bytes().context("encode the response")
 }
 
 fn remove_pod(dir: &Path) -> Result<()> {
@@ -58,8 +58,8 @@ fn remove_pod(dir: &Path) -> Result<()> {
     }
 }
 
-/// Having the lock means that the shim is dead. One that still lives gets a moment, then SIGKILL.
-/// None: somebody else cleaned the pod up meanwhile.
+/// Waits for the lock, which a shim holds as long as it lives; one that does not exit in time is killed.
+/// None: another process has removed the pod meanwhile.
 fn lock_dead_pod(path: &Path) -> Result<Option<PodLock>> {
     let began = Instant::now();
     loop {
@@ -76,7 +76,7 @@ fn lock_dead_pod(path: &Path) -> Result<Option<PodLock>> {
         }
         if began.elapsed() > limits::DELETE_GRACE + limits::CLEANUP_STEP {
             return Err(Error::deadline(format!(
-                "lock {}: its shim does not end on SIGKILL",
+                "lock {}: its shim does not exit after SIGKILL",
                 path.display()
             )));
         }

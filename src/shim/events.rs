@@ -1,4 +1,4 @@
-//! Sends the pod's events to containerd, in order, each until it is taken.
+//! Sends the pod's events to containerd in order, and repeats each until containerd has accepted it.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -22,7 +22,7 @@ use crate::pod::event::Event;
 use crate::pod::request::StdioPaths;
 use crate::shim::convert::{mount, timestamp};
 
-/// Runs until the queue is closed and empty. Without an address (CRI-O) events go nowhere.
+/// Runs until the queue is closed and empty. Without an address (CRI-O) events are discarded.
 pub(crate) async fn send(pod: Arc<Pod>, address: Option<String>, namespace: Namespace) {
     let mut client = None;
     let (first_pause, longest) = limits::EVENT_RETRY;
@@ -32,10 +32,10 @@ pub(crate) async fn send(pod: Arc<Pod>, address: Option<String>, namespace: Name
             if let Err(e) = forward(&mut client, address, &namespace, &event).await {
                 client = None;
                 if pause == first_pause {
-                    warn!(pod.log(), "event not sent, will be repeated: {}", e);
+                    warn!(pod.log(), "event not sent, will be retried: {}", e);
                 }
                 if pod.events.closes_within(pause).await {
-                    // The shim is about to end: what can still be sent is sent soon.
+                    // The shim is about to exit: retry soon, there is little time.
                     sleep(first_pause).await;
                     pause = first_pause;
                 } else {
@@ -48,7 +48,7 @@ pub(crate) async fn send(pod: Arc<Pod>, address: Option<String>, namespace: Name
         pod.events.done(&event);
         let dropped = pod.events.take_dropped();
         if dropped > 0 {
-            warn!(pod.log(), "{} events were dropped while containerd was away", dropped);
+            warn!(pod.log(), "{} events were dropped while containerd was not reachable", dropped);
         }
     }
 }
@@ -82,7 +82,7 @@ async fn forward(
     Ok(())
 }
 
-/// containerd's registry knows the bare name.
+/// containerd registers its event types without a URL's host.
 fn event_any(name: &str, message: &impl Message) -> Result<Any> {
     let value = message.write_to_bytes().context("encode event")?;
     Ok(Any { type_url: format!("containerd.events.{name}"), value, ..Default::default() })

@@ -20,7 +20,7 @@ pub(crate) struct Flags {
 }
 
 impl Flags {
-    /// `-flag value`, `-flag=value`, `-switch`, with one dash or two; the first other word is the action.
+    /// Takes `-flag value`, `-flag=value` and `-switch`, with one dash or two. The first other word is the action.
     pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Self> {
         let mut flags = Self::default();
         let mut args = args.into_iter();
@@ -59,12 +59,12 @@ impl Flags {
         Ok(flags)
     }
 
-    /// The ids, checked.
+    /// Namespace and container id, validated.
     pub(crate) fn ids(&self) -> Result<(Namespace, ContainerId)> {
         Ok((Namespace::parse(&self.namespace)?, ContainerId::parse(&self.id)?))
     }
 
-    /// The bundle: given, or the working directory.
+    /// The bundle's absolute path; the working directory unless -bundle is given.
     pub(crate) fn bundle_dir(&self) -> Result<PathBuf> {
         if self.bundle.is_empty() {
             return std::env::current_dir().context("working directory");
@@ -82,14 +82,22 @@ impl Flags {
 mod tests {
     use super::*;
 
-    fn of(words: &[&str]) -> Result<Flags> {
+    fn parse(words: &[&str]) -> Result<Flags> {
         Flags::parse(words.iter().map(|w| (*w).to_owned()))
     }
 
     #[test]
-    fn flags_are_read_as_go_reads_them() {
-        let flags =
-            of(&["-namespace", "ns", "--address=/a", "-id=c1", "-debug", "-publish-binary", "/b", "start"]);
+    fn flags_are_parsed_as_go_parses_them() {
+        let flags = parse(&[
+            "-namespace",
+            "ns",
+            "--address=/a",
+            "-id=c1",
+            "-debug",
+            "-publish-binary",
+            "/b",
+            "start",
+        ]);
         let wanted = Flags {
             namespace: "ns".into(),
             address: "/a".into(),
@@ -100,8 +108,8 @@ mod tests {
             ..Flags::default()
         };
         assert_eq!(flags, Ok(wanted));
-        assert!(of(&["-v"]).expect("flags").version);
-        assert_eq!(of(&["-id"]).expect_err("no value").to_string(), "flag -id: no value");
-        assert_eq!(of(&["-x", "start"]).expect_err("unknown").to_string(), "unknown flag -x");
+        assert!(parse(&["-v"]).expect("flags").version);
+        assert_eq!(parse(&["-id"]).expect_err("no value").to_string(), "flag -id: no value");
+        assert_eq!(parse(&["-x", "start"]).expect_err("unknown").to_string(), "unknown flag -x");
     }
 }

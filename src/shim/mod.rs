@@ -24,18 +24,18 @@ use crate::limits;
 use crate::oci::role::Role;
 use crate::oci::spec;
 
-/// The folder of all pods of this host.
+/// The directory of all pods on this host.
 const RUN_DIR: &str = "/run/kata-se";
 
-/// Another folder for all pods' state: for tests, and for hosts that keep /run elsewhere.
+/// Overrides `RUN_DIR`: for tests, and for hosts with another place for /run.
 const RUN_DIR_ENVIRONMENT: &str = "KATA_SE_RUN_DIR";
 
-/// The lock of a pod's shim and the socket it serves, below the pod's directory.
+/// The lock of a pod's shim and its socket, in the pod's directory.
 const LOCK: &str = "lock";
 const SOCKET: &str = "s";
 
-/// The place of a bundle's container in a pod. The Sandbox API has no container for the pod itself: that
-/// bundle has no config.json, only the folder for a root file system that each one has.
+/// The role of a bundle's container in its pod. The Sandbox API has no container for the pod itself: such a
+/// bundle has no config.json, only the `rootfs` folder that every bundle has.
 fn role_of(bundle: &Path, id: &ContainerId) -> Result<Role> {
     match read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES) {
         Ok(config) => spec::parse(&config, id).map(|bundle| bundle.role),
@@ -44,12 +44,13 @@ fn role_of(bundle: &Path, id: &ContainerId) -> Result<Role> {
     }
 }
 
+/// The directory that holds the directories of all pods.
 pub(crate) fn run_dir() -> PathBuf {
     std::env::var_os(RUN_DIR_ENVIRONMENT).map_or_else(|| RUN_DIR.into(), PathBuf::from)
 }
 
-/// Between two looks at a lock, in the commands `start` and `delete`.
-#[allow(clippy::disallowed_methods)] // processes of their own, not the server
+/// The pause between two attempts to take a lock, in the commands `start` and `delete`.
+#[allow(clippy::disallowed_methods)] // these commands have no runtime to block
 fn poll_pause() {
     std::thread::sleep(std::time::Duration::from_millis(10));
 }

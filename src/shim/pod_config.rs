@@ -1,6 +1,7 @@
-//! CRI's `runtime.v1.PodSandboxConfig`, which containerd passes with CreateSandbox: what a pod's start
-//! needs of it. What the CRI plugin makes for its own pause container is decided here as it does there
-//! (its `podsandbox/sandbox_run_linux.go` and `helpers.go`).
+//! CRI's `runtime.v1.PodSandboxConfig`, which containerd passes with CreateSandbox, as the spec of a pod.
+//!
+//! For a pause container containerd's CRI plugin would derive the same settings; we follow its
+//! `podsandbox/sandbox_run_linux.go` and `helpers.go`.
 
 use std::path::PathBuf;
 
@@ -14,10 +15,10 @@ use crate::oci::spec::hostname;
 use crate::oci::{requests, unsupported};
 use crate::shim::messages::cri::{DNSConfig, LinuxSandboxSecurityContext, NamespaceMode, PodSandboxConfig};
 
-/// The message's name in the options of CreateSandbox.
+/// The message's type name in the options of CreateSandbox.
 pub(crate) const TYPE: &str = "runtime.v1.PodSandboxConfig";
 
-/// What the CRI plugin gives its pause container.
+/// The CRI plugin's value for its pause container.
 const OOM_SCORE_ADJ: i32 = -998;
 
 /// The pod that this configuration describes.
@@ -42,7 +43,7 @@ pub(crate) fn pod_spec(message: &[u8], id: &SandboxId) -> Result<PodSpec> {
     })
 }
 
-/// Without a configuration a pod asks as its host does.
+/// A pod without a DNS configuration uses its host's.
 fn resolver(lines: Vec<String>) -> Resolver {
     if lines.is_empty() { Resolver::File(PathBuf::from("/etc/resolv.conf")) } else { Resolver::Lines(lines) }
 }
@@ -70,7 +71,7 @@ fn resolv_conf(dns: &DNSConfig) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Only settings of the namespaces that a pod has can be the pod's: agents take no others.
+/// Only sysctls of namespaces that a pod has to itself: the agent accepts no others.
 fn check_sysctl(name: &str) -> Result<()> {
     const KERNEL: [&str; 9] =
         ["domainname", "msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
@@ -79,11 +80,11 @@ fn check_sysctl(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(format!(
-        "sysctl {name:?}: is not one of a pod's own network, message queues or shared memory: leave it out"
+        "sysctl {name:?}: does not belong to a pod's own network, message queues or shared memory: leave it out"
     )))
 }
 
-/// The pod's own below its parent; a slice by systemd's notation. None: no parent was named.
+/// The pod's cgroup below its parent, in systemd's notation if the parent is a slice. None without a parent.
 fn cgroups_path(parent: &str, id: &SandboxId) -> Option<String> {
     let base = parent.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     if parent.is_empty() {
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_configuration_says_what_its_pause_container_would() {
+    fn a_pods_configuration_gives_what_its_pause_container_would() {
         let dns = [field(1, b"10.0.0.10"), field(2, b"ns.svc"), field(2, b"svc"), field(3, b"ndots:5")];
         // 150 ms in 100 ms and 128 bytes: the number's second byte.
         let resources =
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_says_nothing_is_one_too() {
+    fn an_empty_configuration_is_valid() {
         let spec = of(&[]).expect("spec");
         assert_eq!((spec.hostname, spec.cgroups_path), (None, None));
         assert_eq!(spec.resolver, Resolver::File("/etc/resolv.conf".into()));
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_namespaces_are_refused_and_so_is_nonsense() {
+    fn host_namespaces_and_malformed_messages_are_refused() {
         for (namespace, setting) in [(1, "hostNetwork"), (2, "hostPID"), (3, "hostIPC")] {
             let e = of(&[field(8, &field(2, &field(1, &number(namespace, 2))))]).expect_err(setting);
             assert!(e.to_string().contains(setting), "{e}");

@@ -1,4 +1,4 @@
-//! What containerd calls over the shim's socket: one value that implements the Task and the Sandbox service.
+//! The value that implements both services of the shim's socket: `task_service` and `sandbox_service`.
 
 use std::future::Future;
 use std::sync::Arc;

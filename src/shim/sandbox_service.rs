@@ -1,5 +1,5 @@
-//! The Sandbox service of containerd 2: one method = translate, call, translate. It stands beside the
-//! Task service on the same socket; a pod uses it, or begins with a sandbox container.
+//! The Sandbox service of containerd 2: each method converts the request, calls the pod and converts the result.
+//! It shares a socket with the Task service. A pod is started through it or by a sandbox container, never both.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -18,17 +18,19 @@ use crate::shim::convert::{exited, timestamp};
 use crate::shim::pod_service::PodService;
 use crate::shim::{pod_config, stats};
 
-/// What every guest is; containerd makes the containers' specs for it.
+/// The platform of every guest, for which containerd makes the containers' specs.
 const PLATFORM: (&str, &str) = ("linux", "s390x");
 
-/// CRI's words for a sandbox's state.
+/// CRI's names for a sandbox's states.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
 
 fn sandbox_request(req: api::CreateSandboxRequest) -> Result<SandboxRequest> {
     let id = SandboxId::parse(&req.sandbox_id)?;
     if !req.rootfs.is_empty() {
-        return Err(Error::invalid(format!("sandbox {id}: has a root file system: a guest brings its own")));
+        return Err(Error::invalid(format!(
+            "sandbox {id}: has a root file system, but the guest's is in its image"
+        )));
     }
     let options = req.options.unwrap_or_default();
     let mut spec = match options.type_url.rsplit('/').next() {
@@ -37,7 +39,7 @@ fn sandbox_request(req: api::CreateSandboxRequest) -> Result<SandboxRequest> {
         Some("") | None => PodSpec::default(),
         Some(other) => {
             return Err(Error::invalid(format!(
-                "sandbox {id}: options of type {other:?}, known is {}",
+                "sandbox {id}: options of type {other:?}, expected {}",
                 pod_config::TYPE
             )));
         }

@@ -1,4 +1,4 @@
-//! The server process: one pod, one socket; the Task service under two names, and the Sandbox service.
+//! The server process: one pod and one socket, with the Task service under two names and the Sandbox service.
 
 use std::collections::HashMap;
 use std::fs;
@@ -24,16 +24,16 @@ use crate::shim::flags::Flags;
 use crate::shim::pod_service::PodService;
 use crate::shim::{connections, events, role_of, run_dir};
 
-/// The action `start` calls this program with.
+/// The action with which `start` runs this program.
 pub(crate) const ACTION: &str = "serve";
 
-/// Where containerd takes events; unset under CRI-O.
+/// The address of containerd's event service; unset under CRI-O.
 pub(crate) const EVENTS_ENVIRONMENT: &str = "TTRPC_ADDRESS";
 
-/// containerd's word for a core scheduling domain per pod; any value.
+/// containerd's request for a core scheduling domain per pod, with any value.
 pub(crate) const SCHED_CORE_ENVIRONMENT: &str = "SCHED_CORE";
 
-/// The descriptors `start` passes on.
+/// The descriptors that `start` passes to the server.
 const LISTENER: i32 = 3;
 const POD_LOCK: i32 = 4;
 
@@ -65,14 +65,14 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     }
     remove_pod_dir(&dir);
     drop(lock);
-    // Nothing but the last events is left; whoever takes them may wait for our end first.
+    // Only the last events may be left: a containerd that waited for the end of this shim's service accepts them now.
     if let Some(sender) = result? {
         runtime.block_on(async { timeout(limits::EVENT_FLUSH_LATE, sender).await }).ok();
     }
     Ok(())
 }
 
-/// Until the pod's end; what may be left is to send its last events.
+/// Serves until the pod ends. Returns the task that sends events if some are still queued.
 async fn run_server(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHandle<()>>> {
     let log = parts.log.clone();
     ignore_signals(&log)?;
@@ -97,12 +97,12 @@ async fn run_server(parts: PodParts, listener: UnixListener) -> Result<Option<Jo
         () = pod.orphaned() => {}
     }
     pod.events.close();
-    // Normally they are taken at once. A containerd that cleans up after its own start takes none before this
+    // Normally containerd accepts them at once. One that cleans up during its own start accepts none until this
     // shim's connection is closed.
     let sent = timeout(limits::EVENT_FLUSH, &mut sender).await.is_ok();
     if pod.has_sandbox() {
-        // containerd's client may take an answer for lost when the connection ends right behind it; its
-        // Task service bears that, its sandbox controller does not.
+        // containerd's client may treat a response as lost when the connection closes right after it. Its Task
+        // service tolerates that, its sandbox controller does not.
         timeout(limits::CLIENT_HANGUP, connections.wait_for(|open| *open == 0)).await.ok();
     }
     timeout(limits::SERVER_SHUTDOWN, server.shutdown()).await.ok();
@@ -113,8 +113,8 @@ fn renamed(services: HashMap<String, Service>, name: &str) -> HashMap<String, Se
     services.into_values().map(|service| (name.to_owned(), service)).collect()
 }
 
-/// A machine's shutdown signals everything at once, and whoever wants stacks of containerd (`pkill -USR1
-/// containerd`) hits every program of that name; a pod ends by Shutdown alone.
+/// A host's shutdown signals all processes at once, and `pkill -USR1 containerd`, which makes containerd dump its
+/// stacks, also matches its shims. A pod ends only by Shutdown.
 fn ignore_signals(log: &Logger) -> Result<()> {
     let kinds = [
         SignalKind::terminate(),
@@ -129,7 +129,7 @@ fn ignore_signals(log: &Logger) -> Result<()> {
         let log = log.clone();
         tasks::detach(async move {
             while signals.recv().await.is_some() {
-                warn!(log, "signal {} ignored: the pod ends by its Shutdown", kind.as_raw_value());
+                warn!(log, "signal {} ignored: the pod ends only by Shutdown", kind.as_raw_value());
             }
         });
     }
@@ -143,9 +143,9 @@ fn log_panics(log: Logger) {
     }));
 }
 
-/// Removes the pod's directory; what could not be paid back keeps its journal for `delete`.
+/// Removes the pod's directory, unless its journal has entries that `delete` must clean up.
 fn remove_pod_dir(dir: &Path) {
-    if crate::pod::journal::read(dir).is_ok_and(|owed| owed.is_empty()) {
+    if crate::pod::journal::read(dir).is_ok_and(|entries| entries.is_empty()) {
         fs::remove_dir_all(dir).ok();
     }
 }

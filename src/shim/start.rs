@@ -1,8 +1,8 @@
-//! The `start` command: finds or makes the pod's shim and answers its address.
+//! The `start` command: finds or starts the pod's shim and prints its address.
 //!
-//! One shim serves all containers of a pod. The server is this program again, with the listening
-//! socket and the pod's lock as inherited descriptors, so that the address works the moment it is
-//! answered and the lock is never free in between. The answer is in the caller's dialect.
+//! One shim serves all containers of a pod. The server is this program again. It inherits the listening socket and
+//! the pod's lock, so that the address works as soon as it is printed and the lock is never free in between. The
+//! format of the output depends on the caller's version.
 
 use std::fs::{self, Permissions};
 use std::io::{IsTerminal, Read};
@@ -31,16 +31,16 @@ use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, poll_pause, role_of, run_di
 /// The longest path a Unix socket can have.
 const SOCKET_PATH_BYTES: usize = 107;
 
-/// How the caller speaks.
+/// Which bootstrap protocol the caller uses.
 #[derive(Clone, Debug, PartialEq)]
 enum Dialect {
-    /// containerd 2.3 and newer: bootstrap parameters on stdin, a bootstrap result back.
+    /// containerd 2.3 and newer: bootstrap parameters on stdin, a bootstrap result on stdout.
     Bootstrap { events: String },
-    /// containerd 1.6 to 2.2, CRI-O: a bare address back; events where the environment says.
+    /// containerd 1.6 to 2.2, CRI-O: a bare address on stdout; the environment names the event service.
     Address,
 }
 
-/// Answers the address of the pod's shim, which is made if this is the pod's first container.
+/// Returns the address of the pod's shim, which is started if this is the pod's first container.
 pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     let (namespace, id) = flags.ids()?;
     let input = read_start_input()?;
@@ -71,13 +71,13 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
         start_shim(&root, &dir, &socket, &caller).with_context(|| format!("start sandbox {sandbox}"))?;
     }
     let address = format!("unix://{}", socket.display());
-    // CRI-O reads it after its own restart.
+    // CRI-O reads it after it was restarted.
     let file = bundle_dir.join("address");
     fs::write(&file, &address).with_context(|| format!("write {}", file.display()))?;
     encode_address(&dialect, address)
 }
 
-/// What containerd piped in, bounded; a terminal or nothing at all is empty.
+/// What containerd has written to our stdin; empty if that is a terminal.
 fn read_start_input() -> Result<Vec<u8>> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
@@ -97,7 +97,7 @@ struct Caller<'a> {
     id: &'a ContainerId,
     bundle: &'a Path,
     dialect: &'a Dialect,
-    /// The configuration that the runtime options name.
+    /// The configuration file that the runtime options name.
     config: Option<&'a Path>,
 }
 
@@ -123,23 +123,23 @@ fn start_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Re
     }
 }
 
-/// The lock of the pod's directory, which is made. A shim of the same sandbox whose Shutdown was answered
-/// removes the directory a moment later: that moment is waited for.
+/// Makes the pod's directory and takes its lock. An older shim of the same sandbox removes the directory a moment
+/// after its response to Shutdown: we wait for that.
 fn lock_pod_dir(dir: &Path) -> Result<PodLock> {
     let until = Instant::now() + limits::START_GRACE;
     loop {
         let taken = private_dir(dir).and_then(|()| PodLock::try_take(&dir.join(LOCK)));
-        let going = matches!(taken, Ok(None)) || fs::symlink_metadata(dir).is_err();
+        let leaving = matches!(taken, Ok(None)) || fs::symlink_metadata(dir).is_err();
         match taken {
             Ok(Some(lock)) => return Ok(lock),
-            _ if going && Instant::now() < until => poll_pause(),
-            Ok(None) => return Err(Error::already_exists("its shim is running already")),
+            _ if leaving && Instant::now() < until => poll_pause(),
+            Ok(None) => return Err(Error::already_exists("its shim is already running")),
             Err(e) => return Err(e),
         }
     }
 }
 
-/// A shim of the same sandbox that was killed may have left things: its journal is paid first.
+/// Cleans up by the journal that a killed shim of the same sandbox may have left.
 fn clean_leftovers(dir: &Path) -> Result<()> {
     cleanup::run(dir)?;
     for name in [journal::FILE, SOCKET, record::FILE] {
@@ -177,7 +177,7 @@ fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u3
     .spawn_detached()
 }
 
-/// What the server needs of the environment, and nothing else.
+/// The variables that the server needs, and no others.
 fn environment(caller: &Caller<'_>) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let names = [
         config::ENVIRONMENT,
@@ -190,7 +190,7 @@ fn environment(caller: &Caller<'_>) -> Vec<(std::ffi::OsString, std::ffi::OsStri
     ];
     let mut kept: Vec<_> =
         names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect();
-    // Later values stand for earlier ones.
+    // Of two values the later one is used.
     kept.extend(caller.config.map(|path| (config::ENVIRONMENT.into(), path.into())));
     let events = match caller.dialect {
         Dialect::Bootstrap { events } => Some(events.into()),
@@ -200,8 +200,8 @@ fn environment(caller: &Caller<'_>) -> Vec<(std::ffi::OsString, std::ffi::OsStri
     kept
 }
 
-/// Tells the dialects apart. Runtime options (an `Any`, to containerd 2.2) decode as bootstrap
-/// parameters too, with a type URL for an id: parameters are those that repeat the flags.
+/// Runtime options (an `Any`, up to containerd 2.2) also decode as bootstrap parameters, with the type URL as the
+/// id. So input counts as parameters only if it repeats the flags.
 fn detect_dialect(input: &[u8], flags: &Flags) -> Result<Dialect> {
     if input.is_empty() {
         return Ok(Dialect::Address);
@@ -219,7 +219,8 @@ fn detect_dialect(input: &[u8], flags: &Flags) -> Result<Dialect> {
     )))
 }
 
-/// The runtime options' configuration. The Sandbox API tells it nowhere else; a Task's Create repeats it.
+/// The configuration that the runtime options name. With the Sandbox API it is passed only here; Task.Create repeats
+/// it.
 fn named_config(input: &[u8], dialect: &Dialect) -> Result<Option<PathBuf>> {
     let options = match dialect {
         Dialect::Address => vec![Any::parse_from_bytes(input).unwrap_or_default()],
@@ -238,7 +239,7 @@ fn encode_address(dialect: &Dialect, address: String) -> Result<Vec<u8>> {
         Dialect::Bootstrap { .. } => {
             let result =
                 BootstrapResult { version: 3, address, protocol: "ttrpc".to_owned(), ..Default::default() };
-            result.write_to_bytes().context("encode the answer")
+            result.write_to_bytes().context("encode the response")
         }
     }
 }
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_dialect_is_told_from_its_input() {
+    fn the_callers_dialect_is_detected_from_its_input() {
         let options = Any {
             type_url: "runtimeoptions.v1.Options".into(),
             value: vec![18, 2, 47, 97],
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn each_dialect_is_answered_in_its_own() {
+    fn the_address_is_encoded_in_the_callers_dialect() {
         assert_eq!(encode_address(&Dialect::Address, "unix:///s".into()), Ok(b"unix:///s".to_vec()));
         let bytes = encode_address(&Dialect::Bootstrap { events: String::new() }, "unix:///s".into())
             .expect("encode");

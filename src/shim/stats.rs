@@ -1,8 +1,8 @@
-//! Our stats as the message containerd expects on this host: cgroup version 1's or 2's.
+//! A pod's or container's stats as the message containerd expects on this host, for cgroup version 1 or 2.
 //!
-//! Nothing of the network: version 2 has no field for it, and that of version 1 is left empty by the runc shim,
-//! too. containerd's CRI reads the counters of `eth0` in the pod's network namespace itself
-//! (`sandbox_stats_linux.go`), through which all of a guest's packets pass.
+//! Network counters are not in it: version 2 has no field for them, and the runc shim leaves that of version 1
+//! empty. containerd's CRI plugin reads those of `eth0` in the pod's network namespace (`sandbox_stats_linux.go`),
+//! through which all of a guest's packets pass.
 
 use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
@@ -13,7 +13,7 @@ use crate::error::{Context, Result};
 use crate::host::cgroup;
 use crate::plan::stats::{Disk, Stats};
 
-/// For Task.Stats.
+/// The metrics for Task.Stats and SandboxMetrics.
 pub(crate) fn metrics(stats: &Stats) -> Result<Any> {
     if cgroup::is_v2() {
         metrics_any("io.containerd.cgroups.v2.Metrics", &metrics_v2(stats))
@@ -23,7 +23,7 @@ pub(crate) fn metrics(stats: &Stats) -> Result<Any> {
 }
 
 fn metrics_any(type_url: &str, message: &impl Message) -> Result<Any> {
-    let value = message.write_to_bytes().context("encode statistics")?;
+    let value = message.write_to_bytes().context("encode metrics")?;
     Ok(Any { type_url: type_url.to_owned(), value, ..Default::default() })
 }
 

@@ -1,7 +1,6 @@
-//! The Task service: one method = translate, call, translate.
+//! The Task service: each method converts the request, calls the pod and converts the result.
 //!
-//! Whatever changes something runs as a task of the pod: a handler is dropped at its caller's
-//! deadline, the operation goes on to its end.
+//! What changes a pod goes through `PodService::run`, because a handler is dropped at its caller's deadline.
 
 use std::path::PathBuf;
 
@@ -194,12 +193,12 @@ impl Task for PodService {
     }
 }
 
-/// The OCI resources inside of Update's `Any`.
+/// The OCI resources in Update's `Any`, as JSON.
 fn resources_json(any: Option<Any>) -> Result<Vec<u8>> {
     const NAME: &str = "LinuxResources";
     let any = any.ok_or_else(|| Error::invalid("update: no resources"))?;
     if any.type_url.rsplit('/').next() != Some(NAME) {
-        return Err(Error::invalid(format!("update: resources of type {:?}, known is {NAME}", any.type_url)));
+        return Err(Error::invalid(format!("update: resources of type {:?}, expected {NAME}", any.type_url)));
     }
     Ok(any.value)
 }

@@ -244,7 +244,7 @@ async fn one_of_two_concurrent_starts_of_a_sandbox_wins() {
         let (won, lost): (Vec<_>, Vec<_>) = both.iter().partition(|output| output.status.success());
         assert_eq!((won.len(), lost.len()), (1, 1), "round {round}: {both:?}");
         let message = String::from_utf8_lossy(&lost[0].stderr).into_owned();
-        assert!(message.contains("start sandbox s1: its shim is running already"), "{message}");
+        assert!(message.contains("start sandbox s1: its shim is already running"), "{message}");
         let address = String::from_utf8_lossy(&won[0].stdout).into_owned();
         let shim = Shim::connect(&address, &node.path("stdio")).await;
         within("create", 10, shim.create("s1", &dir, NO_STREAMS)).await.expect("the winner's works");
