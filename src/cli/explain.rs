@@ -34,22 +34,34 @@ impl Explain {
         if self.what == "-" {
             return Ok(by_text(&read_stdin()?, style));
         }
-        if let Some(record) = find_record(&run_dir(), &self.what)? {
-            return Ok(by_record(&record, style));
-        }
-        let bytes =
-            read_bounded(Path::new(&self.what), limits::EXPLAINED_BYTES).map_err(|e| match e.code() {
-                Code::NotFound => Error::not_found(format!(
-                    "{:?}: neither a sandbox that runs here nor a file: a pod's record goes with the pod",
-                    self.what
-                )),
-                _ => e,
-            })?;
-        match serde_json::from_slice::<Record>(&bytes) {
-            Ok(record) => Ok(by_record(&record, style)),
-            Err(_) => Ok(by_text(&String::from_utf8_lossy(&bytes), style)),
-        }
+        explain(&self.what, &run_dir(), style)
     }
+}
+
+/// Explains the sandbox of this id or, if there is none, the file of this name.
+fn explain(what: &str, run_dir: &Path, style: Style) -> Result<Report> {
+    let Search { found, unreadable } = find_record(run_dir, what)?;
+    if let Some(record) = found {
+        return Ok(by_record(&record, style));
+    }
+    let bytes = read_bounded(Path::new(what), limits::EXPLAINED_BYTES).map_err(|e| match e.code() {
+        Code::NotFound => neither_sandbox_nor_file(what, &unreadable),
+        _ => e,
+    })?;
+    match serde_json::from_slice::<Record>(&bytes) {
+        Ok(record) => Ok(by_record(&record, style)),
+        Err(_) => Ok(by_text(&String::from_utf8_lossy(&bytes), style)),
+    }
+}
+
+/// Any of the records that could not be read may be the wanted one.
+fn neither_sandbox_nor_file(what: &str, unreadable: &[String]) -> Error {
+    let mut text =
+        format!("{what:?}: neither a sandbox that runs here nor a file: a pod's record goes with the pod");
+    if !unreadable.is_empty() {
+        text.push_str(&format!("; records that cannot be read: {}", unreadable.join("; ")));
+    }
+    Error::not_found(text)
 }
 
 fn read_stdin() -> Result<String> {
@@ -62,30 +74,37 @@ fn read_stdin() -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The record of the sandbox with this id, or whose id begins with it (as `crictl` shows ids).
-fn find_record(run_dir: &Path, id: &str) -> Result<Option<Record>> {
+/// The records in the pods' directories, searched for one sandbox.
+struct Search {
+    found: Option<Record>,
+    /// Why each of the others could not be read: broken, or written by a newer version.
+    unreadable: Vec<String>,
+}
+
+/// Finds the record of the sandbox with this id or, as `crictl` shortens ids, with an id that begins so.
+fn find_record(run_dir: &Path, id: &str) -> Result<Search> {
+    let mut unreadable = Vec::new();
     let entries = match std::fs::read_dir(run_dir) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Search { found: None, unreadable }),
         Err(e) => return Err(e).with_context(|| format!("read {}", run_dir.display())),
     };
-    let mut found = Vec::new();
+    let mut matches = Vec::new();
     for entry in entries.flatten() {
         let path = entry.path();
         if !path.join(FILE).is_file() {
             continue;
         }
-        let record = Record::read(&path)?;
-        if record.sandbox == id {
-            return Ok(Some(record));
-        }
-        if id.len() >= 8 && record.sandbox.starts_with(id) {
-            found.push(record);
+        match Record::read(&path) {
+            Ok(record) if record.sandbox == id => return Ok(Search { found: Some(record), unreadable }),
+            Ok(record) if id.len() >= 8 && record.sandbox.starts_with(id) => matches.push(record),
+            Ok(_) => {}
+            Err(e) => unreadable.push(e.to_string()),
         }
     }
-    match found.len() {
-        0 | 1 => Ok(found.pop()),
-        many => Err(Error::invalid(format!("sandbox {id}: {many} ids begin with it: give more of it"))),
+    match matches.len() {
+        0 | 1 => Ok(Search { found: matches.pop(), unreadable }),
+        many => Err(Error::invalid(format!("sandbox {id}: {many} ids begin with it: give more of the id"))),
     }
 }
 
@@ -190,16 +209,40 @@ mod tests {
     #[test]
     fn a_record_is_found_by_its_id_or_the_beginning_of_it() {
         let dir = tempfile::tempdir().expect("dir");
-        assert_eq!(find_record(&dir.path().join("none"), "s"), Ok(None));
+        assert!(find_record(&dir.path().join("none"), "s").expect("no directory").found.is_none());
         for (name, id) in [("a", "0123456789abcdef"), ("b", "0123456789abcxyz")] {
             std::fs::create_dir(dir.path().join(name)).expect("mkdir");
             Record::new(id, None).write(&dir.path().join(name)).expect("write");
         }
-        let find = |id: &str| find_record(dir.path(), id).map(|found| found.map(|record| record.sandbox));
+        let find =
+            |id: &str| find_record(dir.path(), id).map(|search| search.found.map(|record| record.sandbox));
         assert_eq!(find("0123456789abcdef"), Ok(Some("0123456789abcdef".into())));
         assert_eq!(find("0123456789abcx"), Ok(Some("0123456789abcxyz".into())));
         assert_eq!(find("0123"), Ok(None), "too short to be meant");
         assert!(find("0123456789").expect_err("two").to_string().contains("2 ids begin with it"));
+    }
+
+    #[test]
+    fn an_unreadable_record_of_another_pod_does_not_hide_the_wanted_one() {
+        let dir = tempfile::tempdir().expect("dir");
+        let record_in = |name: &str, text: &[u8]| {
+            std::fs::create_dir(dir.path().join(name)).expect("mkdir");
+            std::fs::write(dir.path().join(name).join(FILE), text).expect("write");
+        };
+        record_in("broken", b"{");
+        record_in("newer", br#"{"version": 2, "sandbox": "s2", "image": null, "failure": null}"#);
+        record_in("good", &serde_json::to_vec(&Record::new("s1", None)).expect("json"));
+        let explain = |what: &str| explain(what, dir.path(), Style::default());
+        assert!(explain("s1").expect("readable").text.contains("Its VM has not failed"));
+        let text = explain("s3").expect_err("unknown").to_string();
+        assert!(text.starts_with("\"s3\": neither a sandbox that runs here nor a file: "), "{text}");
+        for part in ["records that cannot be read: ", "/broken/state.json: ", "/newer/state.json: version 2"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let log = dir.path().join("log").display().to_string();
+        std::fs::write(&log, "all\nis well\n").expect("write");
+        assert!(explain(&log).expect("a file").text.starts_with("No known failure"));
     }
 
     #[test]
