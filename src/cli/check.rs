@@ -52,13 +52,13 @@ impl Check {
         let root = Root::of_this_machine();
         let inputs = probe::collect(&root, Count::Always, &image, &config.host_key_documents);
         findings.extend(inputs.findings(config.memory_mib, config.vcpus));
-        findings.extend(programs(&config));
+        findings.extend(check_programs(&config));
         findings.push(debug_access(&inputs));
-        Ok(answer(&findings, &image, style))
+        Ok(check_report(&findings, &image, style))
     }
 }
 
-fn answer(findings: &[Finding], image: &Path, style: Style) -> Report {
+fn check_report(findings: &[Finding], image: &Path, style: Style) -> Report {
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let (fatal, warnings) = (count(Severity::Fatal), count(Severity::Warning));
     let last = if fatal > 0 {
@@ -77,10 +77,10 @@ fn answer(findings: &[Finding], image: &Path, style: Style) -> Report {
 }
 
 /// What the shim starts and opens beside the image.
-fn programs(config: &Config) -> Vec<Finding> {
+fn check_programs(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
-        program("qemu", "qemu.path", &config.qemu.path, "install QEMU 8 or newer"),
-        program("mkfs", "rootfs.mkfs", &config.rootfs.mkfs, "install erofs-utils"),
+        check_program("qemu", "qemu.path", &config.qemu.path, "install QEMU 8 or newer"),
+        check_program("mkfs", "rootfs.mkfs", &config.rootfs.mkfs, "install erofs-utils"),
     ];
     findings.push(match &config.vsock {
         VsockConfig::Vhost => {
@@ -95,12 +95,14 @@ fn programs(config: &Config) -> Vec<Finding> {
                 ),
             }
         }
-        VsockConfig::VhostUser { program: path } => program("vsock", "vsock.program", path, "install it"),
+        VsockConfig::VhostUser { program: path } => {
+            check_program("vsock", "vsock.program", path, "install it")
+        }
     });
     findings
 }
 
-fn program(check: &'static str, key: &str, path: &Path, advice: &str) -> Finding {
+fn check_program(check: &'static str, key: &str, path: &Path, advice: &str) -> Finding {
     use std::os::unix::fs::PermissionsExt;
     let why = match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {
@@ -159,34 +161,34 @@ mod tests {
 
     #[test]
     fn the_answer_of_a_machine_that_is_no_z_is_plain() {
-        let answer = answer(&inputs("x86_64").findings(2048, 1), Path::new("/i"), Style::default());
-        assert!(!answer.yes);
-        assert_eq!(answer.text, include_str!("testdata/check-x86_64.txt"), "{}", answer.text);
-        assert_eq!(answer.json["can_start"], false);
-        assert_eq!(answer.json["findings"][0]["check"], "machine");
-        assert_eq!(answer.json["findings"][0]["result"], "fatal");
+        let report = check_report(&inputs("x86_64").findings(2048, 1), Path::new("/i"), Style::default());
+        assert!(!report.yes);
+        assert_eq!(report.text, include_str!("testdata/check-x86_64.txt"), "{}", report.text);
+        assert_eq!(report.json["can_start"], false);
+        assert_eq!(report.json["findings"][0]["check"], "machine");
+        assert_eq!(report.json["findings"][0]["result"], "fatal");
     }
 
     #[test]
     fn the_answer_of_a_z_that_is_not_set_up_names_each_step() {
         let mut findings = inputs("s390x").findings(2048, 1);
-        findings.push(program(
+        findings.push(check_program(
             "qemu",
             "qemu.path",
             Path::new("/nonexistent/qemu"),
             "install QEMU 8 or newer",
         ));
-        let answer = answer(&findings, Path::new("/i"), Style::default());
-        assert_eq!(answer.text, include_str!("testdata/check-s390x.txt"), "{}", answer.text);
+        let report = check_report(&findings, Path::new("/i"), Style::default());
+        assert_eq!(report.text, include_str!("testdata/check-s390x.txt"), "{}", report.text);
     }
 
     #[test]
     fn colours_are_only_there_when_wanted() {
         let findings = inputs("x86_64").findings(2048, 1);
-        let plain = answer(&findings, Path::new("/i"), Style::default()).text;
-        let coloured = answer(&findings, Path::new("/i"), Style { colour: true }).text;
+        let plain = check_report(&findings, Path::new("/i"), Style::default()).text;
+        let coloured = check_report(&findings, Path::new("/i"), Style { colour: true }).text;
         assert!(!plain.contains('\x1b') && coloured.contains("\x1b[31mFAIL\x1b[0m"));
         let warnings = [warning("key", "a", "b", "c")];
-        assert!(answer(&warnings, Path::new("/i"), Style::default()).yes);
+        assert!(check_report(&warnings, Path::new("/i"), Style::default()).yes);
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Explain {
 impl Explain {
     pub(crate) fn run(&self, style: Style) -> Result<Report> {
         if self.what == "-" {
-            return Ok(by_text(&read_stdin()?, style));
+            return Ok(text_report(&read_piped_text()?, style));
         }
         explain(&self.what, &run_dir(), style)
     }
@@ -42,15 +42,15 @@ impl Explain {
 fn explain(what: &str, run_dir: &Path, style: Style) -> Result<Report> {
     let Search { found, unreadable } = find_record(run_dir, what)?;
     if let Some(record) = found {
-        return Ok(by_record(&record, style));
+        return Ok(record_report(&record, style));
     }
     let bytes = read_bounded(Path::new(what), limits::EXPLAINED_BYTES).map_err(|e| match e.code() {
         Code::NotFound => neither_sandbox_nor_file(what, &unreadable),
         _ => e,
     })?;
     match serde_json::from_slice::<Record>(&bytes) {
-        Ok(record) => Ok(by_record(&record, style)),
-        Err(_) => Ok(by_text(&String::from_utf8_lossy(&bytes), style)),
+        Ok(record) => Ok(record_report(&record, style)),
+        Err(_) => Ok(text_report(&String::from_utf8_lossy(&bytes), style)),
     }
 }
 
@@ -64,7 +64,7 @@ fn neither_sandbox_nor_file(what: &str, unreadable: &[String]) -> Error {
     Error::not_found(text)
 }
 
-fn read_stdin() -> Result<String> {
+fn read_piped_text() -> Result<String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
         return Err(Error::invalid("nothing to explain: give a sandbox id, a file, or pipe a text in"));
@@ -108,7 +108,7 @@ fn find_record(run_dir: &Path, id: &str) -> Result<Search> {
     }
 }
 
-fn by_record(record: &Record, style: Style) -> Report {
+fn record_report(record: &Record, style: Style) -> Report {
     let image = record.image.as_ref().map_or_else(String::new, |image| {
         let key = image.key.as_deref().unwrap_or("not known");
         format!("image     {}\ntag       {}\nkey       {key}\n", image.path, image.tag)
@@ -132,26 +132,28 @@ fn by_record(record: &Record, style: Style) -> Report {
     let text = format!(
         "sandbox   {}\n{image}{}words     {}\n",
         record.sandbox,
-        shown(&diagnosis, style),
+        diagnosis_text(&diagnosis, style),
         one_line(&failure.output_tail)
     );
-    Report { text, json: as_json(Some(record), Some(&diagnosis)), yes: !diagnosis.advice.is_empty() }
+    Report { text, json: record_json(Some(record), Some(&diagnosis)), yes: !diagnosis.advice.is_empty() }
 }
 
-fn by_text(text: &str, style: Style) -> Report {
+fn text_report(text: &str, style: Style) -> Report {
     match explain_text(text) {
-        Some(diagnosis) => {
-            Report { text: shown(&diagnosis, style), json: as_json(None, Some(&diagnosis)), yes: true }
-        }
+        Some(diagnosis) => Report {
+            text: diagnosis_text(&diagnosis, style),
+            json: record_json(None, Some(&diagnosis)),
+            yes: true,
+        },
         None => Report {
             text: format!("No known failure in this text of {} lines.\n", text.lines().count()),
-            json: as_json(None, None),
+            json: record_json(None, None),
             yes: false,
         },
     }
 }
 
-fn shown(diagnosis: &Diagnosis, style: Style) -> String {
+fn diagnosis_text(diagnosis: &Diagnosis, style: Style) -> String {
     let cause = style.strong(&one_line(&diagnosis.cause));
     let mut text = format!("cause     {cause}\n");
     for (name, part) in [("evidence", &diagnosis.evidence), ("advice", &diagnosis.advice)] {
@@ -162,7 +164,7 @@ fn shown(diagnosis: &Diagnosis, style: Style) -> String {
     text
 }
 
-fn as_json(record: Option<&Record>, diagnosis: Option<&Diagnosis>) -> serde_json::Value {
+fn record_json(record: Option<&Record>, diagnosis: Option<&Diagnosis>) -> serde_json::Value {
     json!({
         "sandbox": record.map(|record| &record.sandbox),
         "image": record.and_then(|record| record.image.as_ref()),
@@ -190,10 +192,10 @@ mod tests {
 
     #[test]
     fn a_failed_sandbox_is_explained_by_its_record() {
-        let answer = by_record(&failed(), Style::default());
-        assert_eq!(answer.text, include_str!("testdata/explain.txt"), "{}", answer.text);
-        assert!(answer.yes);
-        assert_eq!(answer.json["failure"]["advice"], "rebuild it");
+        let report = record_report(&failed(), Style::default());
+        assert_eq!(report.text, include_str!("testdata/explain.txt"), "{}", report.text);
+        assert!(report.yes);
+        assert_eq!(report.json["failure"]["advice"], "rebuild it");
         let mut plain = failed();
         plain.failure = Some(Failure {
             cause: "QEMU ended with exit code 1: stderr: S390 PV guests require KVM".into(),
@@ -201,8 +203,8 @@ mod tests {
             advice: String::new(),
             output_tail: String::new(),
         });
-        assert!(by_record(&plain, Style::default()).text.contains("cause     QEMU runs without KVM\n"));
-        let running = by_record(&Record::new("s1", None), Style::default());
+        assert!(record_report(&plain, Style::default()).text.contains("cause     QEMU runs without KVM\n"));
+        let running = record_report(&Record::new("s1", None), Style::default());
         assert!(running.yes && running.text.ends_with("Its VM has not failed.\n"));
     }
 
@@ -247,12 +249,12 @@ mod tests {
 
     #[test]
     fn text_from_anywhere_is_looked_through() {
-        let known = by_text(
+        let known = text_report(
             "x\nKVM PV command 4 (KVM_PV_VERIFY) failed: header rc 102 rrc 1b IOCTL rc: -22\n",
             Style::default(),
         );
         assert!(known.yes && known.text.starts_with("cause     the image was modified"), "{}", known.text);
-        let unknown = by_text("all\nis well\n", Style::default());
+        let unknown = text_report("all\nis well\n", Style::default());
         assert!(!unknown.yes);
         assert_eq!(unknown.text, "No known failure in this text of 2 lines.\n");
     }

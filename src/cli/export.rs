@@ -11,8 +11,8 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::host_key::{TrustFiles, judge, now};
-use crate::cli::inspect::{documents, open};
+use crate::cli::host_key::{TrustFiles, check_documents, now};
+use crate::cli::inspect::{open_image, read_documents};
 use crate::cli::output::{Report, Style};
 use crate::error::{Context, Error, Result};
 use crate::hostkey::{Document, Trust, pem};
@@ -63,20 +63,20 @@ impl Export {
     }
 
     fn run_at(&self, now: Duration, style: Style) -> Result<Report> {
-        let (file, image) = open(&self.image)?;
+        let (file, image) = open_image(&self.image)?;
         let header = header_bytes(&file, &image).map_err(Flaw::into_error)?;
-        let documents = documents(&self.documents)?;
+        let documents = read_documents(&self.documents)?;
         check_slots(&documents, &image)?;
         let trust = self.trust()?;
         if let Some(trust) = &trust {
-            if let Some(e) = judge(&documents, trust, now).into_iter().flatten().next() {
+            if let Some(e) = check_documents(&documents, trust, now).into_iter().flatten().next() {
                 return Err(Error::precondition(format!("not trusted: {e}")));
             }
         }
-        let missing = missing(&documents, trust.as_ref(), &image);
+        let missing = missing_parts(&documents, trust.as_ref(), &image);
         let set = Set { header, documents, trust, values: reference_values(&image), missing };
         let files = set.write(&self.to)?;
-        Ok(answer(&self.to, &files, &set, &image, style))
+        Ok(export_report(&self.to, &files, &set, &image, style))
     }
 
     fn trust(&self) -> Result<Option<Trust>> {
@@ -115,7 +115,7 @@ fn reference_values(image: &SealedImage) -> Value {
     })
 }
 
-fn missing(documents: &[Document], trust: Option<&Trust>, image: &SealedImage) -> Vec<String> {
+fn missing_parts(documents: &[Document], trust: Option<&Trust>, image: &SealedImage) -> Vec<String> {
     let mut missing = Vec::new();
     let slots = image.header.slots.iter().enumerate();
     for (number, slot) in slots.filter(|(_, slot)| documents.iter().all(|d| d.key != slot.host_key)) {
@@ -165,7 +165,7 @@ impl Set {
         let name = to.file_name().ok_or_else(|| Error::invalid(format!("{}: not a name", to.display())))?;
         let partial = to.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         fs::remove_dir_all(&partial).ok();
-        let written = write_all(&partial, &files).and_then(|()| {
+        let written = write_files(&partial, &files).and_then(|()| {
             // Over nothing or over an empty folder only: two sets must not mix.
             fs::rename(&partial, to)
                 .with_context(|| format!("make folder {} (it must not exist, or be empty)", to.display()))
@@ -177,7 +177,7 @@ impl Set {
     }
 }
 
-fn write_all(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+fn write_files(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     for (name, bytes) in files {
         let path = folder.join(name);
         let parent = path.parent().unwrap_or(folder);
@@ -187,7 +187,7 @@ fn write_all(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     Ok(())
 }
 
-fn answer(to: &Path, files: &[String], set: &Set, image: &SealedImage, style: Style) -> Report {
+fn export_report(to: &Path, files: &[String], set: &Set, image: &SealedImage, style: Style) -> Report {
     let mut text = format!("image tag {}\n\n{}\n", style.strong(&tag(image)), to.display());
     let mut lines = || -> std::fmt::Result {
         for file in files {
@@ -242,10 +242,10 @@ mod tests {
     #[test]
     fn the_folder_has_the_services_layout_and_what_is_missing_is_said() {
         let (dir, export) = given();
-        let answer = export.run_at(NOW, Style::default()).expect("export");
-        let text = answer.text.replace(&dir.path().display().to_string(), "");
+        let report = export.run_at(NOW, Style::default()).expect("export");
+        let text = report.text.replace(&dir.path().display().to_string(), "");
         assert_eq!(text, include_str!("testdata/export.txt"), "{text}");
-        let (_, image) = open(&export.image).expect("image");
+        let (_, image) = open_image(&export.image).expect("image");
         let header = fs::read(export.to.join("hdr/hdr.bin")).expect("header");
         assert_eq!(header.len(), usize::try_from(image.header.size).expect("small"));
         assert!(header.starts_with(b"IBMSecEx") && header.ends_with(&image.header.tag));
@@ -284,8 +284,8 @@ mod tests {
         let e = export.run_at(NOW, Style::default()).expect_err("no slot").to_string();
         assert!(e.contains("the image has no slot for its key"), "{e}");
         export.documents.clear();
-        let answer = export.run_at(NOW, Style::default()).expect("header alone");
-        assert!(answer.text.contains("hkds: no document for key slot 1"), "{}", answer.text);
-        assert!(answer.text.contains("certs, crls, root_ca.crt: --signing-key"), "{}", answer.text);
+        let report = export.run_at(NOW, Style::default()).expect("header alone");
+        assert!(report.text.contains("hkds: no document for key slot 1"), "{}", report.text);
+        assert!(report.text.contains("certs, crls, root_ca.crt: --signing-key"), "{}", report.text);
     }
 }

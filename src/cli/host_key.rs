@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::inspect::documents;
+use crate::cli::inspect::read_documents;
 use crate::cli::output::{Report, Style};
 use crate::error::{Error, Result};
 use crate::host::files::read_bounded;
@@ -48,7 +48,7 @@ pub(crate) struct TrustFiles {
 impl Verify {
     pub(crate) fn run(&self, style: Style) -> Result<Report> {
         let trust = self.trust.read()?;
-        Ok(answer(&documents(&self.documents)?, &trust, now()?, style))
+        Ok(verify_report(&read_documents(&self.documents)?, &trust, now()?, style))
     }
 }
 
@@ -70,26 +70,26 @@ impl TrustFiles {
         }
         let mut intermediates = Vec::new();
         for path in &self.intermediates {
-            intermediates.extend(certificates("intermediate certificate", path)?);
+            intermediates.extend(read_certificates("intermediate certificate", path)?);
         }
         Ok(Trust {
-            signing_key: one("signing key certificate", &self.signing_key)?,
+            signing_key: single_certificate("signing key certificate", &self.signing_key)?,
             intermediates,
-            root: one("root certificate", &self.root)?,
+            root: single_certificate("root certificate", &self.root)?,
             lists,
         })
     }
 }
 
-fn certificates(what: &str, path: &Path) -> Result<Vec<Certificate>> {
+fn read_certificates(what: &str, path: &Path) -> Result<Vec<Certificate>> {
     Certificate::parse_all(
         &format!("{what} {}", path.display()),
         &read_bounded(path, limits::CERTIFICATE_BYTES)?,
     )
 }
 
-fn one(what: &str, path: &Path) -> Result<Certificate> {
-    let mut all = certificates(what, path)?;
+fn single_certificate(what: &str, path: &Path) -> Result<Certificate> {
+    let mut all = read_certificates(what, path)?;
     match (all.pop(), all.len()) {
         (Some(certificate), 0) => Ok(certificate),
         (_, more) => Err(Error::invalid(format!(
@@ -101,15 +101,15 @@ fn one(what: &str, path: &Path) -> Result<Certificate> {
 }
 
 /// What is wrong with each document; None: trusted.
-pub(crate) fn judge(documents: &[Document], trust: &Trust, now: Duration) -> Vec<Option<Error>> {
+pub(crate) fn check_documents(documents: &[Document], trust: &Trust, now: Duration) -> Vec<Option<Error>> {
     match trust.check(now) {
         Ok(chain) => documents.iter().map(|document| chain.check(document).err()).collect(),
         Err(e) => documents.iter().map(|_| Some(e.clone())).collect(),
     }
 }
 
-fn answer(documents: &[Document], trust: &Trust, now: Duration, style: Style) -> Report {
-    let verdicts = judge(documents, trust, now);
+fn verify_report(documents: &[Document], trust: &Trust, now: Duration, style: Style) -> Report {
+    let verdicts = check_documents(documents, trust, now);
     let mut text = String::new();
     let mut found: Vec<Value> = Vec::new();
     for (document, wrong) in documents.iter().zip(&verdicts) {
@@ -155,7 +155,12 @@ mod tests {
         let folder = format!("{}/", dir.path().display());
         let of = |verify: &Verify, now| {
             let trust = verify.trust.read().expect("trust");
-            answer(&documents(&verify.documents).expect("documents"), &trust, now, Style::default())
+            verify_report(
+                &read_documents(&verify.documents).expect("documents"),
+                &trust,
+                now,
+                Style::default(),
+            )
         };
         let good = of(&verify, NOW);
         assert!(good.yes);

@@ -39,8 +39,8 @@ type Owner = (String, KeyHash);
 
 impl Inspect {
     pub(crate) fn run(&self, style: Style) -> Result<Report> {
-        let (file, image) = open(&self.image)?;
-        let owners = documents(&self.documents)?.into_iter().map(|d| (d.certificate.name, d.key));
+        let (file, image) = open_image(&self.image)?;
+        let owners = read_documents(&self.documents)?.into_iter().map(|d| (d.certificate.name, d.key));
         let owners: Vec<Owner> = owners.chain(this_machine()).collect();
         let verdict = match (&image.ipib, self.verify) {
             (_, false) => None,
@@ -58,19 +58,19 @@ impl Inspect {
                 Some(verdict.map_err(Flaw::into_error)?)
             }
         };
-        Ok(answer(&self.image, &image, &owners, verdict, style))
+        Ok(inspect_report(&self.image, &image, &owners, verdict, style))
     }
 }
 
 /// Opens and reads an image, or says why it is none.
-pub(crate) fn open(path: &Path) -> Result<(ImageFile, SealedImage)> {
+pub(crate) fn open_image(path: &Path) -> Result<(ImageFile, SealedImage)> {
     let file = ImageFile::open(path)?;
     let image = image::read(&file).map_err(Flaw::into_error);
     let image = image.with_context(|| format!("image {}", path.display()))?;
     Ok((file, image))
 }
 
-pub(crate) fn documents(paths: &[PathBuf]) -> Result<Vec<Document>> {
+pub(crate) fn read_documents(paths: &[PathBuf]) -> Result<Vec<Document>> {
     let read = |path: &PathBuf| {
         Document::parse(&path.display().to_string(), &read_bounded(path, limits::CERTIFICATE_BYTES)?)
     };
@@ -84,7 +84,7 @@ fn this_machine() -> Vec<Owner> {
     named.into_iter().filter_map(|(name, key)| Some((name.to_owned(), key?))).collect()
 }
 
-fn answer(
+fn inspect_report(
     path: &Path,
     image: &SealedImage,
     owners: &[Owner],
@@ -97,19 +97,19 @@ fn answer(
     };
     let unused: Vec<&Owner> = owners.iter().filter(unused).collect();
     let untouched = verdict.is_none_or(|verdict| verdict.untouched());
-    let text = text(path, image, owners, &unused, verdict, style);
+    let text = report_text(path, image, owners, &unused, verdict, style);
     Report {
         text: text.unwrap_or_default(),
-        json: as_json(path, image, owners, verdict),
+        json: report_json(path, image, owners, verdict),
         yes: untouched && unused.is_empty(),
     }
 }
 
-fn fits<'a>(owners: &'a [Owner], slot: &KeyHash) -> Vec<&'a str> {
+fn matching_keys<'a>(owners: &'a [Owner], slot: &KeyHash) -> Vec<&'a str> {
     owners.iter().filter(|(_, key)| key == slot).map(|(name, _)| name.as_str()).collect()
 }
 
-fn text(
+fn report_text(
     path: &Path,
     image: &SealedImage,
     owners: &[Owner],
@@ -132,7 +132,7 @@ fn text(
     writeln!(out, "pages       {}", header.pages)?;
     writeln!(out, "\nkey slots")?;
     for (number, slot) in header.slots.iter().enumerate() {
-        let fits = fits(owners, &slot.host_key).join(", ");
+        let fits = matching_keys(owners, &slot.host_key).join(", ");
         let fits = if fits.is_empty() { fits } else { format!("  {} {fits}", style.good("fits")) };
         writeln!(out, "  {:>2}  {}{fits}", number + 1, slot.host_key)?;
     }
@@ -166,12 +166,15 @@ fn text(
     Ok(out)
 }
 
-fn as_json(path: &Path, image: &SealedImage, owners: &[Owner], verdict: Option<Verdict>) -> Value {
+fn report_json(path: &Path, image: &SealedImage, owners: &[Owner], verdict: Option<Verdict>) -> Value {
     let header = &image.header;
     let slots: Vec<Value> = header
         .slots
         .iter()
-        .map(|slot| json!({"host_key_hash": slot.host_key.to_string(), "fits": fits(owners, &slot.host_key)}))
+        .map(|slot| {
+            let fits = matching_keys(owners, &slot.host_key);
+            json!({"host_key_hash": slot.host_key.to_string(), "fits": fits})
+        })
         .collect();
     let components: Vec<Value> = image
         .ipib
@@ -213,18 +216,18 @@ mod tests {
             ("host key document b.crt".to_owned(), KeyHash([9; 32])),
             ("this machine's host key".to_owned(), KeyHash([8; 32])),
         ];
-        let answer = answer(Path::new("/i.img"), &image, &owners, None, Style::default());
-        assert_eq!(answer.text, include_str!("testdata/inspect.txt"), "{}", answer.text);
-        assert!(!answer.yes, "one document fits nothing");
-        assert_eq!(answer.json["key_slots"][0]["fits"][0], "host key document a.crt");
-        assert_eq!(answer.json["untouched"], Value::Null);
+        let report = inspect_report(Path::new("/i.img"), &image, &owners, None, Style::default());
+        assert_eq!(report.text, include_str!("testdata/inspect.txt"), "{}", report.text);
+        assert!(!report.yes, "one document fits nothing");
+        assert_eq!(report.json["key_slots"][0]["fits"][0], "host key document a.crt");
+        assert_eq!(report.json["untouched"], Value::Null);
     }
 
     #[test]
     fn verified_content_is_told_apart_from_changed_content() {
         let image = image();
         let verdict = Verdict { content: true, addresses: true, tweaks: true, pages: (7, 7) };
-        let of = |verdict| answer(Path::new("/i"), &image, &[], Some(verdict), Style::default());
+        let of = |verdict| inspect_report(Path::new("/i"), &image, &[], Some(verdict), Style::default());
         assert!(of(verdict).yes && of(verdict).text.contains("  ok all 7 pages are as they were sealed\n"));
         let bad = of(Verdict { content: false, ..verdict });
         assert!(!bad.yes && bad.text.contains("  FAIL modified or truncated"), "{}", bad.text);
@@ -235,7 +238,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("kernel");
         std::fs::write(&path, b"kernel").expect("write");
-        let e = open(&path).expect_err("no image").to_string();
+        let e = open_image(&path).expect_err("no image").to_string();
         assert!(e.starts_with(&format!("image {}: not a Secure Execution image", path.display())), "{e}");
     }
 }

@@ -75,7 +75,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse(); // a wrong command line ends here, with code 2
     let style = Style::of_stdout();
     match run(&cli.command, style) {
-        Ok(answer) => answer.print(cli.json),
+        Ok(report) => report.print(cli.json),
         Err(e) => {
             writeln!(std::io::stderr(), "kata-se: {e}").ok();
             // A file that was read and is not what it should be is an answer, too.

@@ -32,11 +32,11 @@ pub(crate) struct RuntimeClass {
 
 impl RuntimeClass {
     pub(crate) fn run(&self) -> Result<Report> {
-        answer(&config::load(self.config.as_deref())?, &self.handler, self.limits_mib)
+        runtime_class_report(&config::load(self.config.as_deref())?, &self.handler, self.limits_mib)
     }
 }
 
-fn answer(config: &Config, handler: &str, limits_mib: Option<u32>) -> Result<Report> {
+fn runtime_class_report(config: &Config, handler: &str, limits_mib: Option<u32>) -> Result<Report> {
     // Kubernetes' rule for both names (RFC 1123 label).
     let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let ends = handler.starts_with(letters) && handler.ends_with(letters);
@@ -72,16 +72,16 @@ mod tests {
     #[test]
     fn the_shipped_file_is_that_of_the_shipped_configuration() {
         let config = file::parse(&[]).expect("defaults");
-        let answer = answer(&config, "kata-se", None).expect("answer");
-        assert_eq!(answer.text, include_str!("../../configs/runtimeclass.yaml"), "{}", answer.text);
-        assert_eq!(answer.json["memory_mib"], 2385);
+        let report = runtime_class_report(&config, "kata-se", None).expect("answer");
+        assert_eq!(report.text, include_str!("../../configs/runtimeclass.yaml"), "{}", report.text);
+        assert_eq!(report.json["memory_mib"], 2385);
     }
 
     #[test]
     fn a_name_that_kubernetes_refuses_is_refused_here() {
         let config = file::parse(&[]).expect("defaults");
         for bad in ["", "Kata", "a\nb", "-a", "a-", "a: b", &"a".repeat(64)] {
-            assert!(answer(&config, bad, None).is_err(), "{bad:?}");
+            assert!(runtime_class_report(&config, bad, None).is_err(), "{bad:?}");
         }
     }
 }
