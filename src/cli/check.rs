@@ -171,13 +171,15 @@ mod tests {
 
     #[test]
     fn the_answer_of_a_z_that_is_not_set_up_names_each_step() {
-        let mut findings = inputs("s390x").findings(2048, 1);
+        let inputs = inputs("s390x");
+        let mut findings = inputs.findings(2048, 1);
         findings.push(check_program(
             "qemu",
             "qemu.path",
             Path::new("/nonexistent/qemu"),
             "install QEMU 8 or newer",
         ));
+        findings.push(debug_access(&inputs));
         let report = check_report(&findings, Path::new("/i"), Style::default());
         assert_eq!(report.text, include_str!("testdata/check-s390x.txt"), "{}", report.text);
     }

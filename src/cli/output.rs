@@ -74,7 +74,7 @@ impl Style {
         let mut text = String::new();
         for finding in findings {
             let line =
-                writeln!(text, "{}  {:<11} {}", self.severity(finding.severity), finding.check, finding.text);
+                writeln!(text, "{}  {:<12} {}", self.severity(finding.severity), finding.check, finding.text);
             debug_assert!(line.is_ok(), "writing to a string");
         }
         text
