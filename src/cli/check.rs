@@ -1,4 +1,4 @@
-//! `kata-se check`: could a secure pod start here now?
+//! `kata-se check`: whether a secure pod could start here now.
 
 use std::path::{Path, PathBuf};
 
@@ -14,16 +14,16 @@ use crate::host::probe::{self, ImageFound, PreflightInputs};
 use crate::image::PlainFlags;
 use crate::plan::checks::{Finding, Severity, fatal, pass, warning};
 
-/// Checks this machine, the configuration and the image: one line per check, exit code 0 only when a
+/// Checks this machine, the configuration and the image. Prints one line per check; the exit code is 0 only if a
 /// secure pod could start now.
 ///
-/// The same checks run before each pod; here they can be seen before the first one.
+/// The shim runs the same checks before it starts a pod.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     /// The sealed image to check instead of the configured one.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// The configuration instead of the one the shim would read.
+    /// The configuration file to use instead of the shim's.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -36,7 +36,7 @@ impl Check {
             (Some(image), _) | (None, Boot::Sealed { image }) => image.clone(),
             (None, Boot::Plain { .. }) => {
                 return Err(Error::precondition(
-                    "the configuration starts guests that are not protected (guest.confidential = false): give \
+                    "the configuration starts guests that are not protected (guest.confidential = false): name \
                      the image to check with --image",
                 ));
             }
@@ -46,7 +46,7 @@ impl Check {
                 "config",
                 "the configuration starts guests that are not protected",
                 "guest.confidential = false",
-                "remove the key on a node for secure pods",
+                "remove this key on a node for secure pods",
             ));
         }
         let root = Root::of_this_machine();
@@ -76,7 +76,7 @@ fn check_report(findings: &[Finding], image: &Path, style: Style) -> Report {
     }
 }
 
-/// What the shim starts and opens beside the image.
+/// Programs and devices that the shim needs besides the image.
 fn check_programs(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         check_program("qemu", "qemu.path", &config.qemu.path, "install QEMU 8 or newer"),
@@ -86,7 +86,7 @@ fn check_programs(config: &Config) -> Vec<Finding> {
         VsockConfig::Vhost => {
             let device = Path::new("/dev/vhost-vsock");
             match std::fs::File::options().read(true).write(true).open(device) {
-                Ok(_) => pass("vsock", "/dev/vhost-vsock can be used"),
+                Ok(_) => pass("vsock", "/dev/vhost-vsock can be opened"),
                 Err(e) => fatal(
                     "vsock",
                     "guests cannot be reached",
@@ -120,7 +120,7 @@ fn check_program(check: &'static str, key: &str, path: &Path, advice: &str) -> F
     )
 }
 
-/// Ways into a guest that configuration or image leave open.
+/// Whether the image allows access for debugging. The shim itself never enables any for a protected guest.
 fn debug_access(inputs: &PreflightInputs) -> Finding {
     if let ImageFound::Sealed { image, .. } = &inputs.image {
         if image.header.flags.has(PlainFlags::DUMP) {
@@ -128,11 +128,11 @@ fn debug_access(inputs: &PreflightInputs) -> Finding {
                 "debug-access",
                 "the image lets its guests be dumped",
                 "flag \"dump allowed\"",
-                "the dump is encrypted for the image's owner: rebuild the image without it if nobody needs dumps",
+                "dumps are encrypted for the image's owner: rebuild the image without the flag if they are not needed",
             );
         }
     }
-    pass("debug-access", "none is open: no debug console, no gdb, no QMP socket, no dump")
+    pass("debug-access", "disabled: no debug console, no gdb, no QMP socket, no dump")
 }
 
 #[cfg(test)]
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_a_machine_that_is_no_z_is_plain() {
+    fn on_another_architecture_the_report_is_short() {
         let report = check_report(&inputs("x86_64").findings(2048, 1), Path::new("/i"), Style::default());
         assert!(!report.yes);
         assert_eq!(report.text, include_str!("testdata/check-x86_64.txt"), "{}", report.text);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_a_z_that_is_not_set_up_names_each_step() {
+    fn on_a_z_that_is_not_set_up_the_report_names_each_step() {
         let inputs = inputs("s390x");
         let mut findings = inputs.findings(2048, 1);
         findings.push(check_program(
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_only_there_when_wanted() {
+    fn colours_are_optional() {
         let findings = inputs("x86_64").findings(2048, 1);
         let plain = check_report(&findings, Path::new("/i"), Style::default()).text;
         let coloured = check_report(&findings, Path::new("/i"), Style { colour: true }).text;

@@ -1,5 +1,5 @@
-//! `kata-se explain`: what a failed start means, from the pod's record or from any text of QEMU, the
-//! guest's console or a log.
+//! `kata-se explain`: why a secure guest failed, from the pod's record or from any output of QEMU, the guest's
+//! console or a log.
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::pod::record::{FILE, Record};
 use crate::qemu::failure::explain_text;
 use crate::shim::run_dir;
 
-/// Explains why a secure guest did not start: cause, evidence, what to do.
+/// Explains why a secure guest did not start: cause, evidence, advice.
 ///
-/// With a sandbox id it reads the pod's record, which exists as long as the pod does; else it looks for
-/// known messages in a file or on standard input:
+/// With a sandbox id it reads the pod's record, which exists as long as the pod does. Otherwise it searches a file
+/// or standard input for known messages:
 ///
 ///   journalctl -u containerd --since -10min | kata-se explain -
 #[derive(Debug, Args)]
@@ -56,8 +56,9 @@ fn explain(what: &str, run_dir: &Path, style: Style) -> Result<Report> {
 
 /// Any of the records that could not be read may be the wanted one.
 fn neither_sandbox_nor_file(what: &str, unreadable: &[String]) -> Error {
-    let mut text =
-        format!("{what:?}: neither a sandbox that runs here nor a file: a pod's record goes with the pod");
+    let mut text = format!(
+        "{what:?}: neither a sandbox that runs here nor a file: a pod's record is removed with the pod"
+    );
     if !unreadable.is_empty() {
         text.push_str(&format!("; records that cannot be read: {}", unreadable.join("; ")));
     }
@@ -67,7 +68,7 @@ fn neither_sandbox_nor_file(what: &str, unreadable: &[String]) -> Error {
 fn read_piped_text() -> Result<String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
-        return Err(Error::invalid("nothing to explain: give a sandbox id, a file, or pipe a text in"));
+        return Err(Error::invalid("nothing to explain: name a sandbox or a file, or pipe text in"));
     }
     let mut bytes = Vec::new();
     stdin.lock().take(limits::EXPLAINED_BYTES).read_to_end(&mut bytes).context("read standard input")?;
@@ -104,7 +105,7 @@ fn find_record(run_dir: &Path, id: &str) -> Result<Search> {
     }
     match matches.len() {
         0 | 1 => Ok(Search { found: matches.pop(), unreadable }),
-        many => Err(Error::invalid(format!("sandbox {id}: {many} ids begin with it: give more of the id"))),
+        many => Err(Error::invalid(format!("sandbox {id}: {many} ids begin with it: use more of it"))),
     }
 }
 
@@ -120,15 +121,15 @@ fn record_report(record: &Record, style: Style) -> Report {
             yes: true,
         };
     };
-    // Newer rules may know what the shim of that time did not.
-    let words = format!("{}\n{}\n{}", failure.cause, failure.evidence, failure.output_tail);
+    // This version may know messages that the shim's did not.
+    let messages = format!("{}\n{}\n{}", failure.cause, failure.evidence, failure.output_tail);
     let diagnosis = Diagnosis {
         cause: failure.cause.clone(),
         evidence: failure.evidence.clone(),
         advice: failure.advice.clone(),
     };
     let known = !failure.advice.is_empty();
-    let diagnosis = if known { diagnosis } else { explain_text(&words).unwrap_or(diagnosis) };
+    let diagnosis = if known { diagnosis } else { explain_text(&messages).unwrap_or(diagnosis) };
     let text = format!(
         "sandbox   {}\n{image}{}words     {}\n",
         record.sandbox,
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_found_by_its_id_or_the_beginning_of_it() {
+    fn a_record_is_found_by_its_id_or_a_prefix_of_it() {
         let dir = tempfile::tempdir().expect("dir");
         assert!(find_record(&dir.path().join("none"), "s").expect("no directory").found.is_none());
         for (name, id) in [("a", "0123456789abcdef"), ("b", "0123456789abcxyz")] {
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn text_from_anywhere_is_looked_through() {
+    fn any_text_is_searched_for_known_messages() {
         let known = text_report(
             "x\nKVM PV command 4 (KVM_PV_VERIFY) failed: header rc 102 rrc 1b IOCTL rc: -22\n",
             Style::default(),

@@ -1,7 +1,7 @@
-//! `kata-se image export`: the folder an attestation service wants of one image.
+//! `kata-se image export`: the folder that an attestation service needs for one image.
 //!
-//! Layout: Trustee, deps/verifier/src/se (`hdr/hdr.bin`, `hkds`, `certs`, `crls`, `root_ca.crt`, `rsa`).
-//! Everything in it is public: header, certificates, lists.
+//! The layout is that of Trustee's deps/verifier/src/se (`hdr/hdr.bin`, `hkds`, `certs`, `crls`, `root_ca.crt`,
+//! `rsa`). Everything in it is public: header, certificates, revocation lists.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,31 +19,31 @@ use crate::hostkey::{Document, Trust, pem};
 use crate::image::{Flaw, SealedImage, header_bytes};
 use crate::plan::checks::tag;
 
-/// Writes what an attestation service (Trustee) wants to know of an image: its header, host key documents,
-/// certificates, revocation lists, and reference values. Given documents are checked first.
+/// Writes what an attestation service (Trustee) needs for an image: its header, host key documents, certificates,
+/// revocation lists and reference values. With --signing-key the documents are checked first.
 ///
-/// Each image needs its own folder, and a new one when it is rebuilt. The answer says what is still missing.
+/// Each image needs its own folder, and a new one when it is rebuilt. The report lists what is still missing.
 #[derive(Debug, Args)]
 pub(crate) struct Export {
     /// The sealed image.
     #[arg(value_name = "FILE")]
     image: PathBuf,
-    /// The folder to make; it must not exist yet, or be empty.
+    /// The folder to create; it must not exist, or be empty.
     #[arg(long = "to", value_name = "DIR")]
     to: PathBuf,
-    /// A host key document of a machine the image is for. Can be given several times.
+    /// The host key document of a machine that the image is for. Can be repeated.
     #[arg(long = "host-key-document", short = 'D', value_name = "FILE")]
     documents: Vec<PathBuf>,
-    /// IBM's host key signing key certificate; with it the documents are checked.
+    /// IBM's host key signing key certificate, for checking the documents.
     #[arg(long, value_name = "FILE", requires = "root")]
     signing_key: Option<PathBuf>,
-    /// Certificates between the signing key and the root. Can be given several times.
+    /// A certificate between the signing key and the root. Can be repeated.
     #[arg(long = "intermediate", value_name = "FILE", requires = "signing_key")]
     intermediates: Vec<PathBuf>,
     /// The trusted root certificate.
     #[arg(long, value_name = "FILE", requires = "signing_key")]
     root: Option<PathBuf>,
-    /// Revocation lists, one of each issuer. Can be given several times.
+    /// A revocation list; one of each issuer is needed. Can be repeated.
     #[arg(long = "crl", value_name = "FILE", requires = "signing_key")]
     crls: Vec<PathBuf>,
 }
@@ -91,7 +91,7 @@ impl Export {
     }
 }
 
-/// A document without a slot would make the service trust a machine the image cannot run on.
+/// A document without a key slot would make the service trust a machine on which the image cannot run.
 fn check_slots(documents: &[Document], image: &SealedImage) -> Result<()> {
     let without = documents.iter().find(|d| image.header.slots.iter().all(|slot| slot.host_key != d.key));
     match without {
@@ -104,7 +104,7 @@ fn check_slots(documents: &[Document], image: &SealedImage) -> Result<()> {
     }
 }
 
-/// By the names of the claims the verifier makes.
+/// Reference values under the names of the verifier's claims.
 fn reference_values(image: &SealedImage) -> Value {
     let slots: Vec<String> = image.header.slots.iter().map(|slot| slot.host_key.to_string()).collect();
     json!({
@@ -138,7 +138,7 @@ fn missing_parts(documents: &[Document], trust: Option<&Trust>, image: &SealedIm
 }
 
 impl Set {
-    /// Writes the folder whole or not at all; says which files are in it.
+    /// Writes the folder completely or not at all. Returns the names of its files.
     fn write(&self, to: &Path) -> Result<Vec<String>> {
         let mut files = vec![("hdr/hdr.bin".to_owned(), self.header.clone())];
         for (number, document) in self.documents.iter().enumerate() {
@@ -166,9 +166,9 @@ impl Set {
         let partial = to.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         fs::remove_dir_all(&partial).ok();
         let written = write_files(&partial, &files).and_then(|()| {
-            // Over nothing or over an empty folder only: two sets must not mix.
+            // This replaces an empty folder but fails on any other, so two sets cannot mix.
             fs::rename(&partial, to)
-                .with_context(|| format!("make folder {} (it must not exist, or be empty)", to.display()))
+                .with_context(|| format!("create folder {} (it must not exist, or be empty)", to.display()))
         });
         if written.is_err() {
             fs::remove_dir_all(&partial).ok();
@@ -181,7 +181,7 @@ fn write_files(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     for (name, bytes) in files {
         let path = folder.join(name);
         let parent = path.parent().unwrap_or(folder);
-        fs::create_dir_all(parent).with_context(|| format!("make folder {}", parent.display()))?;
+        fs::create_dir_all(parent).with_context(|| format!("create folder {}", parent.display()))?;
         fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
@@ -215,8 +215,8 @@ mod tests {
 
     const IMAGE: &[u8] = include_bytes!("../image/testdata/by-hand.img");
 
-    /// An image with one slot for the document of the test certificates.
-    fn given() -> (tempfile::TempDir, Export) {
+    /// An image with a key slot for the document of the test certificates.
+    fn export_of_test_files() -> (tempfile::TempDir, Export) {
         let dir = tempfile::tempdir().expect("dir");
         let at = |name: &str| dir.path().join(name);
         for (name, bytes) in files() {
@@ -240,8 +240,8 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_has_the_services_layout_and_what_is_missing_is_said() {
-        let (dir, export) = given();
+    fn the_folder_has_trustees_layout_and_the_report_lists_what_is_missing() {
+        let (dir, export) = export_of_test_files();
         let report = export.run_at(NOW, Style::default()).expect("export");
         let text = report.text.replace(&dir.path().display().to_string(), "");
         assert_eq!(text, include_str!("testdata/export.txt"), "{text}");
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn two_sets_never_mix_and_an_untrusted_document_is_not_exported() {
-        let (_dir, mut export) = given();
+        let (_dir, mut export) = export_of_test_files();
         export.run_at(NOW, Style::default()).expect("first");
         let e = export.run_at(NOW, Style::default()).expect_err("again").to_string();
         assert!(e.contains("it must not exist, or be empty"), "{e}");
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_document_without_a_slot_is_refused() {
-        let (dir, mut export) = given();
+        let (dir, mut export) = export_of_test_files();
         fs::write(dir.path().join("image"), IMAGE).expect("write");
         export.signing_key = None;
         let e = export.run_at(NOW, Style::default()).expect_err("no slot").to_string();

@@ -1,4 +1,4 @@
-//! `kata-se host-key verify`: are these really documents of IBM machines?
+//! `kata-se host-key verify`: whether host key documents are really those of IBM machines.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use crate::host::files::read_bounded;
 use crate::hostkey::{Certificate, Document, RevocationList, Trust};
 use crate::limits;
 
-/// Checks host key documents: signed by IBM's signing key, a chain from it to the root, all in date, and
-/// nothing revoked. Nothing is downloaded: give every certificate and list.
+/// Checks that host key documents are signed by IBM's signing key, that its chain leads to the root, and that all
+/// certificates are valid now and not revoked. Nothing is downloaded: name every certificate and revocation list.
 ///
-/// An image sealed for a forged document can be opened by whoever forged it.
+/// The forger of a document can open images that are sealed for it.
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// The host key documents (PEM or DER).
@@ -33,14 +33,14 @@ pub(crate) struct TrustFiles {
     /// IBM's host key signing key certificate.
     #[arg(long, value_name = "FILE")]
     pub(crate) signing_key: PathBuf,
-    /// Certificates between the signing key and the root. Can be given several times.
+    /// A certificate between the signing key and the root. Can be repeated.
     #[arg(long = "intermediate", value_name = "FILE")]
     pub(crate) intermediates: Vec<PathBuf>,
     /// The trusted root certificate.
     #[arg(long, value_name = "FILE")]
     pub(crate) root: PathBuf,
-    /// Revocation lists (PEM or DER), one of each issuer: of the signing key, of each intermediate, of the
-    /// root. Can be given several times.
+    /// A revocation list (PEM or DER); one of each issuer is needed: the signing key, each intermediate and the
+    /// root. Can be repeated.
     #[arg(long = "crl", value_name = "FILE")]
     pub(crate) crls: Vec<PathBuf>,
 }
@@ -55,7 +55,7 @@ impl Verify {
 /// The time since the epoch.
 pub(crate) fn now() -> Result<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_err(|e| Error::precondition(format!("the clock of this machine is before 1970: {e}: set it")))
+    now.map_err(|e| Error::precondition(format!("this machine's clock is before 1970: {e}: set it")))
 }
 
 impl TrustFiles {
@@ -93,14 +93,14 @@ fn single_certificate(what: &str, path: &Path) -> Result<Certificate> {
     match (all.pop(), all.len()) {
         (Some(certificate), 0) => Ok(certificate),
         (_, more) => Err(Error::invalid(format!(
-            "{what} {}: one certificate is wanted, there are {} in it",
+            "{what} {}: has {} certificates, expected one",
             path.display(),
             more + 1
         ))),
     }
 }
 
-/// What is wrong with each document; None: trusted.
+/// Why each document is not trusted; None if it is.
 pub(crate) fn check_documents(documents: &[Document], trust: &Trust, now: Duration) -> Vec<Option<Error>> {
     match trust.check(now) {
         Ok(chain) => documents.iter().map(|document| chain.check(document).err()).collect(),
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::hostkey::chain::tests::{NOW, files};
 
-    fn given() -> (tempfile::TempDir, Verify) {
+    fn verify_test_files() -> (tempfile::TempDir, Verify) {
         let dir = tempfile::tempdir().expect("dir");
         for (name, bytes) in files() {
             std::fs::write(dir.path().join(name), bytes).expect("write");
@@ -150,8 +150,8 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_document_is_told_with_its_chain_and_another_with_the_reason() {
-        let (dir, mut verify) = given();
+    fn a_trusted_document_is_reported_with_its_chain_and_another_with_the_reason() {
+        let (dir, mut verify) = verify_test_files();
         let folder = format!("{}/", dir.path().display());
         let of = |verify: &Verify, now| {
             let trust = verify.trust.read().expect("trust");
@@ -183,8 +183,8 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_named() {
-        let (dir, mut verify) = given();
+    fn the_error_names_a_wrong_file() {
+        let (dir, mut verify) = verify_test_files();
         verify.trust.root = dir.path().join("0.crl");
         let e = verify.trust.read().expect_err("a list is no root").to_string();
         assert!(

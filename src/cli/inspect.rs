@@ -1,4 +1,4 @@
-//! `kata-se image inspect`: what a sealed image says about itself; never its content.
+//! `kata-se image inspect`: what a sealed image's header says; never its content.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,16 +17,15 @@ use crate::image::{self, Flaw, KeyHash, SealedImage, Verdict};
 use crate::limits;
 use crate::plan::checks::tag;
 
-/// Shows the header of a sealed image, its key slots and its components. No key is needed and no
-/// content is shown.
+/// Shows the header of a sealed image, its key slots and its components. It needs no key and shows no content.
 ///
-/// Exit code 1: the content differs from what was sealed (--verify), or a given document fits no slot.
+/// The exit code is 1 if the content differs from what was sealed (--verify), or a document fits no key slot.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// The sealed image.
     #[arg(value_name = "FILE")]
     image: PathBuf,
-    /// A host key document (PEM or DER): is there a slot for its machine? Can be given several times.
+    /// A host key document (PEM or DER) to find the key slot of. Can be repeated.
     #[arg(long = "host-key-document", short = 'D', value_name = "FILE")]
     documents: Vec<PathBuf>,
     /// Read the whole image and compare it with the digests in its header.
@@ -34,7 +33,7 @@ pub(crate) struct Inspect {
     verify: bool,
 }
 
-/// Whose key fits which slot.
+/// The name of a key's owner, and the key's hash.
 type Owner = (String, KeyHash);
 
 impl Inspect {
@@ -46,7 +45,7 @@ impl Inspect {
             (_, false) => None,
             (None, true) => {
                 return Err(Error::precondition(format!(
-                    "image {}: it has no list of components (older tools wrote none), its content cannot be checked",
+                    "image {}: has no list of components (older tools wrote none), so its content cannot be checked",
                     self.image.display()
                 )));
             }
@@ -62,7 +61,7 @@ impl Inspect {
     }
 }
 
-/// Opens and reads an image, or says why it is none.
+/// Opens an image and reads its header.
 pub(crate) fn open_image(path: &Path) -> Result<(ImageFile, SealedImage)> {
     let file = ImageFile::open(path)?;
     let image = image::read(&file).map_err(Flaw::into_error);
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_a_header_says_is_shown() {
+    fn the_whole_header_is_shown() {
         let image = image();
         let slot = image.header.slots[0].host_key;
         let owners = [
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn verified_content_is_told_apart_from_changed_content() {
+    fn changed_content_is_reported() {
         let image = image();
         let verdict = Verdict { content: true, addresses: true, tweaks: true, pages: (7, 7) };
         let of = |verdict| inspect_report(Path::new("/i"), &image, &[], Some(verdict), Style::default());
@@ -234,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_image_is_named_with_the_reason() {
+    fn the_error_says_why_a_file_is_no_image() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("kernel");
         std::fs::write(&path, b"kernel").expect("write");

@@ -1,6 +1,6 @@
-//! The node command `kata-se`: what a person asks about a node, an image, a document or a failed pod.
+//! The node command `kata-se`: reports on a node, an image, a host key document or a failed pod.
 //!
-//! One file per subcommand. Each makes a report, text and JSON, without printing; `output` prints it.
+//! One file per subcommand. Each returns a report as text and JSON; `output` prints it.
 
 mod check;
 mod explain;
@@ -32,7 +32,7 @@ const EXIT_CODES: &str = "Exit codes:
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Report in JSON, for programs; the fields are kept from version to version.
+    /// Report in JSON; its fields stay the same from version to version.
     #[arg(long, global = true)]
     json: bool,
 }
@@ -40,7 +40,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Check),
-    /// Looks into a sealed image, or exports what an attestation service wants of it.
+    /// Inspects a sealed image, or exports what an attestation service needs for it.
     #[command(subcommand)]
     Image(Image),
     /// Checks host key documents.
@@ -78,7 +78,7 @@ pub fn main() -> ExitCode {
         Ok(report) => report.print(cli.json),
         Err(e) => {
             writeln!(std::io::stderr(), "kata-se: {e}").ok();
-            // A file that was read and is not what it should be is an answer, too.
+            // Failed preconditions are an answer, not a failure of this command.
             ExitCode::from(if e.code() == Code::FailedPrecondition { 1 } else { 3 })
         }
     }

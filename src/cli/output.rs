@@ -1,4 +1,4 @@
-//! How answers look: one line per check, colours only for a person, JSON for programs.
+//! The output of reports: text with colours on a terminal, or JSON.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 
 use crate::plan::checks::{Finding, Severity};
 
-/// What a subcommand found.
+/// The result of a subcommand.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) text: String,
     pub(crate) json: Value,
-    /// Yes is exit code 0, no is 1.
+    /// Exit code 0 if true, 1 if false.
     pub(crate) yes: bool,
 }
 
 impl Report {
-    /// A reader that went away early (`| head`) is no failure.
+    /// Ignores a reader that closed its end early (`| head`).
     pub(crate) fn print(&self, as_json: bool) -> ExitCode {
         let text = if as_json { format!("{:#}\n", self.json) } else { self.text.clone() };
         let mut out = std::io::stdout().lock();
@@ -34,10 +34,11 @@ pub(crate) struct Style {
 }
 
 impl Style {
-    /// Colours for a terminal, unless NO_COLOR is set (no-color.org) or it is a dumb one.
+    /// Colours for a terminal that is not dumb, unless NO_COLOR is set (no-color.org).
     pub(crate) fn of_stdout() -> Self {
-        let says = |name: &str| std::env::var_os(name).unwrap_or_default();
-        let colour = std::io::stdout().is_terminal() && says("NO_COLOR").is_empty() && says("TERM") != "dumb";
+        let variable = |name: &str| std::env::var_os(name).unwrap_or_default();
+        let colour =
+            std::io::stdout().is_terminal() && variable("NO_COLOR").is_empty() && variable("TERM") != "dumb";
         Self { colour }
     }
 
@@ -69,7 +70,7 @@ impl Style {
         }
     }
 
-    /// One line per finding: mark, check, and cause, evidence, advice.
+    /// One line per finding: severity, check, then cause, evidence and advice.
     pub(crate) fn findings(self, findings: &[Finding]) -> String {
         let mut text = String::new();
         for finding in findings {
@@ -81,7 +82,7 @@ impl Style {
     }
 }
 
-/// The same for programs.
+/// The findings as JSON.
 pub(crate) fn findings_json(findings: &[Finding]) -> Value {
     let one = |finding: &Finding| {
         let result = match finding.severity {
@@ -96,7 +97,7 @@ pub(crate) fn findings_json(findings: &[Finding]) -> Value {
     findings.iter().map(one).collect()
 }
 
-/// Bytes for a person.
+/// A size with its unit.
 pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..=9_999 => format!("{bytes} bytes"),
@@ -105,21 +106,21 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// A line on stderr that is rewritten while something long runs; nothing when nobody watches.
+/// A line of progress on stderr, if that is a terminal.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    watched: bool,
+    is_terminal: bool,
     shown: u64,
 }
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self { watched: std::io::stderr().is_terminal(), shown: u64::MAX }
+        Self { is_terminal: std::io::stderr().is_terminal(), shown: u64::MAX }
     }
 
     pub(crate) fn show(&mut self, what: &str, done: u64, all: u64) {
         let percent = done.saturating_mul(100) / all.max(1);
-        if self.watched && percent != self.shown {
+        if self.is_terminal && percent != self.shown {
             self.shown = percent;
             let end = if done >= all { "\r\x1b[K" } else { "" };
             write!(std::io::stderr(), "\r{what}: {percent} %{end}").ok();

@@ -1,5 +1,5 @@
-//! `kata-se runtimeclass`: the RuntimeClass for Kubernetes, its overhead computed from the configuration, so that
-//! the two cannot disagree.
+//! `kata-se runtimeclass`: the RuntimeClass for Kubernetes. Its overhead is computed from the configuration, so that
+//! the two agree.
 
 use std::path::PathBuf;
 
@@ -12,20 +12,20 @@ use crate::error::{Error, Result};
 use crate::host::config;
 use crate::plan::overhead::overhead;
 
-/// Prints the RuntimeClass of this configuration: `kata-se runtimeclass | kubectl apply -f -`.
+/// Prints the RuntimeClass for this configuration: `kata-se runtimeclass | kubectl apply -f -`.
 ///
-/// Its overhead is what a pod costs the node beyond its containers' limits; the kubelet limits the pod's cgroup
-/// to both. Print it anew when guest.memory_mib or guest.max_memory_mib is changed.
+/// Its overhead is what a pod uses on the node beyond its containers' limits; the kubelet limits the pod's cgroup to
+/// the sum. Generate it again after a change of guest.memory_mib or guest.max_memory_mib.
 #[derive(Debug, Args)]
 pub(crate) struct RuntimeClass {
-    /// The configuration instead of the one the shim would read.
+    /// The configuration file to use instead of the shim's.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The name of class and handler: as containerd's or CRI-O's configuration calls the runtime.
+    /// The name of the class and the handler: that of the runtime in containerd's or CRI-O's configuration.
     #[arg(long, value_name = "NAME", default_value = "kata-se")]
     handler: String,
-    /// The largest pod it has to hold for: the memory limits of its containers together, in MiB.
-    /// Without it: what guest.max_memory_mib leaves for them, or 8192.
+    /// The size of the largest pod: the sum of its containers' memory limits, in MiB. Defaults to what
+    /// guest.max_memory_mib leaves for them, or 8192.
     #[arg(long, value_name = "MIB")]
     limits_mib: Option<u32>,
 }
@@ -42,15 +42,15 @@ fn runtime_class_report(config: &Config, handler: &str, limits_mib: Option<u32>)
     let ends = handler.starts_with(letters) && handler.ends_with(letters);
     if !ends || handler.len() > 63 || !handler.chars().all(|c| letters(c) || c == '-') {
         return Err(Error::precondition(format!(
-            "handler {handler:?}: takes lower case letters, digits and '-' between them, 63 at most"
+            "handler {handler:?}: may have lower case letters, digits and '-' between them, 63 at most"
         )));
     }
     let of = overhead(config, limits_mib);
     let (base, limits, memory, cpu) = (config.memory_mib, of.limits_mib, of.memory_mib, of.cpu_millis);
     let text = format!(
-        "# Made by `kata-se runtimeclass` from the configuration: print it anew when that changes.\n\
-         # The overhead is {base} MiB of the guest itself (guest.memory_mib) and what VM and shim take on the host.\n\
-         # It holds for pods whose memory limits are {limits} MiB together or less: --limits-mib for larger ones.\n\
+        "# Made by `kata-se runtimeclass` from the configuration: generate it again when that changes.\n\
+         # The overhead is {base} MiB of the guest itself (guest.memory_mib) and what VM and shim use on the host.\n\
+         # It covers pods whose memory limits sum up to {limits} MiB: use --limits-mib for larger ones.\n\
          apiVersion: node.k8s.io/v1\n\
          kind: RuntimeClass\n\
          metadata:\n  name: {handler}\n\
@@ -70,7 +70,7 @@ mod tests {
     use crate::config::file;
 
     #[test]
-    fn the_shipped_file_is_that_of_the_shipped_configuration() {
+    fn the_shipped_file_matches_the_default_configuration() {
         let config = file::parse(&[]).expect("defaults");
         let report = runtime_class_report(&config, "kata-se", None).expect("answer");
         assert_eq!(report.text, include_str!("../../configs/runtimeclass.yaml"), "{}", report.text);
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_kubernetes_refuses_is_refused_here() {
+    fn a_name_that_kubernetes_rejects_is_refused() {
         let config = file::parse(&[]).expect("defaults");
         for bad in ["", "Kata", "a\nb", "-a", "a-", "a: b", &"a".repeat(64)] {
             assert!(runtime_class_report(&config, bad, None).is_err(), "{bad:?}");
