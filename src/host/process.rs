@@ -252,4 +252,36 @@ mod tests {
         let e = run("/no/such/program", &[]).spawn().expect_err("missing");
         assert_eq!(e.to_string(), "start /no/such/program: No such file or directory (os error 2)");
     }
+
+    #[tokio::test]
+    async fn the_set_up_is_what_the_child_finds() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "given").expect("write");
+        let (read, core) = ("[ \"$(cat <&3)\" = given ]", "[ \"$(ulimit -c)\" = 0 ]");
+        let session = "[ \"$(cut -d ' ' -f 6 /proc/$$/stat)\" = $$ ]";
+        let mut launch = run("/bin/sh", &["-c", &format!("{read} && {core} && {session}")]);
+        launch.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+        launch.fds.give(std::fs::File::open(&file).expect("open").into());
+        assert_eq!(launch.spawn().expect("spawn").wait().await, Ok(Ended::Code(0)));
+    }
+
+    #[tokio::test]
+    async fn a_private_mount_is_there_for_the_child_alone() {
+        let dir = tempfile::tempdir().expect("dir");
+        let target = dir.path().to_path_buf();
+        let seen = format!("grep -q ' {} ro,nosuid,nodev,noexec' /proc/self/mountinfo", target.display());
+        let mut launch = run("/bin/sh", &["-c", &seen]);
+        launch.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+        launch.mount = Some(PrivateMount { fstype: "tmpfs", target, options: "size=64k".into() });
+        let child = match launch.spawn() {
+            Ok(child) => child,
+            // This user may not mount.
+            Err(e) if e.to_string().contains("Operation not permitted") => return,
+            Err(e) => panic!("{e}"),
+        };
+        assert_eq!(child.wait().await, Ok(Ended::Code(0)));
+        let ours = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        assert!(!ours.contains(&*dir.path().to_string_lossy()), "{ours}");
+    }
 }
