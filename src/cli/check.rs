@@ -12,7 +12,7 @@ use crate::host::config;
 use crate::host::facts::{Count, Root};
 use crate::host::probe::{self, ImageFound, PreflightInputs};
 use crate::image::PlainFlags;
-use crate::plan::checks::{Finding, Severity, fatal, pass, warning};
+use crate::plan::finding::{Finding, Severity, fatal, pass, warning};
 
 /// Checks this machine, the configuration and the image. Prints one line per check; the exit code is 0 only if a
 /// secure pod could start now.

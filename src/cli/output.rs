@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::plan::checks::{Finding, Severity};
+use crate::plan::finding::{Finding, Severity};
 
 /// The result of a subcommand.
 #[derive(Debug)]

@@ -8,7 +8,8 @@ use crate::host::image_file::ImageFile;
 use crate::hostkey::key_hash;
 use crate::image::{self, Flaw, SealedImage};
 use crate::limits;
-use crate::plan::checks::{Facts, Finding, ImageFacts, preflight};
+use crate::plan::checks::{Facts, ImageFacts, preflight};
+use crate::plan::finding::Finding;
 use crate::plan::host_facts::HostFacts;
 use crate::plan::key_slot::KnownDocument;
 
@@ -76,7 +77,7 @@ fn document(path: &Path) -> KnownDocument {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::checks::refusal;
+    use crate::plan::finding::refusal;
 
     #[test]
     fn files_that_are_not_what_they_should_be_are_findings() {

@@ -4,30 +4,11 @@
 //! An image without a Secure Execution header is always fatal, for every caller and configuration:
 //! QEMU would boot it, unprotected.
 
-use crate::diagnosis::Diagnosis;
 use crate::hex::hex;
 use crate::image::{Flaw, Kind, PAGE, PlainFlags, SealedImage, Verdict};
+use crate::plan::finding::{Finding, fatal, pass, unknown, warning};
 use crate::plan::host_facts::{Fact, HostFacts, Kvm};
 use crate::plan::key_slot::{self, KnownDocument};
-
-/// What a finding means for a start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    Pass,
-    /// It may go wrong, or could not be checked.
-    Warning,
-    /// It cannot work.
-    Fatal,
-}
-
-/// The result of one check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub severity: Severity,
-    /// The check's name, one word.
-    pub check: &'static str,
-    pub text: Diagnosis,
-}
 
 /// Everything that is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -83,17 +64,6 @@ pub(crate) fn preflight(facts: &Facts<'_>) -> Vec<Finding> {
         findings.push(guests(facts.machine));
     }
     findings
-}
-
-/// Why a pod cannot start, in one line; None when nothing is fatal.
-pub(crate) fn refusal(findings: &[Finding]) -> Option<String> {
-    let mut fatal = findings.iter().filter(|finding| finding.severity == Severity::Fatal);
-    let mut text = fatal.next()?.text.to_string();
-    for also in fatal {
-        text.push_str("; also: ");
-        text.push_str(&also.text.cause);
-    }
-    Some(text)
 }
 
 /// What the digests of the whole content say.
@@ -347,25 +317,6 @@ fn guests(machine: &HostFacts) -> Finding {
         Some(running) => pass("guests", format!("{running} secure guests of at most {limit} run")),
         None => pass("guests", format!("at most {limit} secure guests")),
     }
-}
-
-pub(crate) fn pass(check: &'static str, text: impl Into<String>) -> Finding {
-    let text = Diagnosis { cause: text.into(), evidence: String::new(), advice: String::new() };
-    Finding { severity: Severity::Pass, check, text }
-}
-
-pub(crate) fn warning(check: &'static str, cause: &str, evidence: &str, advice: &str) -> Finding {
-    Finding { severity: Severity::Warning, ..fatal(check, cause, evidence, advice) }
-}
-
-pub(crate) fn fatal(check: &'static str, cause: &str, evidence: &str, advice: &str) -> Finding {
-    let text =
-        Diagnosis { cause: cause.to_owned(), evidence: evidence.to_owned(), advice: advice.to_owned() };
-    Finding { severity: Severity::Fatal, check, text }
-}
-
-fn unknown(check: &'static str, evidence: &str) -> Finding {
-    warning(check, "this could not be checked", evidence, "the start is tried all the same")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::image::{Component, CustomerKey, Header, Ipib, KeyHash, KeySlot, Limit};
+use crate::plan::finding::{Severity, refusal};
 use crate::plan::host_facts::HostKeys;
 
 fn key(n: u8) -> KeyHash {

@@ -2,7 +2,7 @@
 //! key documents the configuration names.
 
 use crate::image::{KeyHash, SealedImage};
-use crate::plan::checks::{Finding, fatal, pass, warning};
+use crate::plan::finding::{Finding, fatal, pass, warning};
 use crate::plan::host_facts::{Fact, HostFacts, HostKeys};
 
 /// A configured host key document and the hash of its key, or why it has none.

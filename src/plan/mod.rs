@@ -2,6 +2,7 @@
 
 pub(crate) mod checks;
 pub(crate) mod cpus;
+pub(crate) mod finding;
 pub(crate) mod host_facts;
 pub(crate) mod key_slot;
 pub(crate) mod network;
