@@ -8,7 +8,7 @@ use crate::host::image_file::ImageFile;
 use crate::hostkey::key_hash;
 use crate::image::{self, Flaw, SealedImage};
 use crate::limits;
-use crate::plan::checks::{Facts, ImageFacts, preflight};
+use crate::plan::checks::{self, CheckInputs, ImageFacts};
 use crate::plan::finding::Finding;
 use crate::plan::host_facts::HostFacts;
 use crate::plan::key_slot::KnownDocument;
@@ -50,7 +50,13 @@ impl PreflightInputs {
             ImageFound::Flawed(flaw) => ImageFacts::Flawed(flaw),
             ImageFound::Unreadable(why) => ImageFacts::Unreadable(why),
         };
-        preflight(&Facts { machine: &self.machine, image, documents: &self.documents, memory_mib, vcpus })
+        checks::run(&CheckInputs {
+            host: &self.machine,
+            image,
+            documents: &self.documents,
+            memory_mib,
+            vcpus,
+        })
     }
 }
 

@@ -10,12 +10,12 @@ use crate::plan::finding::{Finding, fatal, pass, unknown, warning};
 use crate::plan::host_facts::{Fact, HostFacts, Kvm};
 use crate::plan::key_slot::{self, KnownDocument};
 
-/// Everything that is looked at.
+/// What the checks look at.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Facts<'a> {
-    pub machine: &'a HostFacts,
+pub(crate) struct CheckInputs<'a> {
+    pub host: &'a HostFacts,
     pub image: ImageFacts<'a>,
-    /// Host key documents the configuration names, for kernels that do not tell the machine's keys.
+    /// Host key documents that the configuration names, for kernels that do not list the machine's keys.
     pub documents: &'a [KnownDocument],
     pub memory_mib: u32,
     pub vcpus: u32,
@@ -37,19 +37,19 @@ const S390X: &str = "s390x";
 const VCPUS: u64 = 247;
 
 /// Runs every check.
-pub(crate) fn preflight(facts: &Facts<'_>) -> Vec<Finding> {
-    let mut findings = machine(facts.machine);
-    let is_z = facts.machine.architecture == S390X;
-    match facts.image {
+pub(crate) fn run(inputs: &CheckInputs<'_>) -> Vec<Finding> {
+    let mut findings = machine(inputs.host);
+    let is_z = inputs.host.architecture == S390X;
+    match inputs.image {
         ImageFacts::Sealed(image) => {
             findings.push(sealed(image));
             // Another machine's masks and keys say nothing.
             if is_z {
-                findings.push(version(image, facts.machine));
-                findings.push(flags(image, facts.machine));
-                findings.push(key_slot::check(image, facts.machine, facts.documents));
+                findings.push(version(image, inputs.host));
+                findings.push(flags(image, inputs.host));
+                findings.push(key_slot::check(image, inputs.host, inputs.documents));
             }
-            findings.push(memory(image, facts));
+            findings.push(memory(image, inputs));
         }
         ImageFacts::Flawed(flaw) => findings.push(flawed(flaw)),
         ImageFacts::Unreadable(why) => findings.push(fatal(
@@ -59,9 +59,9 @@ pub(crate) fn preflight(facts: &Facts<'_>) -> Vec<Finding> {
             "check guest.image in the configuration",
         )),
     }
-    findings.push(cpus(facts));
+    findings.push(cpus(inputs));
     if is_z {
-        findings.push(guests(facts.machine));
+        findings.push(guests(inputs.host));
     }
     findings
 }
@@ -79,20 +79,20 @@ pub(crate) fn digests(verdict: &Verdict) -> Finding {
     )
 }
 
-fn machine(machine: &HostFacts) -> Vec<Finding> {
-    if machine.architecture != S390X {
+fn machine(host: &HostFacts) -> Vec<Finding> {
+    if host.architecture != S390X {
         return vec![fatal(
             "machine",
             "this machine is not an IBM Z or LinuxONE, and no other runs Secure Execution guests",
-            &format!("its architecture is {:?}", machine.architecture),
+            &format!("its architecture is {:?}", host.architecture),
             "run the pod on a Z node: give its RuntimeClass a nodeSelector kubernetes.io/arch: s390x",
         )];
     }
-    vec![pass("machine", "IBM Z or LinuxONE (s390x)"), cpu(machine), ultravisor(machine), kvm(machine)]
+    vec![pass("machine", "IBM Z or LinuxONE (s390x)"), cpu(host), ultravisor(host), kvm(host)]
 }
 
-fn cpu(machine: &HostFacts) -> Finding {
-    match &machine.facility {
+fn cpu(host: &HostFacts) -> Finding {
+    match &host.facility {
         Fact::Known(true) => pass("cpu", "the CPU has the ultravisor facility (158)"),
         Fact::Known(false) => fatal(
             "cpu",
@@ -105,9 +105,9 @@ fn cpu(machine: &HostFacts) -> Finding {
     }
 }
 
-fn ultravisor(machine: &HostFacts) -> Finding {
+fn ultravisor(host: &HostFacts) -> Finding {
     const HOST: &str = "/sys/firmware/uv/prot_virt_host";
-    if machine.guest == Fact::Known(true) {
+    if host.guest == Fact::Known(true) {
         return fatal(
             "ultravisor",
             "this kernel is a secure guest itself and cannot run others",
@@ -115,7 +115,7 @@ fn ultravisor(machine: &HostFacts) -> Finding {
             "run the pod on the LPAR",
         );
     }
-    match &machine.host {
+    match &host.host {
         Fact::Known(true) => pass("ultravisor", "this kernel runs secure guests (prot_virt_host is 1)"),
         Fact::Known(false) => fatal(
             "ultravisor",
@@ -133,8 +133,8 @@ fn ultravisor(machine: &HostFacts) -> Finding {
     }
 }
 
-fn kvm(machine: &HostFacts) -> Finding {
-    match &machine.kvm {
+fn kvm(host: &HostFacts) -> Finding {
+    match &host.kvm {
         Kvm::Protected => pass("kvm", "KVM runs protected guests (KVM_CAP_S390_PROTECTED)"),
         Kvm::Missing => {
             fatal("kvm", "KVM is not there", "/dev/kvm does not exist", "load the module: modprobe kvm")
@@ -203,9 +203,9 @@ pub fn tag(image: &SealedImage) -> String {
     hex(&image.header.tag)
 }
 
-fn version(image: &SealedImage, machine: &HostFacts) -> Finding {
+fn version(image: &SealedImage, host: &HostFacts) -> Finding {
     let version = image.header.version;
-    match &machine.header_versions {
+    match &host.header_versions {
         Fact::Known(mask) if PlainFlags(*mask).has(version >> 8) => {
             pass("version", format!("this machine knows header version {version:#x}"))
         }
@@ -222,9 +222,9 @@ fn version(image: &SealedImage, machine: &HostFacts) -> Finding {
     }
 }
 
-fn flags(image: &SealedImage, machine: &HostFacts) -> Finding {
+fn flags(image: &SealedImage, host: &HostFacts) -> Finding {
     let flags = image.header.flags;
-    match &machine.header_flags {
+    match &host.header_flags {
         Fact::Known(mask) if flags.0 & !mask == 0 => pass("flags", names(flags)),
         Fact::Known(mask) => fatal(
             "flags",
@@ -249,8 +249,8 @@ fn names(flags: PlainFlags) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-fn memory(image: &SealedImage, facts: &Facts<'_>) -> Finding {
-    let memory = u64::from(facts.memory_mib) << 20;
+fn memory(image: &SealedImage, inputs: &CheckInputs<'_>) -> Finding {
+    let memory = u64::from(inputs.memory_mib) << 20;
     let loader = image.ipib.iter().flat_map(|ipib| &ipib.components).find(|c| c.kind() == Kind::Stage3b);
     let needed = image.size.div_ceil(PAGE).saturating_mul(PAGE).saturating_add(loader.map_or(0, |c| c.size));
     if needed > memory {
@@ -259,33 +259,33 @@ fn memory(image: &SealedImage, facts: &Facts<'_>) -> Finding {
             "the VM's memory is too small for the image",
             &format!(
                 "{} MiB (guest.memory_mib and the pod's limits), the image needs {} MiB",
-                facts.memory_mib,
+                inputs.memory_mib,
                 needed.div_ceil(1 << 20)
             ),
             "make guest.memory_mib larger: the workload needs memory, too",
         );
     }
-    match &facts.machine.max_address {
+    match &inputs.host.max_address {
         Fact::Known(highest) if memory.saturating_sub(1) > *highest => fatal(
             "memory",
             "the VM's memory is larger than a secure guest can have here",
             &format!(
                 "{} MiB (guest.memory_mib and the pod's limits), the highest guest address is {highest:#x}",
-                facts.memory_mib
+                inputs.memory_mib
             ),
             "make guest.memory_mib or the pod's memory limits smaller",
         ),
         Fact::Unclear(text) => unknown("memory", text),
         Fact::Known(_) | Fact::Absent => pass(
             "memory",
-            format!("{} MiB, of which the image takes {} MiB", facts.memory_mib, needed.div_ceil(1 << 20)),
+            format!("{} MiB, of which the image takes {} MiB", inputs.memory_mib, needed.div_ceil(1 << 20)),
         ),
     }
 }
 
-fn cpus(facts: &Facts<'_>) -> Finding {
-    let vcpus = u64::from(facts.vcpus);
-    let (limit, whose) = match &facts.machine.max_cpus {
+fn cpus(inputs: &CheckInputs<'_>) -> Finding {
+    let vcpus = u64::from(inputs.vcpus);
+    let (limit, whose) = match &inputs.host.max_cpus {
         Fact::Unclear(text) => return unknown("cpus", text),
         Fact::Known(limit) if *limit < VCPUS => (*limit, "this machine's (query/max_cpus)"),
         Fact::Known(_) | Fact::Absent => (VCPUS, "KVM's"),
@@ -301,13 +301,13 @@ fn cpus(facts: &Facts<'_>) -> Finding {
     pass("cpus", format!("{vcpus} virtual CPUs of at most {limit}"))
 }
 
-fn guests(machine: &HostFacts) -> Finding {
-    let limit = match &machine.max_guests {
+fn guests(host: &HostFacts) -> Finding {
+    let limit = match &host.max_guests {
         Fact::Known(limit) => *limit,
         Fact::Absent => return pass("guests", "this kernel does not tell how many secure guests can run"),
         Fact::Unclear(text) => return unknown("guests", text),
     };
-    match machine.running {
+    match host.running {
         Some(running) if running >= limit => fatal(
             "guests",
             "this machine has no room for another secure guest",

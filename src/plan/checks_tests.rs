@@ -51,7 +51,7 @@ fn image() -> SealedImage {
 }
 
 struct Case {
-    machine: HostFacts,
+    host: HostFacts,
     image: SealedImage,
     documents: Vec<KnownDocument>,
     memory_mib: u32,
@@ -59,13 +59,13 @@ struct Case {
 }
 
 fn case() -> Case {
-    Case { machine: z_host(), image: image(), documents: vec![], memory_mib: 2048, vcpus: 2 }
+    Case { host: z_host(), image: image(), documents: vec![], memory_mib: 2048, vcpus: 2 }
 }
 
 impl Case {
     fn findings(&self, image: ImageFacts<'_>) -> Vec<Finding> {
-        preflight(&Facts {
-            machine: &self.machine,
+        run(&CheckInputs {
+            host: &self.host,
             image,
             documents: &self.documents,
             memory_mib: self.memory_mib,
@@ -121,37 +121,37 @@ fn a_good_machine_and_a_good_image_pass_every_check() {
 
 #[test]
 fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
-    row(|c| c.machine.facility = Fact::Known(false), "Fatal cpu: the CPU does not offer the ultravisor");
-    row(|c| c.machine.facility = Fact::Absent, "Warning cpu: this could not be checked: /proc/cpuinfo");
-    row(|c| c.machine.facility = unclear(), "Warning cpu: this could not be checked: /f: \"x\": no");
+    row(|c| c.host.facility = Fact::Known(false), "Fatal cpu: the CPU does not offer the ultravisor");
+    row(|c| c.host.facility = Fact::Absent, "Warning cpu: this could not be checked: /proc/cpuinfo");
+    row(|c| c.host.facility = unclear(), "Warning cpu: this could not be checked: /f: \"x\": no");
     row(
-        |c| c.machine.host = Fact::Known(false),
+        |c| c.host.host = Fact::Known(false),
         "Fatal ultravisor: this kernel was not started as a Secure Execution host: \
          /sys/firmware/uv/prot_virt_host is 0: add prot_virt=1",
     );
     row(
-        |c| c.machine.host = Fact::Absent,
+        |c| c.host.host = Fact::Absent,
         "Fatal ultravisor: there is no ultravisor: /sys/firmware/uv/prot_virt_host does not exist: enable",
     );
-    row(|c| c.machine.host = unclear(), "Warning ultravisor: this could not be checked: /f");
-    row(|c| c.machine.guest = Fact::Known(true), "Fatal ultravisor: this kernel is a secure guest itself");
-    row(|c| c.machine.kvm = Kvm::Missing, "Fatal kvm: KVM is not there: /dev/kvm does not exist: load");
+    row(|c| c.host.host = unclear(), "Warning ultravisor: this could not be checked: /f");
+    row(|c| c.host.guest = Fact::Known(true), "Fatal ultravisor: this kernel is a secure guest itself");
+    row(|c| c.host.kvm = Kvm::Missing, "Fatal kvm: KVM is not there: /dev/kvm does not exist: load");
     row(
-        |c| c.machine.kvm = Kvm::Unusable("/dev/kvm: Permission denied".into()),
+        |c| c.host.kvm = Kvm::Unusable("/dev/kvm: Permission denied".into()),
         "Fatal kvm: KVM cannot be used: /dev/kvm: Permission denied: give the user",
     );
-    row(|c| c.machine.kvm = Kvm::Unprotected, "Fatal kvm: KVM cannot run protected guests: /dev/kvm says no");
+    row(|c| c.host.kvm = Kvm::Unprotected, "Fatal kvm: KVM cannot run protected guests: /dev/kvm says no");
     row(
-        |c| c.machine.max_guests = Fact::Known(3),
+        |c| c.host.max_guests = Fact::Known(3),
         "Fatal guests: this machine has no room for another secure guest: 3 run, the limit is 3",
     );
-    row(|c| c.machine.max_guests = unclear(), "Warning guests: this could not be checked");
+    row(|c| c.host.max_guests = unclear(), "Warning guests: this could not be checked");
 }
 
 #[test]
 fn a_machine_that_is_no_z_is_told_so_once() {
     let mut other = case();
-    other.machine =
+    other.host =
         HostFacts { architecture: "x86_64".into(), host: Fact::Absent, kvm: Kvm::Missing, ..z_host() };
     let complaints = other.complaints();
     assert_eq!(complaints.len(), 1, "{complaints:?}");
@@ -199,24 +199,24 @@ fn a_header_this_machine_does_not_know_is_refused_by_name() {
         "Fatal version: this machine does not know the version of the image's header: version 0x200, \
          supported mask 0x4000000000000000",
     );
-    row(|c| c.machine.header_versions = unclear(), "Warning version: this could not be checked");
+    row(|c| c.host.header_versions = unclear(), "Warning version: this could not be checked");
     row(
         |c| c.image.header.flags = PlainFlags(0xe0 | 1 << 29),
         "Fatal flags: the image asks for something this machine does not support: flags not supported: dump \
          allowed; image 0x00000000200000e0, machine 0x00000000000000f0; the ultravisor would refuse it with \
          rc 0x106 rrc 0x30: rebuild",
     );
-    row(|c| c.machine.header_flags = unclear(), "Warning flags: this could not be checked");
+    row(|c| c.host.header_flags = unclear(), "Warning flags: this could not be checked");
     row(
         |c| {
             c.image.header.flags = PlainFlags(1 << 28);
-            c.machine.header_flags = Fact::Known(u64::MAX);
+            c.host.header_flags = Fact::Known(u64::MAX);
         },
         "Warning image: the image's content is not encrypted",
     );
     let mut old = case();
-    old.machine.header_versions = Fact::Absent;
-    old.machine.header_flags = Fact::Absent;
+    old.host.header_versions = Fact::Absent;
+    old.host.header_flags = Fact::Absent;
     assert_eq!(old.complaints(), Vec::<String>::new());
 }
 
@@ -242,22 +242,22 @@ fn an_image_for_another_machine_is_refused_with_both_lists() {
     let mut backup = case();
     backup.image.header.slots[1].host_key = key(0xbb);
     backup.image.header.flags = PlainFlags(2);
-    backup.machine.header_flags = Fact::Known(2);
+    backup.host.header_flags = Fact::Known(2);
     assert_eq!(backup.complaints(), Vec::<String>::new());
-    assert_eq!(key_slot::matched(&backup.image, &backup.machine, &[]), Some(key(0xbb)));
+    assert_eq!(key_slot::matched(&backup.image, &backup.host, &[]), Some(key(0xbb)));
 }
 
 #[test]
 fn without_a_key_list_the_configured_documents_decide() {
     let document = |key| KnownDocument { path: "/etc/HKD.crt".into(), key };
     row(
-        |c| c.machine.keys = Fact::Absent,
+        |c| c.host.keys = Fact::Absent,
         "Warning key: whether the image fits this machine could not be checked: this kernel does not tell the \
          machine's keys: use Linux 6.13",
     );
     row(
         |c| {
-            c.machine.keys = unclear();
+            c.host.keys = unclear();
             c.documents = vec![document(Err("not a certificate".into()))];
         },
         "Warning key: whether the image fits this machine could not be checked: /f: \"x\": no; /etc/HKD.crt: \
@@ -265,17 +265,17 @@ fn without_a_key_list_the_configured_documents_decide() {
     );
     row(
         |c| {
-            c.machine.keys = Fact::Absent;
+            c.host.keys = Fact::Absent;
             c.documents = vec![document(Ok(key(7)))];
         },
         "Fatal key: built for another machine: rebuild it with this machine's host key document: the image's \
          slots: 0101010101010101…, aaaaaaaaaaaaaaaa…; keys of the configured documents: 0707070707070707…",
     );
     let mut fits = case();
-    fits.machine.keys = Fact::Absent;
+    fits.host.keys = Fact::Absent;
     fits.documents = vec![document(Ok(key(7))), document(Ok(key(1)))];
     assert_eq!(fits.complaints(), Vec::<String>::new());
-    assert_eq!(key_slot::matched(&fits.image, &fits.machine, &fits.documents), Some(key(1)));
+    assert_eq!(key_slot::matched(&fits.image, &fits.host, &fits.documents), Some(key(1)));
 }
 
 #[test]
@@ -286,24 +286,24 @@ fn a_vm_of_the_wrong_size_is_told_number_and_limit() {
          the pod's limits), the image needs 61 MiB",
     );
     row(
-        |c| c.machine.max_address = Fact::Known((1 << 31) - 2),
+        |c| c.host.max_address = Fact::Known((1 << 31) - 2),
         "Fatal memory: the VM's memory is larger than a secure guest can have here: 2048 MiB (guest.memory_mib and \
          the pod's limits), the highest guest address is 0x7ffffffe",
     );
-    row(|c| c.machine.max_address = unclear(), "Warning memory: this could not be checked");
+    row(|c| c.host.max_address = unclear(), "Warning memory: this could not be checked");
     row(
         |c| c.vcpus = 248,
         "Fatal cpus: the VM has more CPUs than a secure guest can have: 248 (guest.vcpus and the pod's \
          limits), the limit is 247, KVM's",
     );
     row(
-        |c| c.machine.max_cpus = Fact::Known(1),
+        |c| c.host.max_cpus = Fact::Known(1),
         "Fatal cpus: the VM has more CPUs than a secure guest can have: 2 (guest.vcpus and the pod's \
          limits), the limit is 1, this machine's",
     );
-    row(|c| c.machine.max_cpus = unclear(), "Warning cpus: this could not be checked");
+    row(|c| c.host.max_cpus = unclear(), "Warning cpus: this could not be checked");
     let mut exact = case();
-    exact.machine.max_address = Fact::Known((1 << 31) - 1);
+    exact.host.max_address = Fact::Known((1 << 31) - 1);
     exact.memory_mib = 2048;
     assert_eq!(exact.complaints(), Vec::<String>::new());
 }
@@ -311,7 +311,7 @@ fn a_vm_of_the_wrong_size_is_told_number_and_limit() {
 #[test]
 fn several_reasons_are_one_line_and_the_first_is_told_whole() {
     let mut case = case();
-    case.machine.kvm = Kvm::Missing;
+    case.host.kvm = Kvm::Missing;
     case.vcpus = 300;
     let line = refusal(&case.findings(ImageFacts::Sealed(&image()))).expect("fatal");
     assert_eq!(

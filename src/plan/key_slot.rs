@@ -21,12 +21,8 @@ const SHOWN: usize = 4;
 const REBUILD: &str = "built for another machine: rebuild it with this machine's host key document";
 
 /// The slot that opens on this machine, as far as it is known.
-pub(crate) fn matched(
-    image: &SealedImage,
-    machine: &HostFacts,
-    documents: &[KnownDocument],
-) -> Option<KeyHash> {
-    let mut mine: Vec<KeyHash> = match &machine.keys {
+pub(crate) fn matched(image: &SealedImage, host: &HostFacts, documents: &[KnownDocument]) -> Option<KeyHash> {
+    let mut mine: Vec<KeyHash> = match &host.keys {
         Fact::Known(keys) => keys.host.into_iter().chain(keys.backup).collect(),
         Fact::Absent | Fact::Unclear(_) => documents.iter().filter_map(|d| d.key.clone().ok()).collect(),
     };
@@ -34,8 +30,8 @@ pub(crate) fn matched(
     mine.first().copied()
 }
 
-pub(crate) fn check(image: &SealedImage, machine: &HostFacts, documents: &[KnownDocument]) -> Finding {
-    match &machine.keys {
+pub(crate) fn check(image: &SealedImage, host: &HostFacts, documents: &[KnownDocument]) -> Finding {
+    match &host.keys {
         Fact::Known(keys) => by_machine(image, keys),
         Fact::Absent => by_documents(image, documents, "this kernel does not tell the machine's keys"),
         Fact::Unclear(text) => by_documents(image, documents, text),
