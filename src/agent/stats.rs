@@ -2,13 +2,13 @@
 //! (see `plan::stats`).
 
 use crate::agent::messages::agent as pb;
-use crate::plan::stats::{CpuTime, Disk, Memory, Pids, Stats};
+use crate::plan::stats::{CpuStats, DiskStats, MemoryStats, PidsStats, Stats};
 
 pub(super) fn of(answer: pb::CgroupStats) -> Stats {
     let mut stats = Stats {
         cpu: cpu(&answer.cpu_stats),
         memory: memory(&answer.memory_stats),
-        pids: Pids { current: answer.pids_stats.current, limit: answer.pids_stats.limit },
+        pids: PidsStats { current: answer.pids_stats.current, limit: answer.pids_stats.limit },
         disks: Vec::new(),
     };
     let blkio = answer.blkio_stats.unwrap_or_default();
@@ -21,9 +21,9 @@ pub(super) fn of(answer: pb::CgroupStats) -> Stats {
     stats
 }
 
-fn cpu(stats: &pb::CpuStats) -> CpuTime {
+fn cpu(stats: &pb::CpuStats) -> CpuStats {
     let (usage, throttling) = (&stats.cpu_usage, &stats.throttling_data);
-    CpuTime {
+    CpuStats {
         total: usage.total_usage,
         user: usage.usage_in_usermode,
         kernel: usage.usage_in_kernelmode,
@@ -33,14 +33,14 @@ fn cpu(stats: &pb::CpuStats) -> CpuTime {
     }
 }
 
-fn memory(stats: &pb::MemoryStats) -> Memory {
-    let mut memory = Memory {
+fn memory(stats: &pb::MemoryStats) -> MemoryStats {
+    let mut memory = MemoryStats {
         usage: stats.usage.usage,
         peak: stats.usage.max_usage,
         limit: stats.usage.limit,
         failures: stats.usage.failcnt,
         swap: stats.swap_usage.usage,
-        ..Memory::default()
+        ..MemoryStats::default()
     };
     memory.take_details(|name| stats.stats.get(name).copied());
     memory
@@ -50,11 +50,11 @@ fn memory(stats: &pb::MemoryStats) -> Memory {
 fn add(
     stats: &mut Stats,
     entry: &pb::BlkioStatsEntry,
-    read: impl Fn(&mut Disk) -> &mut u64,
-    write: impl Fn(&mut Disk) -> &mut u64,
+    read: impl Fn(&mut DiskStats) -> &mut u64,
+    write: impl Fn(&mut DiskStats) -> &mut u64,
 ) {
     let of = match entry.op.bytes().next() {
-        Some(b'r' | b'R') => &read as &dyn Fn(&mut Disk) -> &mut u64,
+        Some(b'r' | b'R') => &read as &dyn Fn(&mut DiskStats) -> &mut u64,
         Some(b'w' | b'W') => &write,
         _ => return,
     };
@@ -104,8 +104,14 @@ mod tests {
         assert_eq!(
             stats.disks,
             [
-                Disk { major: 94, read_bytes: 4096, written_bytes: 512, reads: 2, ..Disk::default() },
-                Disk { major: 94, minor: 1, reads: 3, ..Disk::default() },
+                DiskStats {
+                    major: 94,
+                    read_bytes: 4096,
+                    written_bytes: 512,
+                    reads: 2,
+                    ..DiskStats::default()
+                },
+                DiskStats { major: 94, minor: 1, reads: 3, ..DiskStats::default() },
             ]
         );
         assert_eq!(of(pb::CgroupStats::default()), Stats::default(), "a guest that says nothing");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::host::cgroup;
 use crate::host::files::read_bounded;
-use crate::plan::stats::{CpuTime, Memory, Pids, Stats};
+use crate::plan::stats::{CpuStats, MemoryStats, PidsStats, Stats};
 
 /// VmMaximum accounting file: `io.stat` has a line of 100 bytes for each disk of the host.
 const FILE_BYTES: u64 = 1 << 20;
@@ -35,7 +35,7 @@ fn v2(file: impl Fn(&str) -> String) -> Stats {
     let of_cpu = |name| entry(&cpu, name).unwrap_or(0);
     let details = file("memory.stat");
     let mut stats = Stats {
-        cpu: CpuTime {
+        cpu: CpuStats {
             total: of_cpu("usage_usec").saturating_mul(1000),
             user: of_cpu("user_usec").saturating_mul(1000),
             kernel: of_cpu("system_usec").saturating_mul(1000),
@@ -43,13 +43,13 @@ fn v2(file: impl Fn(&str) -> String) -> Stats {
             throttled_periods: of_cpu("nr_throttled"),
             throttled: of_cpu("throttled_usec").saturating_mul(1000),
         },
-        memory: Memory {
+        memory: MemoryStats {
             usage: number(&file("memory.current")),
             peak: number(&file("memory.peak")),
             limit: limit(&file("memory.max")),
             failures: entry(&file("memory.events"), "max").unwrap_or(0),
             swap: number(&file("memory.swap.current")),
-            ..Memory::default()
+            ..MemoryStats::default()
         },
         pids: pids(&file("pids.current"), &file("pids.max")),
         disks: Vec::new(),
@@ -76,7 +76,7 @@ fn v1(file: impl Fn(&str) -> String) -> Stats {
     let (ticks, throttling, details) = (file("cpuacct.stat"), file("cpu.stat"), file("memory.stat"));
     let of_cpu = |name| entry(&throttling, name).unwrap_or(0);
     let mut stats = Stats {
-        cpu: CpuTime {
+        cpu: CpuStats {
             total: number(&file("cpuacct.usage")),
             user: entry(&ticks, "user").unwrap_or(0).saturating_mul(TICK),
             kernel: entry(&ticks, "system").unwrap_or(0).saturating_mul(TICK),
@@ -84,13 +84,13 @@ fn v1(file: impl Fn(&str) -> String) -> Stats {
             throttled_periods: of_cpu("nr_throttled"),
             throttled: of_cpu("throttled_time"),
         },
-        memory: Memory {
+        memory: MemoryStats {
             usage: number(&file("memory.usage_in_bytes")),
             peak: number(&file("memory.max_usage_in_bytes")),
             limit: limit(&file("memory.limit_in_bytes")),
             failures: number(&file("memory.failcnt")),
             swap: entry(&details, "total_swap").unwrap_or(0),
-            ..Memory::default()
+            ..MemoryStats::default()
         },
         pids: pids(&file("pids.current"), &file("pids.max")),
         disks: Vec::new(),
@@ -149,14 +149,14 @@ fn limit(text: &str) -> u64 {
     text.trim().parse().ok().filter(|bytes| *bytes < 1 << 62).unwrap_or(u64::MAX)
 }
 
-fn pids(current: &str, max: &str) -> Pids {
-    Pids { current: number(current), limit: number(max) }
+fn pids(current: &str, max: &str) -> PidsStats {
+    PidsStats { current: number(current), limit: number(max) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::stats::Disk;
+    use crate::plan::stats::DiskStats;
 
     #[test]
     fn version_2_is_read_by_its_names() {
@@ -176,9 +176,9 @@ mod tests {
         let memory = stats.memory;
         assert_eq!((memory.usage, memory.limit, memory.anon), (4096, u64::MAX, 1024));
         assert_eq!((memory.inactive_file, memory.faults), (512, 9));
-        assert_eq!(stats.pids, Pids { current: 3, limit: 0 });
-        let busy = Disk { major: 8, minor: 0, read_bytes: 10, written_bytes: 20, reads: 1, writes: 2 };
-        assert_eq!(stats.disks, [busy, Disk { major: 8, minor: 16, ..Disk::default() }]);
+        assert_eq!(stats.pids, PidsStats { current: 3, limit: 0 });
+        let busy = DiskStats { major: 8, minor: 0, read_bytes: 10, written_bytes: 20, reads: 1, writes: 2 };
+        assert_eq!(stats.disks, [busy, DiskStats { major: 8, minor: 16, ..DiskStats::default() }]);
     }
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
         let memory = stats.memory;
         assert_eq!((memory.usage, memory.limit, memory.anon), (4096, u64::MAX, 1024));
         assert_eq!((memory.inactive_file, memory.major_faults), (512, 9));
-        let busy = Disk { major: 8, minor: 0, read_bytes: 10, written_bytes: 20, reads: 1, writes: 2 };
+        let busy = DiskStats { major: 8, minor: 0, read_bytes: 10, written_bytes: 20, reads: 1, writes: 2 };
         assert_eq!(stats.disks, [busy]);
     }
 }

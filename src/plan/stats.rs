@@ -11,15 +11,15 @@ use crate::plan::size::Size;
 /// One moment's stats.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    pub cpu: CpuTime,
-    pub memory: Memory,
-    pub pids: Pids,
-    pub disks: Vec<Disk>,
+    pub cpu: CpuStats,
+    pub memory: MemoryStats,
+    pub pids: PidsStats,
+    pub disks: Vec<DiskStats>,
 }
 
 /// Nanoseconds since the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CpuTime {
+pub struct CpuStats {
     pub total: u64,
     pub user: u64,
     pub kernel: u64,
@@ -31,7 +31,7 @@ pub struct CpuTime {
 
 /// Bytes; faults are counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
+pub struct MemoryStats {
     pub usage: u64,
     pub peak: u64,
     /// `u64::MAX`: none.
@@ -56,14 +56,14 @@ pub struct Memory {
 
 /// Tasks; `limit` 0: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pids {
+pub struct PidsStats {
     pub current: u64,
     pub limit: u64,
 }
 
 /// Bytes and operations of one block device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Disk {
+pub struct DiskStats {
     pub major: u64,
     pub minor: u64,
     pub read_bytes: u64,
@@ -72,7 +72,7 @@ pub struct Disk {
     pub writes: u64,
 }
 
-impl Memory {
+impl MemoryStats {
     /// Takes what `memory.stat` says, under its names in cgroup v1 (`total_`: with children) or v2.
     pub fn take_details(&mut self, find: impl Fn(&str) -> Option<u64>) {
         let first = |names: &[&str]| names.iter().find_map(|name| find(name)).unwrap_or(0);
@@ -93,13 +93,13 @@ impl Memory {
 
 impl Stats {
     /// The disk `major:minor`, noted if there is room for one more.
-    pub fn disk(&mut self, major: u64, minor: u64) -> Option<&mut Disk> {
+    pub fn disk(&mut self, major: u64, minor: u64) -> Option<&mut DiskStats> {
         let known = self.disks.iter().position(|d| (d.major, d.minor) == (major, minor));
         if known.is_none() && self.disks.len() >= limits::STATS_DISKS {
             return None;
         }
         let at = known.unwrap_or_else(|| {
-            self.disks.push(Disk { major, minor, ..Disk::default() });
+            self.disks.push(DiskStats { major, minor, ..DiskStats::default() });
             self.disks.len() - 1
         });
         self.disks.get_mut(at)
@@ -145,7 +145,7 @@ impl Stats {
         self.pids.limit = if self.pids.limit > limits::GUEST_TASKS { 0 } else { self.pids.limit };
         self.disks.truncate(limits::STATS_DISKS);
         for disk in &mut self.disks {
-            let Disk { major, minor, read_bytes, written_bytes, reads, writes } = disk;
+            let DiskStats { major, minor, read_bytes, written_bytes, reads, writes } = disk;
             for count in [major, minor, read_bytes, written_bytes, reads, writes] {
                 *count = counter(*count);
             }
@@ -169,10 +169,24 @@ mod tests {
     fn a_guests_figures_end_at_what_its_vm_has() {
         let all = |n: u64| {
             let mut stats = Stats {
-                cpu: CpuTime { total: n, user: n, kernel: n, periods: n, throttled_periods: n, throttled: n },
-                memory: Memory { usage: n, limit: n, peak: n, failures: n, swap: n, ..Memory::default() },
-                pids: Pids { current: n, limit: n },
-                disks: vec![Disk { major: n, ..Disk::default() }; 1000],
+                cpu: CpuStats {
+                    total: n,
+                    user: n,
+                    kernel: n,
+                    periods: n,
+                    throttled_periods: n,
+                    throttled: n,
+                },
+                memory: MemoryStats {
+                    usage: n,
+                    limit: n,
+                    peak: n,
+                    failures: n,
+                    swap: n,
+                    ..MemoryStats::default()
+                },
+                pids: PidsStats { current: n, limit: n },
+                disks: vec![DiskStats { major: n, ..DiskStats::default() }; 1000],
             };
             stats.memory.take_details(|_| Some(n));
             stats.clamp_to_vm(VM, Duration::from_secs(10))
@@ -191,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_working_set_is_never_negative() {
-        let memory = Memory { usage: 5, inactive_file: 9, limit: 3, ..Memory::default() };
+        let memory = MemoryStats { usage: 5, inactive_file: 9, limit: 3, ..MemoryStats::default() };
         let stats = Stats { memory, ..Stats::default() };
         let memory = stats.clamp_to_vm(VM, Duration::from_secs(1)).memory;
         assert_eq!((memory.usage, memory.inactive_file, memory.limit), (5, 5, 5));
@@ -211,7 +225,7 @@ mod tests {
             "pgmajfault" => Some(6),
             _ => None,
         };
-        let mut memory = Memory::default();
+        let mut memory = MemoryStats::default();
         memory.take_details(v1);
         assert_eq!((memory.anon, memory.inactive_file), (2, 2), "children are counted");
         memory.take_details(v2);

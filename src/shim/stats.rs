@@ -11,7 +11,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 
 use crate::error::{Context, Result};
 use crate::host::cgroup;
-use crate::plan::stats::{Disk, Stats};
+use crate::plan::stats::{DiskStats, Stats};
 
 /// The metrics for Task.Stats and SandboxMetrics.
 pub(crate) fn metrics(stats: &Stats) -> Result<Any> {
@@ -104,15 +104,15 @@ fn memory_v1(stats: &Stats) -> v1::MemoryStat {
     }
 }
 
-fn blkio_v1(stats: &Stats, of: impl Fn(&Disk) -> (u64, u64)) -> Vec<v1::BlkIOEntry> {
-    let entry = |disk: &Disk, op: &str, value| v1::BlkIOEntry {
+fn entries1(stats: &Stats, of: impl Fn(&DiskStats) -> (u64, u64)) -> Vec<v1::BlkIOEntry> {
+    let entry = |disk: &DiskStats, op: &str, value| v1::BlkIOEntry {
         op: op.to_owned(),
         major: disk.major,
         minor: disk.minor,
         value,
         ..Default::default()
     };
-    let both = |disk: &Disk| {
+    let both = |disk: &DiskStats| {
         let (read, written) = of(disk);
         [entry(disk, "Read", read), entry(disk, "Write", written)]
     };
@@ -121,7 +121,7 @@ fn blkio_v1(stats: &Stats, of: impl Fn(&Disk) -> (u64, u64)) -> Vec<v1::BlkIOEnt
 
 fn metrics_v2(stats: &Stats) -> v2::Metrics {
     let (cpu, pids) = (stats.cpu, stats.pids);
-    let disk = |d: &Disk| v2::IOEntry {
+    let disk = |d: &DiskStats| v2::IOEntry {
         major: d.major,
         minor: d.minor,
         rbytes: d.read_bytes,
@@ -185,22 +185,22 @@ fn memory_v2(stats: &Stats) -> v2::MemoryStat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::stats::{CpuTime, Memory, Pids};
+    use crate::plan::stats::{CpuStats, MemoryStats, PidsStats};
 
     fn stats() -> Stats {
         Stats {
-            cpu: CpuTime { total: 9_000, user: 5_000, kernel: 4_000, ..CpuTime::default() },
-            memory: Memory {
+            cpu: CpuStats { total: 9_000, user: 5_000, kernel: 4_000, ..CpuStats::default() },
+            memory: MemoryStats {
                 usage: 100,
                 limit: 200,
                 inactive_file: 30,
                 anon: 40,
                 faults: 5,
                 major_faults: 6,
-                ..Memory::default()
+                ..MemoryStats::default()
             },
-            pids: Pids { current: 2, limit: 0 },
-            disks: vec![Disk { major: 8, read_bytes: 10, written_bytes: 20, ..Disk::default() }],
+            pids: PidsStats { current: 2, limit: 0 },
+            disks: vec![DiskStats { major: 8, read_bytes: 10, written_bytes: 20, ..DiskStats::default() }],
         }
     }
 
