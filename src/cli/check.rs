@@ -143,9 +143,9 @@ mod tests {
     fn inputs(architecture: &str) -> PreflightInputs {
         let machine = HostFacts {
             architecture: architecture.into(),
-            facility: Fact::Known(true),
-            host: Fact::Known(false),
-            guest: Fact::Absent,
+            uv_facility: Fact::Known(true),
+            prot_virt_host: Fact::Known(false),
+            prot_virt_guest: Fact::Absent,
             max_cpus: Fact::Known(248),
             max_guests: Fact::Known(100),
             max_address: Fact::Known(u64::MAX),
@@ -153,7 +153,7 @@ mod tests {
             header_flags: Fact::Known(0xf0),
             keys: Fact::Absent,
             kvm: Kvm::Unprotected,
-            running: Some(3),
+            running_guests: Some(3),
         };
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/image/testdata/by-hand.img");
         PreflightInputs { machine, documents: vec![], image: ImageFound::at(&path) }

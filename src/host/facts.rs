@@ -49,11 +49,11 @@ pub(crate) fn read(root: &Root, count: Count) -> HostFacts {
     let uv = |name: &str| root.at(&format!("/sys/firmware/uv/{name}"));
     let max_guests = fact(&uv("query/max_guests"), decimal);
     HostFacts {
-        running: running(root, count, &max_guests),
+        running_guests: running(root, count, &max_guests),
         architecture: architecture(root),
-        facility: fact(&root.at("/proc/cpuinfo"), facility),
-        host: fact(&uv("prot_virt_host"), switch),
-        guest: fact(&uv("prot_virt_guest"), switch),
+        uv_facility: fact(&root.at("/proc/cpuinfo"), facility),
+        prot_virt_host: fact(&uv("prot_virt_host"), switch),
+        prot_virt_guest: fact(&uv("prot_virt_guest"), switch),
         max_cpus: fact(&uv("query/max_cpus"), decimal),
         max_guests,
         max_address: fact(&uv("query/max_address"), hexadecimal),
@@ -249,9 +249,9 @@ mod tests {
         let keys = HostKeys { host: Some(KeyHash([10; 32])), backup: Some(KeyHash([11; 32])) };
         let wanted = HostFacts {
             architecture: "s390x".into(),
-            facility: Fact::Known(true),
-            host: Fact::Known(true),
-            guest: Fact::Known(false),
+            uv_facility: Fact::Known(true),
+            prot_virt_host: Fact::Known(true),
+            prot_virt_guest: Fact::Known(false),
             max_cpus: Fact::Known(248),
             max_guests: Fact::Known(1000),
             max_address: Fact::Known(0xfff_ffff_ffff),
@@ -259,19 +259,26 @@ mod tests {
             header_flags: Fact::Known(0x3000_00f0),
             keys: Fact::Known(keys),
             kvm: Kvm::Protected,
-            running: Some(1),
+            running_guests: Some(1),
         };
         assert_eq!(read(&root, Count::Always), wanted);
-        assert_eq!(read(&root, Count::NearLimit).running, None, "2 processes are not near 1000 guests");
+        assert_eq!(
+            read(&root, Count::NearLimit).running_guests,
+            None,
+            "2 processes are not near 1000 guests"
+        );
         fs::write(root.at("/sys/firmware/uv/query/max_guests"), "2").expect("write");
-        assert_eq!(read(&root, Count::NearLimit).running, Some(1));
+        assert_eq!(read(&root, Count::NearLimit).running_guests, Some(1));
     }
 
     #[test]
     fn an_empty_tree_is_a_machine_without_anything() {
         let (_dir, root) = tree(&[]);
         let machine = read(&root, Count::NearLimit);
-        assert_eq!((machine.host, machine.keys, machine.kvm), (Fact::Absent, Fact::Absent, Kvm::Missing));
+        assert_eq!(
+            (machine.prot_virt_host, machine.keys, machine.kvm),
+            (Fact::Absent, Fact::Absent, Kvm::Missing)
+        );
     }
 
     #[test]
@@ -290,7 +297,7 @@ mod tests {
             assert!(text.ends_with(wanted), "{text}");
         };
         assert_eq!(
-            machine.host,
+            machine.prot_virt_host,
             Fact::Unclear(format!(
                 "{}/sys/firmware/uv/prot_virt_host: \"yes\" is neither 0 nor 1",
                 dir.path().display()
@@ -301,7 +308,7 @@ mod tests {
         assert!(
             matches!(&machine.keys, Fact::Unclear(t) if t.ends_with("\"0123\" is not a hash of 64 hexadecimal digits"))
         );
-        assert!(matches!(&machine.facility, Fact::Unclear(t) if t.ends_with("not a regular file")));
+        assert!(matches!(&machine.uv_facility, Fact::Unclear(t) if t.ends_with("not a regular file")));
         assert_eq!(machine.kvm, Kvm::Unprotected);
     }
 
@@ -310,7 +317,7 @@ mod tests {
         let machine = read(&Root("/".into()), Count::Always);
         assert!(!machine.architecture.is_empty());
         if cfg!(target_arch = "x86_64") {
-            assert_eq!(machine.host, Fact::Absent);
+            assert_eq!(machine.prot_virt_host, Fact::Absent);
             assert_ne!(machine.kvm, Kvm::Protected);
         }
     }

@@ -92,7 +92,7 @@ fn machine(host: &HostFacts) -> Vec<Finding> {
 }
 
 fn cpu(host: &HostFacts) -> Finding {
-    match &host.facility {
+    match &host.uv_facility {
         Fact::Known(true) => pass("cpu", "the CPU has the ultravisor facility (158)"),
         Fact::Known(false) => fatal(
             "cpu",
@@ -107,7 +107,7 @@ fn cpu(host: &HostFacts) -> Finding {
 
 fn ultravisor(host: &HostFacts) -> Finding {
     const HOST: &str = "/sys/firmware/uv/prot_virt_host";
-    if host.guest == Fact::Known(true) {
+    if host.prot_virt_guest == Fact::Known(true) {
         return fatal(
             "ultravisor",
             "this kernel is a secure guest itself and cannot run others",
@@ -115,7 +115,7 @@ fn ultravisor(host: &HostFacts) -> Finding {
             "run the pod on the LPAR",
         );
     }
-    match &host.host {
+    match &host.prot_virt_host {
         Fact::Known(true) => pass("ultravisor", "this kernel runs secure guests (prot_virt_host is 1)"),
         Fact::Known(false) => fatal(
             "ultravisor",
@@ -307,7 +307,7 @@ fn guests(host: &HostFacts) -> Finding {
         Fact::Absent => return pass("guests", "this kernel does not tell how many secure guests can run"),
         Fact::Unclear(text) => return unknown("guests", text),
     };
-    match host.running {
+    match host.running_guests {
         Some(running) if running >= limit => fatal(
             "guests",
             "this machine has no room for another secure guest",

@@ -12,9 +12,9 @@ fn key(n: u8) -> KeyHash {
 fn z_host() -> HostFacts {
     HostFacts {
         architecture: "s390x".into(),
-        facility: Fact::Known(true),
-        host: Fact::Known(true),
-        guest: Fact::Known(false),
+        uv_facility: Fact::Known(true),
+        prot_virt_host: Fact::Known(true),
+        prot_virt_guest: Fact::Known(false),
         max_cpus: Fact::Known(248),
         max_guests: Fact::Known(100),
         max_address: Fact::Known((1 << 40) - 1),
@@ -22,7 +22,7 @@ fn z_host() -> HostFacts {
         header_flags: Fact::Known(0xf0),
         keys: Fact::Known(HostKeys { host: Some(key(0xaa)), backup: Some(key(0xbb)) }),
         kvm: Kvm::Protected,
-        running: Some(3),
+        running_guests: Some(3),
     }
 }
 
@@ -121,20 +121,23 @@ fn a_good_machine_and_a_good_image_pass_every_check() {
 
 #[test]
 fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
-    row(|c| c.host.facility = Fact::Known(false), "Fatal cpu: the CPU does not offer the ultravisor");
-    row(|c| c.host.facility = Fact::Absent, "Warning cpu: this could not be checked: /proc/cpuinfo");
-    row(|c| c.host.facility = unclear(), "Warning cpu: this could not be checked: /f: \"x\": no");
+    row(|c| c.host.uv_facility = Fact::Known(false), "Fatal cpu: the CPU does not offer the ultravisor");
+    row(|c| c.host.uv_facility = Fact::Absent, "Warning cpu: this could not be checked: /proc/cpuinfo");
+    row(|c| c.host.uv_facility = unclear(), "Warning cpu: this could not be checked: /f: \"x\": no");
     row(
-        |c| c.host.host = Fact::Known(false),
+        |c| c.host.prot_virt_host = Fact::Known(false),
         "Fatal ultravisor: this kernel was not started as a Secure Execution host: \
          /sys/firmware/uv/prot_virt_host is 0: add prot_virt=1",
     );
     row(
-        |c| c.host.host = Fact::Absent,
+        |c| c.host.prot_virt_host = Fact::Absent,
         "Fatal ultravisor: there is no ultravisor: /sys/firmware/uv/prot_virt_host does not exist: enable",
     );
-    row(|c| c.host.host = unclear(), "Warning ultravisor: this could not be checked: /f");
-    row(|c| c.host.guest = Fact::Known(true), "Fatal ultravisor: this kernel is a secure guest itself");
+    row(|c| c.host.prot_virt_host = unclear(), "Warning ultravisor: this could not be checked: /f");
+    row(
+        |c| c.host.prot_virt_guest = Fact::Known(true),
+        "Fatal ultravisor: this kernel is a secure guest itself",
+    );
     row(|c| c.host.kvm = Kvm::Missing, "Fatal kvm: KVM is not there: /dev/kvm does not exist: load");
     row(
         |c| c.host.kvm = Kvm::Unusable("/dev/kvm: Permission denied".into()),
@@ -151,8 +154,12 @@ fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
 #[test]
 fn a_machine_that_is_no_z_is_told_so_once() {
     let mut other = case();
-    other.host =
-        HostFacts { architecture: "x86_64".into(), host: Fact::Absent, kvm: Kvm::Missing, ..z_host() };
+    other.host = HostFacts {
+        architecture: "x86_64".into(),
+        prot_virt_host: Fact::Absent,
+        kvm: Kvm::Missing,
+        ..z_host()
+    };
     let complaints = other.complaints();
     assert_eq!(complaints.len(), 1, "{complaints:?}");
     assert!(

@@ -27,11 +27,11 @@ pub struct HostFacts {
     /// As `uname -m` says it.
     pub architecture: String,
     /// CPU facility 158 (ultravisor call).
-    pub facility: Fact<bool>,
+    pub uv_facility: Fact<bool>,
     /// This kernel was started with prot_virt=1 and runs secure guests.
-    pub host: Fact<bool>,
+    pub prot_virt_host: Fact<bool>,
     /// This kernel is itself a secure guest.
-    pub guest: Fact<bool>,
+    pub prot_virt_guest: Fact<bool>,
     /// Virtual CPUs of one guest, secure guests of the machine, highest guest address in bytes.
     pub max_cpus: Fact<u64>,
     pub max_guests: Fact<u64>,
@@ -42,7 +42,7 @@ pub struct HostFacts {
     pub keys: Fact<HostKeys>,
     pub kvm: Kvm,
     /// Secure guests that run now, as far as they were counted.
-    pub running: Option<u64>,
+    pub running_guests: Option<u64>,
 }
 
 /// The hashes of the host keys an image can be sealed for.

@@ -32,7 +32,7 @@ pub(crate) struct VmMaximum {
     /// `guest.max_memory_mib` and `guest.max_vcpus`; 0: what the machine has.
     pub memory_mib: u32,
     pub vcpus: u32,
-    pub machine: Capacity,
+    pub host: Capacity,
 }
 
 /// The machine's memory and CPUs; 0: not known.
@@ -51,9 +51,9 @@ fn memory(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> 
     let limits = requested.memory_bytes.div_ceil(1 << 20);
     let own = limits.div_ceil(64);
     let total = u64::from(base.memory_mib) + limits + own;
-    let (most, whose) = match (maximum.memory_mib, maximum.machine.memory_mib) {
+    let (most, whose) = match (maximum.memory_mib, maximum.host.memory_mib) {
         (0, 0) => (u64::from(u32::MAX), "what a VM can have"),
-        (0, machine) => (machine, "the memory of this machine"),
+        (0, host) => (host, "the memory of this machine"),
         (configured, _) => (configured.into(), "guest.max_memory_mib"),
     };
     let fits = u32::try_from(total).ok().filter(|_| limits == 0 || total <= most);
@@ -68,9 +68,9 @@ fn memory(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> 
 }
 
 fn cpus(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> {
-    let (most, whose) = match (maximum.vcpus, maximum.machine.cpus) {
+    let (most, whose) = match (maximum.vcpus, maximum.host.cpus) {
         (0, 0) => (u32::MAX, "what a VM can have"),
-        (0, machine) => (machine, "the CPUs of this machine"),
+        (0, host) => (host, "the CPUs of this machine"),
         (configured, _) => (configured, "guest.max_vcpus"),
     };
     if requested.cpus > most {
@@ -87,10 +87,10 @@ mod tests {
     use super::*;
 
     const BASE: Size = Size { memory_mib: 2048, vcpus: 1 };
-    const MACHINE: Capacity = Capacity { memory_mib: 16384, cpus: 4 };
+    const HOST: Capacity = Capacity { memory_mib: 16384, cpus: 4 };
 
     fn of(memory_mib: u64, cpus: u32, max_memory_mib: u32, max_vcpus: u32) -> Result<(u32, u32)> {
-        let maximum = VmMaximum { memory_mib: max_memory_mib, vcpus: max_vcpus, machine: MACHINE };
+        let maximum = VmMaximum { memory_mib: max_memory_mib, vcpus: max_vcpus, host: HOST };
         size(BASE, Requested { memory_bytes: memory_mib << 20, cpus }, &maximum)
             .map(|s| (s.memory_mib, s.vcpus))
     }
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_base_fits_whatever_the_machine_has() {
-        let small = VmMaximum { machine: Capacity { memory_mib: 1024, cpus: 1 }, ..VmMaximum::default() };
+        let small = VmMaximum { host: Capacity { memory_mib: 1024, cpus: 1 }, ..VmMaximum::default() };
         let base = Size { memory_mib: 2048, vcpus: 4 };
         assert_eq!(size(base, Requested::default(), &small), Ok(base));
     }

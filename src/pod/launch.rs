@@ -113,6 +113,70 @@ async fn start_vm(
     Ok(vm)
 }
 
+/// The vsock device as the configuration wants it, and how the agent is reached through it.
+async fn open_vsock(
+    pod: &Pod,
+    context: &LaunchContext,
+    fds: &mut FdTable,
+    devnos: &mut DevNos,
+) -> Result<(VsockPlan, Transport, Option<Arc<Child>>)> {
+    match &context.config.vsock {
+        VsockConfig::Vhost => {
+            let (device, cid) = vsock::claim()?;
+            let plan = VsockPlan::Vhost { fd: fds.give(device.into()), cid, devno: devnos.take()? };
+            Ok((plan, Transport::Vsock { cid }, None))
+        }
+        VsockConfig::VhostUser { program } => {
+            let dir = &pod.parts.dir;
+            for name in [vsock_device::DEVICE_SOCKET, vsock_device::AGENT_SOCKET] {
+                pod.journal.record(&Cleanup::Path { name: name.to_owned() })?;
+            }
+            let child =
+                vsock_device::start(program.clone(), dir, (cgroup::enter(&context.leaf)?, context.cpus))
+                    .await?;
+            let child = tasks::reaped(child);
+            hit(Step::HelperSpawned)?;
+            let plan = VsockPlan::VhostUser { socket: dir.join(vsock_device::DEVICE_SOCKET) };
+            Ok((plan, Transport::Hybrid { socket: dir.join(vsock_device::AGENT_SOCKET) }, Some(child)))
+        }
+    }
+}
+
+/// The VM's size: the configured base and what the pod's containers may use.
+fn size_of(pod: &Pod, config: &Config, requested: Requested, machine: Capacity) -> Result<Size> {
+    let base = Size { memory_mib: config.memory_mib, vcpus: config.vcpus };
+    let maximum = VmMaximum { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, host: machine };
+    let size = size::size(base, requested, &maximum)?;
+    info!(pod.log(), "size of the VM"; "memory_mib" => size.memory_mib, "vcpus" => size.vcpus);
+    Ok(size)
+}
+
+/// What the VM boots is there and may run; for a sealed image all of preflight. Written down in the
+/// sandbox record.
+async fn check_boot(pod: &Pod, config: &Config, size: Size) -> Result<Option<Checked>> {
+    let checked = match &config.boot {
+        Boot::Sealed { image } => Some(preflight::check(pod, config, image, size).await?),
+        Boot::Plain { kernel, initrd, .. } => {
+            check_file("guest.kernel", kernel)?;
+            check_file("guest.initrd", initrd)?;
+            None
+        }
+    };
+    let image = checked.as_ref().map(|checked| checked.record.clone());
+    Record::new(pod.parts.sandbox.as_str(), image).write(&pod.parts.dir)?;
+    Ok(checked)
+}
+
+/// QEMU would say less clearly what is missing.
+fn check_file(key: &str, path: &Path) -> Result<()> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            Err(Error::precondition(format!("{key} = {}: {e}: check the configuration", path.display())))
+        }
+    }
+}
+
 /// A guest that does not answer has often said why on its console.
 fn with_console(e: Error, vm: &Vm) -> Error {
     let lines = vm.console_tail();
