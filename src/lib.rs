@@ -82,6 +82,8 @@ pub mod test_api {
 
     /// The reader of sealed images.
     pub mod image {
-        pub use crate::image::{Component, Flaw, Kind, SealedImage, Verdict, fuzz_se_image, read, verify};
+        pub use crate::image::{
+            Component, ComponentKind, ImageError, SealedImage, Verdict, fuzz_se_image, read, verify,
+        };
     }
 }

@@ -16,7 +16,7 @@ use crate::cli::inspect::{open_image, read_documents};
 use crate::cli::output::{Report, Style};
 use crate::error::{Context, Error, Result};
 use crate::hostkey::{Document, Trust, pem};
-use crate::image::{Flaw, SealedImage, header_bytes};
+use crate::image::{ImageError, SealedImage, header_bytes};
 use crate::plan::checks::tag;
 
 /// Writes what an attestation service (Trustee) needs for an image: its header, host key documents, certificates,
@@ -63,9 +63,9 @@ impl Export {
     }
 
     fn run_at(&self, now: Duration, style: Style) -> Result<Report> {
-        let (file, image) = open_image(&self.image)?;
-        let header = header_bytes(&file, &image).map_err(Flaw::into_error)?;
-        let documents = read_documents(&self.documents)?;
+        let (file, image) = open(&self.image)?;
+        let header = header_bytes(&file, &image).map_err(ImageError::into_error)?;
+        let documents = documents(&self.documents)?;
         check_slots(&documents, &image)?;
         let trust = self.trust()?;
         if let Some(trust) = &trust {

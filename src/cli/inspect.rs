@@ -13,7 +13,7 @@ use crate::host::facts::{self, Count, Root};
 use crate::host::files::read_bounded;
 use crate::host::image_file::ImageFile;
 use crate::hostkey::Document;
-use crate::image::{self, Flaw, KeyHash, SealedImage, Verdict};
+use crate::image::{self, ImageError, KeyHash, SealedImage, Verdict};
 use crate::limits;
 use crate::plan::checks::tag;
 
@@ -54,7 +54,7 @@ impl Inspect {
                 let verdict = image::verify(&file, &image.header, ipib, |done, all| {
                     progress.show("reading the image", done, all);
                 });
-                Some(verdict.map_err(Flaw::into_error)?)
+                Some(verdict.map_err(ImageError::into_error)?)
             }
         };
         Ok(inspect_report(&self.image, &image, &owners, verdict, style))
@@ -64,7 +64,7 @@ impl Inspect {
 /// Opens an image and reads its header.
 pub(crate) fn open_image(path: &Path) -> Result<(ImageFile, SealedImage)> {
     let file = ImageFile::open(path)?;
-    let image = image::read(&file).map_err(Flaw::into_error);
+    let image = image::read(&file).map_err(ImageError::into_error);
     let image = image.with_context(|| format!("image {}", path.display()))?;
     Ok((file, image))
 }

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::hex::hex;
 use crate::host::files::{read_bounded, write_atomic};
 use crate::host::image_file::{Identity, ImageFile};
-use crate::image::{Flaw, SealedImage, Verdict, verify};
+use crate::image::{ImageError, SealedImage, Verdict, verify};
 use crate::limits;
 
 /// Begin of every note's name.
@@ -28,7 +28,7 @@ pub(crate) fn verdict(
     file: &ImageFile,
     image: &SealedImage,
     progress: impl FnMut(u64, u64),
-) -> Result<Option<Verdict>, Flaw> {
+) -> Result<Option<Verdict>, ImageError> {
     let Some(ipib) = &image.ipib else { return Ok(None) };
     let note = Note::of(&file.identity(), image);
     let pages = image.header.pages;

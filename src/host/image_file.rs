@@ -89,7 +89,7 @@ fn kind(meta: &Metadata) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Flaw, read, verify};
+    use crate::image::{ImageError, read, verify};
 
     const IMAGE: &[u8] = include_bytes!("../image/testdata/by-hand.img");
 
@@ -131,9 +131,9 @@ mod tests {
         let file = ImageFile::open(&path).expect("open");
         let whole = OpenOptions::new().write(true).open(&path).expect("open");
         whole.set_len(0x17100).expect("shrink");
-        assert!(matches!(read(&file), Err(Flaw::Shrank { .. })));
+        assert!(matches!(read(&file), Err(ImageError::Shrank { .. })));
         whole.set_len(0).expect("shrink");
         let empty = ImageFile::open(&path).expect("open");
-        assert_eq!(read(&empty), Err(Flaw::NotSealed { size: 0 }));
+        assert_eq!(read(&empty), Err(ImageError::NotSealed { size: 0 }));
     }
 }

@@ -6,7 +6,7 @@ use crate::host::facts::{self, Count, Root};
 use crate::host::files::read_bounded;
 use crate::host::image_file::ImageFile;
 use crate::hostkey::key_hash;
-use crate::image::{self, Flaw, SealedImage};
+use crate::image::{self, ImageError, SealedImage};
 use crate::limits;
 use crate::plan::checks::{self, CheckInputs, ImageFacts};
 use crate::plan::finding::Finding;
@@ -28,7 +28,7 @@ pub enum ImageFound {
         file: ImageFile,
         image: Box<SealedImage>,
     },
-    Flawed(Flaw),
+    Invalid(ImageError),
     /// It could not be opened, and why.
     Unreadable(String),
 }
@@ -47,7 +47,7 @@ impl PreflightInputs {
     pub fn findings(&self, memory_mib: u32, vcpus: u32) -> Vec<Finding> {
         let image = match &self.image {
             ImageFound::Sealed { image, .. } => ImageFacts::Sealed(image),
-            ImageFound::Flawed(flaw) => ImageFacts::Flawed(flaw),
+            ImageFound::Invalid(error) => ImageFacts::Invalid(error),
             ImageFound::Unreadable(why) => ImageFacts::Unreadable(why),
         };
         checks::run(&CheckInputs {
@@ -69,7 +69,7 @@ impl ImageFound {
         };
         match image::read(&file) {
             Ok(image) => Self::Sealed { file, image: Box::new(image) },
-            Err(flaw) => Self::Flawed(flaw),
+            Err(error) => Self::Invalid(error),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use sha2::{Digest, Sha512};
 
 use crate::image::fields::read_exactly;
-use crate::image::{Component, Flaw, Header, Ipib, PAGE, ReadAt};
+use crate::image::{Component, Header, ImageError, Ipib, PAGE, ReadAt};
 
 /// Read and hashed at a time: large enough for a disk, small enough for the processor's cache.
 const CHUNK: usize = 256 << 10;
@@ -60,7 +60,7 @@ pub fn verify(
     header: &Header,
     ipib: &Ipib,
     mut progress: impl FnMut(u64, u64),
-) -> Result<Verdict, Flaw> {
+) -> Result<Verdict, ImageError> {
     let components = &ipib.components;
     let total = ipib.pages().saturating_mul(PAGE);
     std::thread::scope(|scope| {
@@ -94,7 +94,7 @@ pub fn verify(
 fn read_ahead(
     source: &(impl ReadAt + ?Sized),
     components: &[Component],
-    filled: &SyncSender<Result<Vec<u8>, Flaw>>,
+    filled: &SyncSender<Result<Vec<u8>, ImageError>>,
     spare: &Receiver<Vec<u8>>,
 ) {
     for component in components {

@@ -4,7 +4,7 @@
 
 use std::io::ErrorKind;
 
-use crate::image::{Flaw, Limit, ReadAt};
+use crate::image::{Bound, ImageError, ReadAt};
 
 /// A block that was read, with its place in the file for messages.
 pub(crate) struct Fields<'a> {
@@ -18,13 +18,13 @@ impl<'a> Fields<'a> {
     }
 
     /// The next `N` bytes.
-    pub(crate) fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], Flaw> {
+    pub(crate) fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ImageError> {
         let Some((bytes, rest)) = self.rest.split_first_chunk::<N>() else {
-            return Err(Flaw::Field {
+            return Err(ImageError::InvalidField {
                 field,
                 offset: self.at,
                 value: self.rest.len() as u64,
-                limit: Limit::AtLeast(N as u64),
+                bound: Bound::AtLeast(N as u64),
                 text: "its block ends before it",
             });
         };
@@ -34,13 +34,13 @@ impl<'a> Fields<'a> {
     }
 
     /// Leaves out `bytes` bytes.
-    pub(crate) fn skip(&mut self, field: &'static str, bytes: u64) -> Result<(), Flaw> {
+    pub(crate) fn skip(&mut self, field: &'static str, bytes: u64) -> Result<(), ImageError> {
         let rest = usize::try_from(bytes).ok().and_then(|n| self.rest.get(n..));
-        self.rest = rest.ok_or(Flaw::Field {
+        self.rest = rest.ok_or(ImageError::InvalidField {
             field,
             offset: self.at,
             value: bytes,
-            limit: Limit::AtMost(self.rest.len() as u64),
+            bound: Bound::AtMost(self.rest.len() as u64),
             text: "its block ends before it",
         })?;
         self.at = self.at.saturating_add(bytes);
@@ -48,17 +48,17 @@ impl<'a> Fields<'a> {
     }
 
     /// The next number of four bytes; with it, a check against what it may be.
-    pub(crate) fn u32(&mut self, field: &'static str) -> Result<Number, Flaw> {
+    pub(crate) fn u32(&mut self, field: &'static str) -> Result<Number, ImageError> {
         let offset = self.at;
         Ok(Number { field, offset, value: u32::from_be_bytes(self.take(field)?).into() })
     }
 
-    pub(crate) fn u64(&mut self, field: &'static str) -> Result<Number, Flaw> {
+    pub(crate) fn u64(&mut self, field: &'static str) -> Result<Number, ImageError> {
         let offset = self.at;
         Ok(Number { field, offset, value: u64::from_be_bytes(self.take(field)?) })
     }
 
-    pub(crate) fn u8(&mut self, field: &'static str) -> Result<Number, Flaw> {
+    pub(crate) fn u8(&mut self, field: &'static str) -> Result<Number, ImageError> {
         let offset = self.at;
         Ok(Number { field, offset, value: u8::from_be_bytes(self.take(field)?).into() })
     }
@@ -82,18 +82,24 @@ impl Number {
         self.value
     }
 
-    pub(crate) fn must_be(self, limit: Limit, text: &'static str) -> Result<u64, Flaw> {
-        let fits = match limit {
-            Limit::Exactly(n) => self.value == n,
-            Limit::AtLeast(n) => self.value >= n,
-            Limit::AtMost(n) => self.value <= n,
-            Limit::Within(low, high) => (low..=high).contains(&self.value),
-            Limit::MultipleOf(n) => self.value.checked_rem(n) == Some(0),
+    pub(crate) fn must_be(self, bound: Bound, text: &'static str) -> Result<u64, ImageError> {
+        let fits = match bound {
+            Bound::Exactly(n) => self.value == n,
+            Bound::AtLeast(n) => self.value >= n,
+            Bound::AtMost(n) => self.value <= n,
+            Bound::Within(low, high) => (low..=high).contains(&self.value),
+            Bound::MultipleOf(n) => self.value.checked_rem(n) == Some(0),
         };
         if fits {
             return Ok(self.value);
         }
-        Err(Flaw::Field { field: self.field, offset: self.offset, value: self.value, limit, text })
+        Err(ImageError::InvalidField {
+            field: self.field,
+            offset: self.offset,
+            value: self.value,
+            bound,
+            text,
+        })
     }
 }
 
@@ -103,9 +109,9 @@ pub(crate) fn block(
     field: &'static str,
     offset: u64,
     size: u64,
-) -> Result<Vec<u8>, Flaw> {
+) -> Result<Vec<u8>, ImageError> {
     let end = Number::new(field, offset, offset.saturating_add(size));
-    end.must_be(Limit::AtMost(source.size()), "it would end behind the file's end: the file was cut off")?;
+    end.must_be(Bound::AtMost(source.size()), "it would end behind the file's end: the file was cut off")?;
     let length = usize::try_from(size).unwrap_or(usize::MAX);
     let mut bytes = vec![0; length];
     read_exactly(source, field, offset, &mut bytes)?;
@@ -118,11 +124,11 @@ pub(crate) fn read_exactly(
     field: &'static str,
     offset: u64,
     buffer: &mut [u8],
-) -> Result<(), Flaw> {
+) -> Result<(), ImageError> {
     source.read_at(buffer, offset).map_err(|e| match e.kind() {
         ErrorKind::UnexpectedEof => {
-            Flaw::Shrank { field, offset, wanted: buffer.len() as u64, size: source.size() }
+            ImageError::Shrank { field, offset, wanted: buffer.len() as u64, size: source.size() }
         }
-        _ => Flaw::Unreadable { field, offset, text: e.to_string() },
+        _ => ImageError::Unreadable { field, offset, text: e.to_string() },
     })
 }

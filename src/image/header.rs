@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::hex::hex;
 use crate::image::fields::{Fields, block};
-use crate::image::{Flaw, Limit, ReadAt};
+use crate::image::{Bound, ImageError, ReadAt};
 
 pub(crate) const MAGIC: [u8; 8] = *b"IBMSecEx";
 
@@ -69,16 +69,16 @@ pub struct KeySlot {
 pub struct KeyHash(pub [u8; 32]);
 
 /// Reads and checks the header at `at`.
-pub(crate) fn read(source: &(impl ReadAt + ?Sized), at: u64) -> Result<Header, Flaw> {
+pub(crate) fn read(source: &(impl ReadAt + ?Sized), at: u64) -> Result<Header, ImageError> {
     let fixed = block(source, "SE header", at, FIXED_BYTES)?;
     let mut fields = Fields::new(&fixed, at);
-    let magic = Limit::Exactly(u64::from_be_bytes(MAGIC));
+    let magic = Bound::Exactly(u64::from_be_bytes(MAGIC));
     fields.u64("magic of the SE header")?.must_be(magic, "no header is where the image says")?;
     let version = fields.u32("version of the SE header")?;
-    let version = version.must_be(Limit::Exactly(VERSION), "this program knows no other layout")?;
+    let version = version.must_be(Bound::Exactly(VERSION), "this program knows no other layout")?;
     let size = fields.u32("size of the SE header (sehs)")?;
     let size =
-        size.must_be(Limit::Within(LEAST_BYTES, MOST_BYTES), "the ultravisor takes no other header")?;
+        size.must_be(Bound::Within(LEAST_BYTES, MOST_BYTES), "the ultravisor takes no other header")?;
     let left = source.size().saturating_sub(at);
     if size > left {
         // The same words for every block that is cut off.
@@ -87,12 +87,12 @@ pub(crate) fn read(source: &(impl ReadAt + ?Sized), at: u64) -> Result<Header, F
     let iv = fields.take("iv of the SE header")?;
     fields.take::<4>("reserved bytes of the SE header")?;
     let slots = fields.u64("number of key slots (nks)")?;
-    let slots = slots.must_be(Limit::Within(1, MOST_SLOTS), "no header has so many key slots")?;
+    let slots = slots.must_be(Bound::Within(1, MOST_SLOTS), "no header has so many key slots")?;
     let encrypted = fields.u64("size of the encrypted area (sea)")?;
     // Both are small by now: no sum overflows.
     let room = size.saturating_sub(FIXED_BYTES + SLOT_BYTES * slots + TAG_BYTES);
-    let encrypted_size = encrypted.must_be(Limit::AtLeast(SEALED_BYTES), "the sealed fields do not fit")?;
-    encrypted.must_be(Limit::Exactly(room), "size, key slots and encrypted area contradict each other")?;
+    let encrypted_size = encrypted.must_be(Bound::AtLeast(SEALED_BYTES), "the sealed fields do not fit")?;
+    encrypted.must_be(Bound::Exactly(room), "size, key slots and encrypted area contradict each other")?;
     let mut header = Header {
         version: narrow(version),
         size: narrow(size),

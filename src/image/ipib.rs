@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::image::fields::{Fields, Number, block};
-use crate::image::{Flaw, Header, Limit, PAGE, ReadAt};
+use crate::image::{Bound, Header, ImageError, PAGE, ReadAt};
 
 /// The block without its list, and one line of the list.
 const FIXED_BYTES: u64 = 136;
@@ -50,7 +50,7 @@ pub struct Component {
 
 /// What a component holds; kept in the upper 16 bits of its tweak by pvimg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ComponentKind {
     Kernel,
     Ramdisk,
     CommandLine,
@@ -65,32 +65,32 @@ pub(crate) fn read(
     at: u64,
     header_at: u64,
     header: &Header,
-) -> Result<Ipib, Flaw> {
+) -> Result<Ipib, ImageError> {
     let fixed = block(source, "IPIB", at, FIXED_BYTES)?;
     let mut fields = Fields::new(&fixed, at);
     let least = FIXED_BYTES + COMPONENT_BYTES;
     let size = fields.u32("length of the IPIB")?;
-    let size = size.must_be(Limit::Within(least, MOST_BYTES), "no component list has this length")?;
+    let size = size.must_be(Bound::Within(least, MOST_BYTES), "no component list has this length")?;
     fields.take::<3>("flags of the IPIB")?;
-    fields.u8("version of the IPIB")?.must_be(Limit::Exactly(1), "a newer or broken tool made it")?;
+    fields.u8("version of the IPIB")?.must_be(Bound::Exactly(1), "a newer or broken tool made it")?;
     let inner = fields.u32("length of the IPIB's PV block")?;
-    inner.must_be(Limit::Within(least - HEAD_BYTES, size - HEAD_BYTES), "it must lie inside the IPIB")?;
+    inner.must_be(Bound::Within(least - HEAD_BYTES, size - HEAD_BYTES), "it must lie inside the IPIB")?;
     fields
         .u8("type of the IPIB's PV block")?
-        .must_be(Limit::Exactly(TYPE_PV), "not for a protected guest")?;
+        .must_be(Bound::Exactly(TYPE_PV), "not for a protected guest")?;
     fields.take::<{ 3 + 8 + 87 }>("reserved bytes of the IPIB")?;
     fields
         .u8("version of the IPIB's PV block")?
-        .must_be(Limit::Exactly(1), "a newer or broken tool made it")?;
+        .must_be(Bound::Exactly(1), "a newer or broken tool made it")?;
     fields.take::<4>("reserved bytes of the IPIB")?;
     let count = fields.u32("number of components")?;
     let most = (inner.any() + HEAD_BYTES - FIXED_BYTES) / COMPONENT_BYTES;
     let count =
-        count.must_be(Limit::Within(1, most.min(MOST_COMPONENTS)), "its list must lie inside the IPIB")?;
+        count.must_be(Bound::Within(1, most.min(MOST_COMPONENTS)), "its list must lie inside the IPIB")?;
     let place = fields.u64("header address in the IPIB")?;
-    place.must_be(Limit::Exactly(header_at), "the header is somewhere else")?;
+    place.must_be(Bound::Exactly(header_at), "the header is somewhere else")?;
     let length = fields.u64("header size in the IPIB")?;
-    length.must_be(Limit::Exactly(header.size.into()), "the header says otherwise")?;
+    length.must_be(Bound::Exactly(header.size.into()), "the header says otherwise")?;
 
     let list_at = at + FIXED_BYTES;
     let list = block(source, "component list", list_at, count * COMPONENT_BYTES)?;
@@ -106,39 +106,39 @@ pub(crate) fn read(
 
 /// One line of the list: aligned, inside the file, its tweak above the one before (QEMU asks for
 /// this order: hw/s390x/ipl.h, `ipl_valid_pv_components`).
-fn component(fields: &mut Fields, file: u64, before: Option<&Component>) -> Result<Component, Flaw> {
+fn component(fields: &mut Fields, file: u64, before: Option<&Component>) -> Result<Component, ImageError> {
     let tweak = fields.u64("tweak of a component")?;
     let address = fields.u64("address of a component")?;
     let size = fields.u64("size of a component")?;
     if let Some(before) = before {
-        let above = Limit::AtLeast(before.tweak.saturating_add(1));
+        let above = Bound::AtLeast(before.tweak.saturating_add(1));
         tweak.must_be(above, "tweaks must grow from component to component")?;
     }
-    let address = address.must_be(Limit::MultipleOf(PAGE), "components begin with a page")?;
+    let address = address.must_be(Bound::MultipleOf(PAGE), "components begin with a page")?;
     let room = file.saturating_sub(address);
-    let size_in_pages = size.must_be(Limit::Within(1, room), "the component would leave the file")?;
+    let size_in_pages = size.must_be(Bound::Within(1, room), "the component would leave the file")?;
     let padded = size_in_pages.div_ceil(PAGE).saturating_mul(PAGE);
     if padded > room {
-        size.must_be(Limit::AtMost(room / PAGE * PAGE), "its last page would leave the file")?;
+        size.must_be(Bound::AtMost(room / PAGE * PAGE), "its last page would leave the file")?;
     }
     Ok(Component { address, size: size.any(), tweak: tweak.any() })
 }
 
 /// No two components, and no component and one of the `others` (place, size), share a byte.
-fn separate(components: &[Component], list_at: u64, others: [(u64, u64); 2]) -> Result<(), Flaw> {
+fn separate(components: &[Component], list_at: u64, others: [(u64, u64); 2]) -> Result<(), ImageError> {
     let mut sorted: Vec<_> = components.iter().zip(0..).collect();
     sorted.sort_by_key(|(component, _)| component.address);
     let address_at = |index: u64| list_at + index * COMPONENT_BYTES + 8;
     for pair in sorted.windows(2) {
         let [(before, _), (component, index)] = pair else { continue };
         let address = Number::new("address of a component", address_at(*index), component.address);
-        address.must_be(Limit::AtLeast(before.end()), "it overlaps another component")?;
+        address.must_be(Bound::AtLeast(before.end()), "it overlaps another component")?;
     }
     for (component, index) in sorted {
         for (place, size) in others {
             let address = Number::new("address of a component", address_at(index), component.address);
             if component.address < place.saturating_add(size) && place < component.end() {
-                let behind = Limit::AtLeast(place.saturating_add(size));
+                let behind = Bound::AtLeast(place.saturating_add(size));
                 address.must_be(behind, "it overlaps the SE header or the IPIB")?;
             }
         }
@@ -147,13 +147,13 @@ fn separate(components: &[Component], list_at: u64, others: [(u64, u64); 2]) -> 
 }
 
 impl Component {
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ComponentKind {
         match u16::from_be_bytes([self.tweak.to_be_bytes()[0], self.tweak.to_be_bytes()[1]]) {
-            40 => Kind::Kernel,
-            50 => Kind::Ramdisk,
-            60 => Kind::CommandLine,
-            70 => Kind::Stage3b,
-            other => Kind::Other(other),
+            40 => ComponentKind::Kernel,
+            50 => ComponentKind::Ramdisk,
+            60 => ComponentKind::CommandLine,
+            70 => ComponentKind::Stage3b,
+            other => ComponentKind::Other(other),
         }
     }
 
@@ -167,7 +167,7 @@ impl Component {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ComponentKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel => f.write_str("kernel"),

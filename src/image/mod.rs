@@ -4,8 +4,8 @@
 //! guest. Who may run it, and on which machine, is decided elsewhere (`plan`).
 
 mod digest;
+mod error;
 mod fields;
-mod flaw;
 #[cfg(any(test, feature = "test-api"))]
 mod fuzz;
 mod header;
@@ -14,15 +14,15 @@ mod read;
 mod source;
 
 pub use digest::{Verdict, verify};
-pub use flaw::Flaw;
-pub(crate) use flaw::Limit;
+pub(crate) use error::Bound;
+pub use error::ImageError;
 #[cfg(any(test, feature = "test-api"))]
 pub use fuzz::fuzz_se_image;
 #[cfg(test)]
 pub(crate) use header::KeySlot;
 pub(crate) use header::{CustomerKey, Header, KeyHash, PlainFlags};
 pub(crate) use ipib::Ipib;
-pub use ipib::{Component, Kind};
+pub use ipib::{Component, ComponentKind};
 pub(crate) use read::header_bytes;
 pub use read::read;
 pub(crate) use source::ReadAt;

@@ -1,7 +1,7 @@
 //! Reads an image's header and component list with a few small reads.
 
 use crate::image::fields::{Fields, block, read_exactly};
-use crate::image::{Flaw, Limit, PAGE, ReadAt, SealedImage, header, ipib};
+use crate::image::{Bound, ImageError, PAGE, ReadAt, SealedImage, header, ipib};
 
 /// Where the image's metadata stand, and how many bytes they have.
 const METADATA_AT: u64 = 0xc000;
@@ -13,7 +13,7 @@ const SEARCH_FROM: u64 = 0x14000;
 const SEARCH_PAGES: u64 = 0x15;
 
 /// Reads what the image says about itself; never the whole file, never more than 16 KiB.
-pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<SealedImage, Flaw> {
+pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<SealedImage, ImageError> {
     let places = find(source)?;
     let header = header::read(source, places.header)?;
     let ipib = match places.ipib {
@@ -25,7 +25,10 @@ pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<SealedImage, Flaw> {
 
 /// The header's bytes as they stand in the file, exactly as many as it says: the `hdr.bin` of
 /// attestation services.
-pub(crate) fn header_bytes(source: &(impl ReadAt + ?Sized), image: &SealedImage) -> Result<Vec<u8>, Flaw> {
+pub(crate) fn header_bytes(
+    source: &(impl ReadAt + ?Sized),
+    image: &SealedImage,
+) -> Result<Vec<u8>, ImageError> {
     block(source, "SE header", image.header_at, image.header.size.into())
 }
 
@@ -35,7 +38,7 @@ struct Places {
 }
 
 /// By the metadata if there are any, else by a search.
-fn find(source: &(impl ReadAt + ?Sized)) -> Result<Places, Flaw> {
+fn find(source: &(impl ReadAt + ?Sized)) -> Result<Places, ImageError> {
     if starts_with(source, "image metadata", METADATA_AT, METADATA_MAGIC)? {
         return from_metadata(source);
     }
@@ -45,21 +48,21 @@ fn find(source: &(impl ReadAt + ?Sized)) -> Result<Places, Flaw> {
             return Ok(Places { header: at, ipib: None });
         }
     }
-    Err(Flaw::NotSealed { size: source.size() })
+    Err(ImageError::NotSealed { size: source.size() })
 }
 
-fn from_metadata(source: &(impl ReadAt + ?Sized)) -> Result<Places, Flaw> {
+fn from_metadata(source: &(impl ReadAt + ?Sized)) -> Result<Places, ImageError> {
     let bytes = block(source, "image metadata", METADATA_AT, METADATA_BYTES)?;
     let mut fields = Fields::new(&bytes, METADATA_AT);
     fields.take::<8>("magic of the image metadata")?;
     let header = fields.u64("place of the SE header")?;
     fields
         .u32("version of the image metadata")?
-        .must_be(Limit::Exactly(1), "a newer or broken tool made it")?;
+        .must_be(Bound::Exactly(1), "a newer or broken tool made it")?;
     let ipib = fields.u64("place of the IPIB")?.any();
     let highest = source.size().saturating_sub(header::FIXED_BYTES);
     let header =
-        header.must_be(Limit::Within(METADATA_AT + METADATA_BYTES, highest), "no header fits there")?;
+        header.must_be(Bound::Within(METADATA_AT + METADATA_BYTES, highest), "no header fits there")?;
     Ok(Places { header, ipib: (ipib != 0).then_some(ipib) })
 }
 
@@ -69,7 +72,7 @@ fn starts_with(
     field: &'static str,
     at: u64,
     magic: [u8; 8],
-) -> Result<bool, Flaw> {
+) -> Result<bool, ImageError> {
     if at.saturating_add(8) > source.size() {
         return Ok(false);
     }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::Code;
 use crate::hex::hex;
-use crate::image::{Component, KeyHash, Kind, PlainFlags, fuzz_se_image, verify};
+use crate::image::{Component, ComponentKind, KeyHash, PlainFlags, fuzz_se_image, verify};
 
 /// testdata/by-hand.py says how it was made; the constants below are what the script printed.
 const IMAGE: &[u8] = include_bytes!("testdata/by-hand.img");
@@ -21,8 +21,8 @@ fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
     image
 }
 
-fn flaw(image: &[u8]) -> Flaw {
-    read(image).expect_err("a flaw")
+fn error_of(image: &[u8]) -> ImageError {
+    read(image).expect_err("an error")
 }
 
 #[test]
@@ -69,7 +69,10 @@ fn an_image_made_by_hand_is_read_as_it_was_made() {
         ]
     );
     let kinds: Vec<_> = ipib.components.iter().map(Component::kind).collect();
-    assert_eq!(kinds, [Kind::Kernel, Kind::Ramdisk, Kind::CommandLine, Kind::Stage3b]);
+    assert_eq!(
+        kinds,
+        [ComponentKind::Kernel, ComponentKind::Ramdisk, ComponentKind::CommandLine, ComponentKind::Stage3b]
+    );
     let end = ipib.components.iter().map(Component::end).max();
     assert_eq!((ipib.at, ipib.pages(), end), (0x18000, 6, Some(0x17000)));
 }
@@ -90,18 +93,18 @@ fn an_image_of_an_older_tool_is_found_by_its_pages() {
     }
     let mut late = vec![0; 0x2a000];
     late[0x29000..0x29000 + 720].copy_from_slice(&IMAGE[HEADER..HEADER + 720]);
-    assert_eq!(flaw(&late), Flaw::NotSealed { size: 0x2a000 });
+    assert_eq!(error_of(&late), ImageError::NotSealed { size: 0x2a000 });
 }
 
 #[test]
 fn what_is_no_image_is_called_so() {
     for plain in [&b""[..], b"\x7fELF", &[0; 0x30000], &[0xff; 0xc004]] {
-        let flaw = flaw(plain);
-        assert_eq!(flaw, Flaw::NotSealed { size: plain.len() as u64 });
-        assert_eq!(flaw.into_error().code(), Code::FailedPrecondition);
+        let error = error_of(plain);
+        assert_eq!(error, ImageError::NotSealed { size: plain.len() as u64 });
+        assert_eq!(error.into_error().code(), Code::FailedPrecondition);
     }
     assert_eq!(
-        flaw(b"x").to_string(),
+        error_of(b"x").to_string(),
         "not a Secure Execution image: there is no header in its 1 bytes, and QEMU would boot it \
          unprotected: seal it with pvimg"
     );
@@ -140,9 +143,9 @@ fn each_field_that_can_not_be_is_named_with_its_place_value_and_limit() {
         (IPIB + 222, &[0x70], "address of a component at 0x180d8 is 0x17000, must be at least 0x172d0"),
     ];
     for (at, bytes, wanted) in table {
-        let flaw = flaw(&patched(at, bytes));
-        let text = flaw.to_string();
-        assert!(matches!(flaw, Flaw::Field { .. }), "{text}");
+        let error = error_of(&patched(at, bytes));
+        let text = error.to_string();
+        assert!(matches!(error, ImageError::InvalidField { .. }), "{text}");
         assert!(text.starts_with("damaged image: ") && text.contains(wanted), "{text}\nwanted: {wanted}");
         assert!(!text.contains('\n'));
     }
@@ -153,7 +156,7 @@ fn a_component_whose_last_page_leaves_the_file_is_refused() {
     // The last component moved behind everything else: one byte of it fits, one page does not.
     let mut image = patched(IPIB + 216, &0x18000_u64.to_be_bytes());
     image[IPIB + 224..IPIB + 232].copy_from_slice(&1_u64.to_be_bytes());
-    let text = flaw(&image).to_string();
+    let text = error_of(&image).to_string();
     assert!(text.contains("is 0x1, must be at most 0x0: its last page would leave the file"), "{text}");
 }
 
@@ -255,11 +258,11 @@ fn few_and_small_reads_are_enough() {
 }
 
 #[test]
-fn a_file_that_shrinks_while_it_is_read_is_a_flaw_of_its_own() {
+fn a_file_that_shrinks_while_it_is_read_has_its_own_error() {
     for ends in [0xc010, HEADER + 4, HEADER + 500, IPIB + 100, IPIB + 140] {
-        let flaw = read(&watched(ends)).expect_err("shrank");
-        assert!(matches!(flaw, Flaw::Shrank { size: 0x180e8, .. }), "{flaw}");
-        assert_eq!(flaw.into_error().code(), Code::Unavailable);
+        let error = read(&watched(ends)).expect_err("shrank");
+        assert!(matches!(error, ImageError::Shrank { size: 0x180e8, .. }), "{error}");
+        assert_eq!(error.into_error().code(), Code::Unavailable);
     }
 }
 

@@ -5,7 +5,7 @@
 //! QEMU would boot it, unprotected.
 
 use crate::hex::hex;
-use crate::image::{Flaw, Kind, PAGE, PlainFlags, SealedImage, Verdict};
+use crate::image::{ComponentKind, ImageError, PAGE, PlainFlags, SealedImage, Verdict};
 use crate::plan::finding::{Finding, fatal, pass, unknown, warning};
 use crate::plan::host_facts::{Fact, HostFacts, Kvm};
 use crate::plan::key_slot::{self, KnownDocument};
@@ -25,7 +25,7 @@ pub(crate) struct CheckInputs<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ImageFacts<'a> {
     Sealed(&'a SealedImage),
-    Flawed(&'a Flaw),
+    Invalid(&'a ImageError),
     /// The file cannot even be opened: why, with its path.
     Unreadable(&'a str),
 }
@@ -51,7 +51,7 @@ pub(crate) fn run(inputs: &CheckInputs<'_>) -> Vec<Finding> {
             }
             findings.push(memory(image, inputs));
         }
-        ImageFacts::Flawed(flaw) => findings.push(flawed(flaw)),
+        ImageFacts::Invalid(error) => findings.push(invalid(error)),
         ImageFacts::Unreadable(why) => findings.push(fatal(
             "image",
             "the image cannot be read",
@@ -154,25 +154,25 @@ fn kvm(host: &HostFacts) -> Finding {
     }
 }
 
-fn flawed(flaw: &Flaw) -> Finding {
-    let (cause, evidence, advice) = match flaw {
-        Flaw::NotSealed { size } => (
+fn invalid(error: &ImageError) -> Finding {
+    let (cause, evidence, advice) = match error {
+        ImageError::NotSealed { size } => (
             "not a Secure Execution image: QEMU would boot it unprotected".to_owned(),
             format!("there is no header in its {size} bytes"),
             "seal kernel, initrd and parameters with pvimg, and name the result in guest.image",
         ),
-        Flaw::Field { .. } => (
+        ImageError::InvalidField { .. } => (
             "the image is damaged".to_owned(),
-            flaw.to_string(),
+            error.to_string(),
             "copy it again from where it was built, or rebuild it with pvimg",
         ),
-        Flaw::Shrank { .. } => (
+        ImageError::Shrank { .. } => (
             "the image changes while it is read".to_owned(),
-            flaw.to_string(),
+            error.to_string(),
             "replace images by renaming, not in place",
         ),
-        Flaw::Unreadable { .. } => {
-            ("the image cannot be read".to_owned(), flaw.to_string(), "check the file and its file system")
+        ImageError::Unreadable { .. } => {
+            ("the image cannot be read".to_owned(), error.to_string(), "check the file and its file system")
         }
     };
     fatal("image", &cause, &evidence, advice)
@@ -251,7 +251,8 @@ fn names(flags: PlainFlags) -> String {
 
 fn memory(image: &SealedImage, inputs: &CheckInputs<'_>) -> Finding {
     let memory = u64::from(inputs.memory_mib) << 20;
-    let loader = image.ipib.iter().flat_map(|ipib| &ipib.components).find(|c| c.kind() == Kind::Stage3b);
+    let loader =
+        image.ipib.iter().flat_map(|ipib| &ipib.components).find(|c| c.kind() == ComponentKind::Stage3b);
     let needed = image.size.div_ceil(PAGE).saturating_mul(PAGE).saturating_add(loader.map_or(0, |c| c.size));
     if needed > memory {
         return fatal(

@@ -1,7 +1,7 @@
 //! One table row for each way a check can end.
 
 use super::*;
-use crate::image::{Component, CustomerKey, Header, Ipib, KeyHash, KeySlot, Limit};
+use crate::image::{Bound, Component, CustomerKey, Header, Ipib, KeyHash, KeySlot};
 use crate::plan::finding::{Severity, refusal};
 use crate::plan::host_facts::HostKeys;
 
@@ -175,24 +175,24 @@ fn a_machine_that_is_no_z_is_told_so_once() {
 fn an_image_that_is_not_sealed_is_always_refused() {
     let first = |image: ImageFacts<'_>| refusal(&case().findings(image)).expect("fatal");
     assert_eq!(
-        first(ImageFacts::Flawed(&Flaw::NotSealed { size: 77 })),
+        first(ImageFacts::Invalid(&ImageError::NotSealed { size: 77 })),
         "not a Secure Execution image: QEMU would boot it unprotected: there is no header in its 77 bytes: \
          seal kernel, initrd and parameters with pvimg, and name the result in guest.image"
     );
-    let field = Flaw::Field {
+    let field = ImageError::InvalidField {
         field: "header size",
         offset: 0x1_400c,
         value: 9000,
-        limit: Limit::AtMost(8192),
+        bound: Bound::AtMost(8192),
         text: "no header is larger",
     };
-    assert!(first(ImageFacts::Flawed(&field)).starts_with(
+    assert!(first(ImageFacts::Invalid(&field)).starts_with(
         "the image is damaged: damaged image: header size at 0x1400c is 0x2328, must be at most 0x2000"
     ));
-    let shrank = Flaw::Shrank { field: "header", offset: 1, wanted: 2, size: 3 };
-    assert!(first(ImageFacts::Flawed(&shrank)).starts_with("the image changes while it is read: "));
-    let unreadable = Flaw::Unreadable { field: "header", offset: 1, text: "I/O error".into() };
-    assert!(first(ImageFacts::Flawed(&unreadable)).starts_with("the image cannot be read: "));
+    let shrank = ImageError::Shrank { field: "header", offset: 1, wanted: 2, size: 3 };
+    assert!(first(ImageFacts::Invalid(&shrank)).starts_with("the image changes while it is read: "));
+    let unreadable = ImageError::Unreadable { field: "header", offset: 1, text: "I/O error".into() };
+    assert!(first(ImageFacts::Invalid(&unreadable)).starts_with("the image cannot be read: "));
     assert_eq!(
         first(ImageFacts::Unreadable("/i: No such file")),
         "the image cannot be read: /i: No such file: check guest.image in the configuration"

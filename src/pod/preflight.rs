@@ -91,7 +91,7 @@ fn look(config: &Config, path: PathBuf, notes: &Path, size: Size) -> (Vec<Findin
                 "it has no list of components, older tools did not write one",
                 "rebuild it with s390-tools 2.17 or newer, or set guest.verify_digest = false",
             ),
-            Err(flaw) => digests_unreadable(&flaw.to_string()),
+            Err(e) => digests_unreadable(&e.to_string()),
         });
     }
     let record = ImageRecord {

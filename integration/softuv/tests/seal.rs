@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use kata_se::test_api::image::{Flaw, Kind, Verdict, read, verify};
+use kata_se::test_api::image::{ComponentKind, ImageError, Verdict, read, verify};
 use sha2::{Digest, Sha256, Sha512};
 use softuv::damage::Damage;
 use softuv::header::{BACKUP_TARGET_KEYS, DUMP_ALLOWED, NO_COMPONENT_ENCRYPTION, flag};
@@ -98,7 +98,7 @@ fn an_image_without_ramdisk_or_encryption_comes_back_too() {
     assert!(verdict(&image).untouched());
     let kinds: Vec<_> = read(&*image).expect("image").ipib.expect("list").components;
     let kinds: Vec<_> = kinds.iter().map(kata_se::test_api::image::Component::kind).collect();
-    assert_eq!(kinds, [Kind::Kernel, Kind::CommandLine, Kind::Stage3b]);
+    assert_eq!(kinds, [ComponentKind::Kernel, ComponentKind::CommandLine, ComponentKind::Stage3b]);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn ninety_five_machines_can_share_an_image_and_no_more() {
 
 #[test]
 fn each_damage_has_its_answer_and_is_seen_by_the_reader_where_it_can_be() {
-    // The reader's verdict without a key: fine, digests differ, or a flaw.
+    // What the reader says without a key: fine, digests differ, or an invalid field.
     let table = [
         (Damage::Tag, Refusal::TAG, "fine"),
         (Damage::Slots, Refusal::TAG, "fine"),
@@ -124,17 +124,17 @@ fn each_damage_has_its_answer_and_is_seen_by_the_reader_where_it_can_be() {
         (Damage::Addresses, Refusal::ADDRESSES, "differs"),
         (Damage::Tweaks, Refusal::TWEAKS, "differs"),
         (Damage::Pages, Refusal::PAGES, "differs"),
-        (Damage::Version, Refusal::VERSION, "flaw"),
+        (Damage::Version, Refusal::VERSION, "invalid"),
         (Damage::CustomerKey, Refusal::CUSTOMER_KEY, "fine"),
-        (Damage::HeaderSize, Refusal::HEADER_SIZE, "flaw"),
-        (Damage::EncryptedSize, Refusal::ENCRYPTED_SIZE, "flaw"),
-        (Damage::NoSlots, Refusal::NO_SLOTS, "flaw"),
+        (Damage::HeaderSize, Refusal::HEADER_SIZE, "invalid"),
+        (Damage::EncryptedSize, Refusal::ENCRYPTED_SIZE, "invalid"),
+        (Damage::NoSlots, Refusal::NO_SLOTS, "invalid"),
     ];
     assert_eq!(table.len(), Damage::ALL.len());
     for (damage, refusal, wanted) in table {
         let image = sealed(&Options { damage: Some(damage), ..options() });
         let seen = match read(&*image) {
-            Err(Flaw::Field { .. }) => "flaw",
+            Err(ImageError::InvalidField { .. }) => "invalid",
             Err(other) => panic!("{other}"),
             Ok(_) if verdict(&image).untouched() => "fine",
             Ok(_) => "differs",

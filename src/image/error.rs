@@ -6,11 +6,11 @@ use crate::error::{Code, Error};
 
 /// Why a file is refused as a Secure Execution image. One line when shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Flaw {
+pub enum ImageError {
     /// There is no header anywhere: some other kind of file, of `size` bytes.
     NotSealed { size: u64 },
     /// A field has a value that it can not have.
-    Field { field: &'static str, offset: u64, value: u64, limit: Limit, text: &'static str },
+    InvalidField { field: &'static str, offset: u64, value: u64, bound: Bound, text: &'static str },
     /// The file ended before its size when it was read: somebody writes to it.
     Shrank { field: &'static str, offset: u64, wanted: u64, size: u64 },
     /// The file can not be read.
@@ -19,7 +19,7 @@ pub enum Flaw {
 
 /// What a value had to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub enum Bound {
     Exactly(u64),
     AtLeast(u64),
     AtMost(u64),
@@ -27,7 +27,7 @@ pub enum Limit {
     MultipleOf(u64),
 }
 
-impl fmt::Display for Limit {
+impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exactly(n) => write!(f, "{n:#x}"),
@@ -39,7 +39,7 @@ impl fmt::Display for Limit {
     }
 }
 
-impl fmt::Display for Flaw {
+impl fmt::Display for ImageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotSealed { size } => write!(
@@ -47,8 +47,8 @@ impl fmt::Display for Flaw {
                 "not a Secure Execution image: there is no header in its {size} bytes, and QEMU would boot \
                  it unprotected: seal it with pvimg"
             ),
-            Self::Field { field, offset, value, limit, text } => {
-                write!(f, "damaged image: {field} at {offset:#x} is {value:#x}, must be {limit}: {text}")
+            Self::InvalidField { field, offset, value, bound, text } => {
+                write!(f, "damaged image: {field} at {offset:#x} is {value:#x}, must be {bound}: {text}")
             }
             Self::Shrank { field, offset, wanted, size } => write!(
                 f,
@@ -62,12 +62,12 @@ impl fmt::Display for Flaw {
     }
 }
 
-impl Flaw {
+impl ImageError {
     /// The same as the program's error. A method and not `From`, so that `?` stays unambiguous for
     /// everybody else.
     pub fn into_error(self) -> Error {
         let code = match self {
-            Self::NotSealed { .. } | Self::Field { .. } => Code::FailedPrecondition,
+            Self::NotSealed { .. } | Self::InvalidField { .. } => Code::FailedPrecondition,
             Self::Shrank { .. } => Code::Unavailable,
             Self::Unreadable { .. } => Code::Internal,
         };
