@@ -30,10 +30,10 @@ fn check(what: &str, text: &str, min: usize) -> Result<()> {
 
 /// A bounded, quoted form for messages.
 fn shown(text: &str) -> String {
-    if text.chars().count() <= 80 {
+    if text.chars().count() <= limits::QUOTED_ID_CHARS {
         format!("{text:?}")
     } else {
-        let start: String = text.chars().take(80).collect();
+        let start: String = text.chars().take(limits::QUOTED_ID_CHARS).collect();
         format!("{start:?}...")
     }
 }

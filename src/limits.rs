@@ -214,3 +214,18 @@ pub(crate) const FORWARDED_CONNECTIONS: usize = 64;
 /// How long the guest may take to answer one, and the pause after none could be taken.
 pub(crate) const FORWARD_CONNECT: Duration = Duration::from_secs(5);
 pub(crate) const FORWARD_PAUSE: Duration = Duration::from_secs(1);
+
+/// Characters of foreign text that an error message quotes to say which value it means.
+pub(crate) const QUOTED_CHARS: usize = 40;
+
+/// The same for an id, which is quoted whole up to here: longer than any that a client sends.
+pub(crate) const QUOTED_ID_CHARS: usize = 80;
+
+/// Host keys that one message lists: an image for more machines is rare, and the rest is counted.
+pub(crate) const LISTED_KEYS: usize = 4;
+
+/// Longest host name a kernel accepts.
+pub(crate) const HOSTNAME_BYTES: usize = 64;
+
+/// CPUs that can be named: what `sched_setaffinity` accepts through the C library; s390x kernels have 512.
+pub(crate) const CPUS: usize = 1024;

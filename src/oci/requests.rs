@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::oci::resources::CPU_PERIOD;
 use crate::oci::role::Role;
 use crate::oci::spec::Bundle;
@@ -49,7 +50,7 @@ pub(crate) fn from_limits(memory: i64, quota: i64, period: u64) -> Requested {
 fn number(annotations: &HashMap<String, String>, key: &str) -> Result<i64> {
     let Some(text) = annotations.get(key) else { return Ok(0) };
     text.parse().map_err(|e| {
-        let start: String = text.chars().take(40).collect();
+        let start: String = text.chars().take(limits::QUOTED_CHARS).collect();
         Error::invalid(format!("annotation {key} = {start:?}: {e}: takes a whole number"))
     })
 }

@@ -44,7 +44,7 @@ pub(crate) fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
 
 /// At most 64 bytes: longer ones are cut, as the kernel would refuse them. None: empty.
 pub(crate) fn hostname(name: &str) -> Option<String> {
-    let mut end = name.len().min(64);
+    let mut end = name.len().min(limits::HOSTNAME_BYTES);
     while !name.is_char_boundary(end) {
         end -= 1;
     }

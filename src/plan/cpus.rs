@@ -7,13 +7,11 @@
 use std::fmt;
 
 use crate::error::{Error, Result};
-
-/// CPUs that can be named: what `sched_setaffinity` takes through the C library (s390x kernels have 512).
-pub(crate) const MOST: usize = 1024;
+use crate::limits;
 
 /// A set of CPUs. Empty: none is named, all may be used.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct CpuList([u64; MOST / 64]);
+pub struct CpuList([u64; limits::CPUS / 64]);
 
 impl CpuList {
     /// Reads `0-3,8`; nothing at all is the empty list.
@@ -22,11 +20,12 @@ impl CpuList {
         let mut list = Self::default();
         for part in text.split(',').filter(|_| !text.is_empty()) {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let number = |digits: &str| digits.trim().parse::<usize>().ok().filter(|cpu| *cpu < MOST);
+            let number = |digits: &str| digits.trim().parse::<usize>().ok().filter(|cpu| *cpu < limits::CPUS);
             match (number(first), number(last)) {
                 (Some(first), Some(last)) if first <= last => (first..=last).for_each(|cpu| list.add(cpu)),
                 _ => {
-                    let (part, most): (String, _) = (part.chars().take(40).collect(), MOST - 1);
+                    let (part, most): (String, _) =
+                        (part.chars().take(limits::QUOTED_CHARS).collect(), limits::CPUS - 1);
                     return Err(Error::invalid(format!(
                         "list of CPUs: {part:?}: takes numbers and ranges up to {most}, as 0-3,8"
                     )));
@@ -38,10 +37,10 @@ impl CpuList {
 
     /// Every CPU there can be.
     pub fn all() -> Self {
-        Self([u64::MAX; MOST / 64])
+        Self([u64::MAX; limits::CPUS / 64])
     }
 
-    /// Numbers from [`MOST`] on are left out.
+    /// Numbers from [`limits::CPUS`] on are left out.
     pub fn add(&mut self, cpu: usize) {
         if let Some(word) = self.0.get_mut(cpu / 64) {
             *word |= 1 << (cpu % 64);
@@ -53,7 +52,7 @@ impl CpuList {
     }
 
     pub fn cpus(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..MOST).filter(|cpu| self.has(*cpu))
+        (0..limits::CPUS).filter(|cpu| self.has(*cpu))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -81,7 +80,7 @@ impl fmt::Display for CpuList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";
         for first in self.cpus().filter(|cpu| *cpu == 0 || !self.has(cpu - 1)) {
-            let last = (first..MOST).take_while(|cpu| self.has(*cpu)).last().unwrap_or(first);
+            let last = (first..limits::CPUS).take_while(|cpu| self.has(*cpu)).last().unwrap_or(first);
             write!(f, "{comma}{first}")?;
             if last > first {
                 write!(f, "-{last}")?;
@@ -139,12 +138,12 @@ mod tests {
         assert_eq!(list("0-1").with(&list("3,70")), list("0-1,3,70"));
         assert_eq!(list("0-3").without(&list("1,9")), list("0,2-3"));
         assert!(list("1").without(&CpuList::all()).is_empty());
-        assert!(!list("1").has(MOST));
+        assert!(!list("1").has(limits::CPUS));
     }
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(cpus in prop::collection::vec(0..MOST, 0..20)) {
+        fn what_is_written_reads_back(cpus in prop::collection::vec(0..limits::CPUS, 0..20)) {
             let mut written = CpuList::default();
             cpus.iter().for_each(|cpu| written.add(*cpu));
             prop_assert_eq!(CpuList::parse(&written.to_string()), Ok(written));

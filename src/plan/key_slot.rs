@@ -2,6 +2,7 @@
 //! key documents the configuration names.
 
 use crate::image::{KeyHash, SealedImage};
+use crate::limits;
 use crate::plan::finding::{Finding, fatal, pass, warning};
 use crate::plan::host_facts::{Fact, HostFacts, HostKeys};
 
@@ -14,9 +15,6 @@ pub struct KnownDocument {
 
 /// The flag that lets an image be opened by the machine's backup host key.
 const BACKUP_KEYS: u32 = 62;
-
-/// How many hashes of a list are shown.
-const SHOWN: usize = 4;
 
 const REBUILD: &str = "built for another machine: rebuild it with this machine's host key document";
 
@@ -100,9 +98,9 @@ fn both(image: &SealedImage, own: &[KeyHash], whose: &str) -> String {
 }
 
 fn list(keys: &[KeyHash]) -> String {
-    let mut text = keys.iter().take(SHOWN).map(KeyHash::short).collect::<Vec<_>>().join(", ");
-    if keys.len() > SHOWN {
-        text.push_str(&format!(" and {} more", keys.len() - SHOWN));
+    let mut text = keys.iter().take(limits::LISTED_KEYS).map(KeyHash::short).collect::<Vec<_>>().join(", ");
+    if keys.len() > limits::LISTED_KEYS {
+        text.push_str(&format!(" and {} more", keys.len() - limits::LISTED_KEYS));
     }
     text
 }
