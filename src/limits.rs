@@ -229,3 +229,8 @@ pub(crate) const HOSTNAME_BYTES: usize = 64;
 
 /// CPUs that can be named: what `sched_setaffinity` accepts through the C library; s390x kernels have 512.
 pub(crate) const CPUS: usize = 1024;
+
+/// Bytes of an image read and hashed at once, large enough for a disk and small enough for the CPU's
+/// cache; and how many such chunks are in flight between reading and hashing.
+pub(crate) const DIGEST_CHUNK_BYTES: usize = 256 << 10;
+pub(crate) const DIGEST_CHUNKS: usize = 4;

@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use crate::error::Code;
+use crate::error::{Code, Error};
 use crate::host::files::read_bounded;
 use crate::host::sys;
 use crate::image::KeyHash;
@@ -98,7 +98,7 @@ fn fact<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Fact<T
 }
 
 fn quoted(text: &str) -> String {
-    let start: String = text.chars().take(40).collect();
+    let start: String = text.chars().take(limits::QUOTED_CHARS).collect();
     format!("{start:?}")
 }
 
@@ -136,17 +136,8 @@ fn keys(text: &str) -> Result<HostKeys, String> {
 }
 
 fn hash(line: &str) -> Result<Option<KeyHash>, String> {
-    let digits = line.trim();
-    let wrong = || format!("{} is not a hash of 64 hexadecimal digits", quoted(line));
-    if digits.len() != 64 || !digits.is_ascii() {
-        return Err(wrong());
-    }
-    let mut bytes = [0; 32];
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        let pair = digits.get(2 * at..2 * at + 2).unwrap_or_default();
-        *byte = u8::from_str_radix(pair, 16).ok().ok_or_else(wrong)?;
-    }
-    Ok(Some(KeyHash(bytes)).filter(|hash| hash.0 != [0; 32]))
+    let hash: KeyHash = line.parse().map_err(|e: Error| e.to_string())?;
+    Ok(Some(hash).filter(|hash| hash.0 != [0; 32]))
 }
 
 fn architecture(root: &Root) -> String {

@@ -1,31 +1,29 @@
-//! Is an image's content what was sealed? Its pages against the digests in its header; no key needed.
+//! Checks an image's pages against the digests in its header; no key is needed.
 //!
-//! It proves a file complete and untouched, not who made it. One digest covers all content, so that
-//! a difference can not be placed; it is only known which of the four stats differs. SHA-512 is
-//! sequential: one thread hashes content while a second reads ahead and a third does the two small
-//! lists. More cores do not help, and memory is bounded by the few chunks under way.
+//! This proves that a file is complete and unmodified, not who made it. One digest covers the whole
+//! content, so a difference cannot be located; only which of the four values differs is known. SHA-512
+//! is sequential: one thread hashes the content while a second reads ahead and a third hashes the two
+//! small lists. More cores do not help, and memory is bounded by the few chunks in flight.
 
 use std::fmt;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use sha2::{Digest, Sha512};
 
+use crate::image::error::ImageError;
 use crate::image::fields::read_exactly;
-use crate::image::{Component, Header, ImageError, Ipib, PAGE, ReadAt};
+use crate::image::header::Header;
+use crate::image::ipib::{Component, Ipib, PAGE};
+use crate::image::source::ReadAt;
+use crate::limits::{DIGEST_CHUNK_BYTES, DIGEST_CHUNKS};
 
-/// Read and hashed at a time: large enough for a disk, small enough for the processor's cache.
-const CHUNK: usize = 256 << 10;
-
-/// Chunks under way between reading and hashing.
-const CHUNKS: usize = 4;
-
-/// What was found; all equal means: complete and untouched since it was sealed.
+/// Which values equal those in the header; if all do, the file is complete and unmodified since it was sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub content: bool,
     pub addresses: bool,
     pub tweaks: bool,
-    /// Pages of the component list, and of the header.
+    /// The number of pages by the component list, and by the header.
     pub pages: (u64, u64),
 }
 
@@ -53,8 +51,8 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Hashes all components, in the list's order. `progress` is told the bytes done and the bytes of
-/// all, often, on the caller's thread.
+/// Hashes all components, in the list's order. Calls `progress` often, on the caller's thread, with the
+/// number of bytes done and of all bytes.
 pub fn verify(
     source: &(impl ReadAt + Sync + ?Sized),
     header: &Header,
@@ -65,10 +63,10 @@ pub fn verify(
     let total = ipib.pages().saturating_mul(PAGE);
     std::thread::scope(|scope| {
         let lists = scope.spawn(|| lists(components));
-        let (filled, chunks) = sync_channel(CHUNKS);
-        let (used, spare) = sync_channel(CHUNKS + 1);
-        for _ in 0..CHUNKS {
-            drop(used.send(vec![0; CHUNK]));
+        let (filled, chunks) = sync_channel(DIGEST_CHUNKS);
+        let (used, spare) = sync_channel(DIGEST_CHUNKS + 1);
+        for _ in 0..DIGEST_CHUNKS {
+            drop(used.send(vec![0; DIGEST_CHUNK_BYTES]));
         }
         scope.spawn(move || read_ahead(source, components, &filled, &spare));
         let mut content = Sha512::new();
@@ -78,7 +76,7 @@ pub fn verify(
             content.update(&chunk);
             done = done.saturating_add(chunk.len() as u64);
             progress(done, total);
-            drop(used.send(chunk)); // no reader any more: it was the last one
+            drop(used.send(chunk)); // fails when the reader is done: this was the last chunk
         }
         let (addresses, tweaks) = lists.join().unwrap_or(([0; 64], [0; 64]));
         Ok(Verdict {
@@ -90,7 +88,7 @@ pub fn verify(
     })
 }
 
-/// Reads all pages into chunks, until the end, a flaw, or nobody wants more.
+/// Reads all pages into chunks, until the end, an error, or until the receiver is gone.
 fn read_ahead(
     source: &(impl ReadAt + ?Sized),
     components: &[Component],
@@ -101,11 +99,12 @@ fn read_ahead(
         let mut at = component.address;
         while at < component.end() {
             let Ok(mut chunk) = spare.recv() else { return };
-            let size = usize::try_from(component.end() - at).map_or(CHUNK, |left| left.min(CHUNK));
+            let size = usize::try_from(component.end() - at)
+                .map_or(DIGEST_CHUNK_BYTES, |left| left.min(DIGEST_CHUNK_BYTES));
             chunk.resize(size, 0);
             let read = read_exactly(source, "content of a component", at, &mut chunk).map(|()| chunk);
-            let ends = read.is_err();
-            if filled.send(read).is_err() || ends {
+            let failed = read.is_err();
+            if filled.send(read).is_err() || failed {
                 return;
             }
             at = at.saturating_add(size as u64);
@@ -113,13 +112,13 @@ fn read_ahead(
     }
 }
 
-type Sum = [u8; 64];
+type Sha512Sum = [u8; 64];
 
 /// The digests of all pages' addresses and tweaks.
-fn lists(components: &[Component]) -> (Sum, Sum) {
+fn lists(components: &[Component]) -> (Sha512Sum, Sha512Sum) {
     let (mut addresses, mut tweaks) = (Sha512::new(), Sha512::new());
     for component in components {
-        // A tweak is one number of 16 bytes; it grows by the page size.
+        // A tweak is one number of 16 bytes, which increases by the page size from page to page.
         let first = u128::from(component.tweak) << 64;
         for page in 0..component.pages() {
             let offset = page.saturating_mul(PAGE);

@@ -1,4 +1,4 @@
-//! What is wrong with an image: which field, where, with which value, against which limit.
+//! Why an image is refused: which field, where, with which value, and what the value must be.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use crate::error::{Code, Error};
 /// Why a file is refused as a Secure Execution image. One line when shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageError {
-    /// There is no header anywhere: some other kind of file, of `size` bytes.
+    /// There is no header: some other kind of file, of `size` bytes.
     NotSealed { size: u64 },
-    /// A field has a value that it can not have.
+    /// A field has a value that it cannot have.
     InvalidField { field: &'static str, offset: u64, value: u64, bound: Bound, text: &'static str },
-    /// The file ended before its size when it was read: somebody writes to it.
+    /// The file became shorter than its size while it was read: something writes to it.
     Shrank { field: &'static str, offset: u64, wanted: u64, size: u64 },
-    /// The file can not be read.
+    /// The file cannot be read.
     Unreadable { field: &'static str, offset: u64, text: String },
 }
 
-/// What a value had to be.
+/// What a value must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     Exactly(u64),
@@ -52,19 +52,18 @@ impl fmt::Display for ImageError {
             }
             Self::Shrank { field, offset, wanted, size } => write!(
                 f,
-                "the image changes while it is read: {field}: {wanted} bytes at {offset:#x} are gone, the \
+                "the image changes while it is read: {field}: {wanted} bytes at {offset:#x} are missing, the \
                  file had {size} bytes: replace images by renaming, not in place"
             ),
             Self::Unreadable { field, offset, text } => {
-                write!(f, "the image can not be read: {field} at {offset:#x}: {text}")
+                write!(f, "the image cannot be read: {field} at {offset:#x}: {text}")
             }
         }
     }
 }
 
 impl ImageError {
-    /// The same as the program's error. A method and not `From`, so that `?` stays unambiguous for
-    /// everybody else.
+    /// As the program's error. A method and not `From`, which would make `?` ambiguous elsewhere.
     pub fn into_error(self) -> Error {
         let code = match self {
             Self::NotSealed { .. } | Self::InvalidField { .. } => Code::FailedPrecondition,

@@ -1,12 +1,13 @@
-//! Fields of a block of an image, taken one after the other, big-endian.
+//! Reads the fields of a block of an image, one after the other, big-endian.
 //!
-//! Everything that leaves the block or the file is a flaw; nothing here indexes.
+//! Reading beyond the block or the file is an error; nothing here indexes.
 
 use std::io::ErrorKind;
 
-use crate::image::{Bound, ImageError, ReadAt};
+use crate::image::error::{Bound, ImageError};
+use crate::image::source::ReadAt;
 
-/// A block that was read, with its place in the file for messages.
+/// A block that was read, and its offset in the file for messages.
 pub(crate) struct Fields<'a> {
     rest: &'a [u8],
     at: u64,
@@ -33,7 +34,7 @@ impl<'a> Fields<'a> {
         Ok(*bytes)
     }
 
-    /// Leaves out `bytes` bytes.
+    /// Skips `bytes` bytes.
     pub(crate) fn skip(&mut self, field: &'static str, bytes: u64) -> Result<(), ImageError> {
         let rest = usize::try_from(bytes).ok().and_then(|n| self.rest.get(n..));
         self.rest = rest.ok_or(ImageError::InvalidField {
@@ -47,7 +48,7 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// The next number of four bytes; with it, a check against what it may be.
+    /// The next number of four bytes, to be checked by the caller.
     pub(crate) fn u32(&mut self, field: &'static str) -> Result<Number, ImageError> {
         let offset = self.at;
         Ok(Number { field, offset, value: u32::from_be_bytes(self.take(field)?).into() })
@@ -64,7 +65,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A number with its place: it becomes plain only through a check.
+/// A number with its offset: its value is available only through a check.
 #[derive(Clone, Copy)]
 pub(crate) struct Number {
     field: &'static str,
@@ -77,7 +78,7 @@ impl Number {
         Self { field, offset, value }
     }
 
-    /// Any value is good.
+    /// The value, where every value is valid.
     pub(crate) fn any(self) -> u64 {
         self.value
     }
@@ -103,7 +104,7 @@ impl Number {
     }
 }
 
-/// Reads `size` bytes at `offset`; the block must lie inside the file. `size` is bounded by callers.
+/// Reads `size` bytes at `offset`; the block must lie inside the file. The callers bound `size`.
 pub(crate) fn block(
     source: &(impl ReadAt + ?Sized),
     field: &'static str,
@@ -111,14 +112,17 @@ pub(crate) fn block(
     size: u64,
 ) -> Result<Vec<u8>, ImageError> {
     let end = Number::new(field, offset, offset.saturating_add(size));
-    end.must_be(Bound::AtMost(source.size()), "it would end behind the file's end: the file was cut off")?;
+    end.must_be(
+        Bound::AtMost(source.size()),
+        "it would end beyond the end of the file: the file is truncated",
+    )?;
     let length = usize::try_from(size).unwrap_or(usize::MAX);
     let mut bytes = vec![0; length];
     read_exactly(source, field, offset, &mut bytes)?;
     Ok(bytes)
 }
 
-/// Fills `buffer`; that the file ends before its own size is its own flaw.
+/// Fills `buffer`; a file that ends before its size has an error of its own.
 pub(crate) fn read_exactly(
     source: &(impl ReadAt + ?Sized),
     field: &'static str,

@@ -1,14 +1,16 @@
-//! The reader's door for fuzzers, also used by ordinary tests.
+//! The entry point for fuzzers of the reader; ordinary tests use it, too.
 
 use std::io::{ErrorKind, Result};
 
-use crate::image::{ReadAt, read, verify};
+use crate::image::digest::verify;
+use crate::image::read::read;
+use crate::image::source::ReadAt;
 
-/// Files of this many pages at most have their digests checked: it is the reader that is tested.
+/// Digests are checked only up to this number of pages: the reader is what is tested.
 const PAGES: u64 = 64;
 
-/// Takes any bytes as a file, and as the parts of a much larger one. Neither panics nor keeps
-/// more than some kilobytes, whatever they are.
+/// Reads any bytes as a file, and as parts of a much larger file. Whatever they are, it does not panic
+/// and does not keep more than some kilobytes.
 pub fn fuzz_se_image(bytes: &[u8]) {
     attempt(bytes);
     if let Some((size, parts)) = bytes.split_first_chunk() {
@@ -24,8 +26,8 @@ fn attempt(source: &(impl ReadAt + Sync + ?Sized)) {
     }
 }
 
-/// A file of any size without its bytes: the first 28 stand where the metadata are looked for, the
-/// rest from 0x14000 on, where a header may be; everything else is zero.
+/// A sparse file of any size: the first 28 bytes of `parts` are at the offset of the metadata, the rest
+/// from 0x14000 on, where a header may be; everything else is zero.
 struct Scattered<'a> {
     size: u64,
     parts: &'a [u8],
@@ -68,8 +70,8 @@ mod tests {
 
     use super::*;
 
-    /// A size, metadata, and from 0x14000 on the header and IPIB of testdata/by-hand.img, told that
-    /// they stand there: where a fuzzer begins.
+    /// A size, metadata, and from 0x14000 on the header and IPIB of testdata/by-hand.img with their
+    /// addresses changed to this place: the seed of a fuzzer.
     const CORPUS: &[u8] = include_bytes!("testdata/se_image.fuzz");
 
     /// A small generator of numbers (xorshift), so that each run is the same.

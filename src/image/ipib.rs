@@ -1,24 +1,29 @@
-//! The IPL information block: where in memory the sealed components lie.
+//! The IPL information block (IPIB): the addresses of the sealed components in the guest's memory.
 //!
 //! Layout: Linux, arch/s390/include/uapi/asm/ipl.h (`ipl_pb0_pv`); all integers are big-endian.
 
 use std::fmt;
 
+use crate::image::error::{Bound, ImageError};
 use crate::image::fields::{Fields, Number, block};
-use crate::image::{Bound, Header, ImageError, PAGE, ReadAt};
+use crate::image::header::Header;
+use crate::image::source::ReadAt;
 
-/// The block without its list, and one line of the list.
+/// One page, in bytes: components are aligned to pages, and digests count pages.
+pub(crate) const PAGE: u64 = 4096;
+
+/// The block without its list, and one entry of the list.
 const FIXED_BYTES: u64 = 136;
 const COMPONENT_BYTES: u64 = 24;
 
 /// QEMU and the kernel keep the block in one page (`IplParameterBlock`, hw/s390x/ipl.h).
-const MOST_BYTES: u64 = PAGE;
-const MOST_COMPONENTS: u64 = (MOST_BYTES - FIXED_BYTES) / COMPONENT_BYTES;
+const MAX_BYTES: u64 = PAGE;
+const MAX_COMPONENTS: u64 = (MAX_BYTES - FIXED_BYTES) / COMPONENT_BYTES;
 
-/// The head of the whole, which the length of the inner block does not count.
+/// The block's own head, which the length of the inner PV block does not include.
 const HEAD_BYTES: u64 = 8;
 
-/// "Protected virtualization" among the kinds of IPL.
+/// The IPL type "protected virtualization".
 const TYPE_PV: u64 = 5;
 
 /// The block, as far as a host needs it.
@@ -26,7 +31,7 @@ const TYPE_PV: u64 = 5;
 pub struct Ipib {
     /// Where in the file the block begins.
     pub at: u64,
-    /// In the order of the file's list, which is that of the digests; they do not overlap.
+    /// In the order of the file's list, which is the order of the digests; they do not overlap.
     pub components: Vec<Component>,
 }
 
@@ -42,24 +47,24 @@ impl Ipib {
 pub struct Component {
     /// First byte, a multiple of the page size.
     pub address: u64,
-    /// Bytes; the last page is filled up.
+    /// In bytes; the last page is padded.
     pub size: u64,
     /// Upper half of the first page's tweak.
     pub tweak: u64,
 }
 
-/// What a component holds; kept in the upper 16 bits of its tweak by pvimg.
+/// What a component contains; pvimg stores it in the upper 16 bits of the component's tweak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ComponentKind {
     Kernel,
     Ramdisk,
     CommandLine,
-    /// The loader inside the sealed part.
+    /// The boot loader inside the sealed part.
     Stage3b,
     Other(u16),
 }
 
-/// Reads and checks the block at `at`, which must name the header that was found.
+/// Reads and checks the block at `at`, which must refer to the header that was found.
 pub(crate) fn read(
     source: &(impl ReadAt + ?Sized),
     at: u64,
@@ -70,27 +75,27 @@ pub(crate) fn read(
     let mut fields = Fields::new(&fixed, at);
     let least = FIXED_BYTES + COMPONENT_BYTES;
     let size = fields.u32("length of the IPIB")?;
-    let size = size.must_be(Bound::Within(least, MOST_BYTES), "no component list has this length")?;
+    let size = size.must_be(Bound::Within(least, MAX_BYTES), "no component list has this length")?;
     fields.take::<3>("flags of the IPIB")?;
-    fields.u8("version of the IPIB")?.must_be(Bound::Exactly(1), "a newer or broken tool made it")?;
+    fields.u8("version of the IPIB")?.must_be(Bound::Exactly(1), "made by a newer or a broken tool")?;
     let inner = fields.u32("length of the IPIB's PV block")?;
     inner.must_be(Bound::Within(least - HEAD_BYTES, size - HEAD_BYTES), "it must lie inside the IPIB")?;
     fields
         .u8("type of the IPIB's PV block")?
-        .must_be(Bound::Exactly(TYPE_PV), "not for a protected guest")?;
+        .must_be(Bound::Exactly(TYPE_PV), "the image is not for a protected guest")?;
     fields.take::<{ 3 + 8 + 87 }>("reserved bytes of the IPIB")?;
     fields
         .u8("version of the IPIB's PV block")?
-        .must_be(Bound::Exactly(1), "a newer or broken tool made it")?;
+        .must_be(Bound::Exactly(1), "made by a newer or a broken tool")?;
     fields.take::<4>("reserved bytes of the IPIB")?;
     let count = fields.u32("number of components")?;
     let most = (inner.any() + HEAD_BYTES - FIXED_BYTES) / COMPONENT_BYTES;
     let count =
-        count.must_be(Bound::Within(1, most.min(MOST_COMPONENTS)), "its list must lie inside the IPIB")?;
-    let place = fields.u64("header address in the IPIB")?;
-    place.must_be(Bound::Exactly(header_at), "the header is somewhere else")?;
+        count.must_be(Bound::Within(1, most.min(MAX_COMPONENTS)), "its list must lie inside the IPIB")?;
+    let address = fields.u64("header address in the IPIB")?;
+    address.must_be(Bound::Exactly(header_at), "the header is at another address")?;
     let length = fields.u64("header size in the IPIB")?;
-    length.must_be(Bound::Exactly(header.size.into()), "the header says otherwise")?;
+    length.must_be(Bound::Exactly(header.size.into()), "the header has another size")?;
 
     let list_at = at + FIXED_BYTES;
     let list = block(source, "component list", list_at, count * COMPONENT_BYTES)?;
@@ -100,45 +105,53 @@ pub(crate) fn read(
         let component = component(&mut fields, source.size(), components.last())?;
         components.push(component);
     }
-    separate(&components, list_at, [(header_at, header.size.into()), (at, size)])?;
+    check_disjoint(&components, list_at, [(header_at, header.size.into()), (at, size)])?;
     Ok(Ipib { at, components })
 }
 
-/// One line of the list: aligned, inside the file, its tweak above the one before (QEMU asks for
-/// this order: hw/s390x/ipl.h, `ipl_valid_pv_components`).
-fn component(fields: &mut Fields, file: u64, before: Option<&Component>) -> Result<Component, ImageError> {
+/// One entry of the list: aligned, inside the file, and its tweak above the previous one, an order that
+/// QEMU requires (hw/s390x/ipl.h, `ipl_valid_pv_components`).
+fn component(
+    fields: &mut Fields,
+    file_size: u64,
+    previous: Option<&Component>,
+) -> Result<Component, ImageError> {
     let tweak = fields.u64("tweak of a component")?;
     let address = fields.u64("address of a component")?;
     let size = fields.u64("size of a component")?;
-    if let Some(before) = before {
-        let above = Bound::AtLeast(before.tweak.saturating_add(1));
-        tweak.must_be(above, "tweaks must grow from component to component")?;
+    if let Some(previous) = previous {
+        let above = Bound::AtLeast(previous.tweak.saturating_add(1));
+        tweak.must_be(above, "tweaks must increase from component to component")?;
     }
-    let address = address.must_be(Bound::MultipleOf(PAGE), "components begin with a page")?;
-    let room = file.saturating_sub(address);
-    let size_in_pages = size.must_be(Bound::Within(1, room), "the component would leave the file")?;
+    let address = address.must_be(Bound::MultipleOf(PAGE), "components are aligned to pages")?;
+    let room = file_size.saturating_sub(address);
+    let size_in_pages =
+        size.must_be(Bound::Within(1, room), "the component would extend beyond the end of the file")?;
     let padded = size_in_pages.div_ceil(PAGE).saturating_mul(PAGE);
     if padded > room {
-        size.must_be(Bound::AtMost(room / PAGE * PAGE), "its last page would leave the file")?;
+        size.must_be(
+            Bound::AtMost(room / PAGE * PAGE),
+            "its last page would extend beyond the end of the file",
+        )?;
     }
     Ok(Component { address, size: size.any(), tweak: tweak.any() })
 }
 
-/// No two components, and no component and one of the `others` (place, size), share a byte.
-fn separate(components: &[Component], list_at: u64, others: [(u64, u64); 2]) -> Result<(), ImageError> {
+/// Refuses components that overlap each other or one of the `others` (offset, size).
+fn check_disjoint(components: &[Component], list_at: u64, others: [(u64, u64); 2]) -> Result<(), ImageError> {
     let mut sorted: Vec<_> = components.iter().zip(0..).collect();
     sorted.sort_by_key(|(component, _)| component.address);
     let address_at = |index: u64| list_at + index * COMPONENT_BYTES + 8;
     for pair in sorted.windows(2) {
-        let [(before, _), (component, index)] = pair else { continue };
+        let [(previous, _), (component, index)] = pair else { continue };
         let address = Number::new("address of a component", address_at(*index), component.address);
-        address.must_be(Bound::AtLeast(before.end()), "it overlaps another component")?;
+        address.must_be(Bound::AtLeast(previous.end()), "it overlaps another component")?;
     }
     for (component, index) in sorted {
-        for (place, size) in others {
+        for (offset, size) in others {
             let address = Number::new("address of a component", address_at(index), component.address);
-            if component.address < place.saturating_add(size) && place < component.end() {
-                let behind = Bound::AtLeast(place.saturating_add(size));
+            if component.address < offset.saturating_add(size) && offset < component.end() {
+                let behind = Bound::AtLeast(offset.saturating_add(size));
                 address.must_be(behind, "it overlaps the SE header or the IPIB")?;
             }
         }
@@ -161,7 +174,7 @@ impl Component {
         self.size.div_ceil(PAGE)
     }
 
-    /// The first address behind its last page.
+    /// The first address after its last page.
     pub fn end(&self) -> u64 {
         self.address.saturating_add(self.pages().saturating_mul(PAGE))
     }

@@ -1,9 +1,12 @@
 //! Reads an image's header and component list with a few small reads.
 
+use crate::image::error::{Bound, ImageError};
 use crate::image::fields::{Fields, block, read_exactly};
-use crate::image::{Bound, ImageError, PAGE, ReadAt, SealedImage, header, ipib};
+use crate::image::header::{self, Header};
+use crate::image::ipib::{self, Ipib, PAGE};
+use crate::image::source::ReadAt;
 
-/// Where the image's metadata stand, and how many bytes they have.
+/// The offset and size of the image's metadata.
 const METADATA_AT: u64 = 0xc000;
 const METADATA_BYTES: u64 = 28;
 const METADATA_MAGIC: [u8; 8] = *b"SeImgLnx";
@@ -12,19 +15,31 @@ const METADATA_MAGIC: [u8; 8] = *b"SeImgLnx";
 const SEARCH_FROM: u64 = 0x14000;
 const SEARCH_PAGES: u64 = 0x15;
 
-/// Reads what the image says about itself; never the whole file, never more than 16 KiB.
-pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<SealedImage, ImageError> {
-    let places = find(source)?;
-    let header = header::read(source, places.header)?;
-    let ipib = match places.ipib {
-        Some(at) => Some(ipib::read(source, at, places.header, &header)?),
-        None => None,
-    };
-    Ok(SealedImage { size: source.size(), header_at: places.header, header, ipib })
+/// What an image file says about itself. Its parts are consistent with each other and lie inside the
+/// file; whether the content is what was sealed is checked separately ([`crate::image::verify`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedImage {
+    /// The size of the whole file, in bytes.
+    pub size: u64,
+    /// The offset of the header in the file.
+    pub header_at: u64,
+    pub header: Header,
+    /// The list of components; older tools do not record its offset in the file.
+    pub ipib: Option<Ipib>,
 }
 
-/// The header's bytes as they stand in the file, exactly as many as it says: the `hdr.bin` of
-/// attestation services.
+/// Reads what the image says about itself: never the whole file, at most 16 KiB.
+pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<SealedImage, ImageError> {
+    let offsets = find(source)?;
+    let header = header::read(source, offsets.header)?;
+    let ipib = match offsets.ipib {
+        Some(at) => Some(ipib::read(source, at, offsets.header, &header)?),
+        None => None,
+    };
+    Ok(SealedImage { size: source.size(), header_at: offsets.header, header, ipib })
+}
+
+/// The header's bytes exactly as they are in the file: the `hdr.bin` of attestation services.
 pub(crate) fn header_bytes(
     source: &(impl ReadAt + ?Sized),
     image: &SealedImage,
@@ -32,41 +47,41 @@ pub(crate) fn header_bytes(
     block(source, "SE header", image.header_at, image.header.size.into())
 }
 
-struct Places {
+struct Offsets {
     header: u64,
     ipib: Option<u64>,
 }
 
-/// By the metadata if there are any, else by a search.
-fn find(source: &(impl ReadAt + ?Sized)) -> Result<Places, ImageError> {
+/// Finds them by the metadata if there is any, else by a search.
+fn find(source: &(impl ReadAt + ?Sized)) -> Result<Offsets, ImageError> {
     if starts_with(source, "image metadata", METADATA_AT, METADATA_MAGIC)? {
         return from_metadata(source);
     }
     for page in 0..SEARCH_PAGES {
         let at = SEARCH_FROM + page * PAGE;
         if starts_with(source, "SE header", at, header::MAGIC)? {
-            return Ok(Places { header: at, ipib: None });
+            return Ok(Offsets { header: at, ipib: None });
         }
     }
     Err(ImageError::NotSealed { size: source.size() })
 }
 
-fn from_metadata(source: &(impl ReadAt + ?Sized)) -> Result<Places, ImageError> {
+fn from_metadata(source: &(impl ReadAt + ?Sized)) -> Result<Offsets, ImageError> {
     let bytes = block(source, "image metadata", METADATA_AT, METADATA_BYTES)?;
     let mut fields = Fields::new(&bytes, METADATA_AT);
     fields.take::<8>("magic of the image metadata")?;
-    let header = fields.u64("place of the SE header")?;
+    let header = fields.u64("offset of the SE header")?;
     fields
         .u32("version of the image metadata")?
-        .must_be(Bound::Exactly(1), "a newer or broken tool made it")?;
-    let ipib = fields.u64("place of the IPIB")?.any();
+        .must_be(Bound::Exactly(1), "made by a newer or a broken tool")?;
+    let ipib = fields.u64("offset of the IPIB")?.any();
     let highest = source.size().saturating_sub(header::FIXED_BYTES);
-    let header =
-        header.must_be(Bound::Within(METADATA_AT + METADATA_BYTES, highest), "no header fits there")?;
-    Ok(Places { header, ipib: (ipib != 0).then_some(ipib) })
+    let header = header
+        .must_be(Bound::Within(METADATA_AT + METADATA_BYTES, highest), "a header does not fit there")?;
+    Ok(Offsets { header, ipib: (ipib != 0).then_some(ipib) })
 }
 
-/// Are these bytes at this place? A file that ends before them has others.
+/// Whether the file has these bytes at `at`; false if it ends before them.
 fn starts_with(
     source: &(impl ReadAt + ?Sized),
     field: &'static str,

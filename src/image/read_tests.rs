@@ -1,4 +1,4 @@
-//! The reader against an image made by other hands, and against everything that is no image.
+//! The reader against an image that was not made by this program, and against everything that is no image.
 
 use std::cell::Cell;
 use std::io::{ErrorKind, Result as IoResult};
@@ -10,7 +10,7 @@ use crate::error::Code;
 use crate::hex::hex;
 use crate::image::{Component, ComponentKind, KeyHash, PlainFlags, fuzz_se_image, verify};
 
-/// testdata/by-hand.py says how it was made; the constants below are what the script printed.
+/// testdata/by-hand.py made it and printed the constants below.
 const IMAGE: &[u8] = include_bytes!("testdata/by-hand.img");
 const HEADER: usize = 0x17000;
 const IPIB: usize = 0x18000;
@@ -111,11 +111,11 @@ fn what_is_no_image_is_called_so() {
 }
 
 #[test]
-fn each_field_that_can_not_be_is_named_with_its_place_value_and_limit() {
+fn each_invalid_field_is_named_with_its_offset_value_and_bound() {
     let max = [0xff; 8];
     let table: [(usize, &[u8], &str); 27] = [
-        (0xc008, &max, "place of the SE header at 0xc008 is 0xffffffffffffffff, must be 0xc01c to 0x17f48"),
-        (0xc008, &[0; 8], "place of the SE header at 0xc008 is 0x0, must be 0xc01c to 0x17f48"),
+        (0xc008, &max, "offset of the SE header at 0xc008 is 0xffffffffffffffff, must be 0xc01c to 0x17f48"),
+        (0xc008, &[0; 8], "offset of the SE header at 0xc008 is 0x0, must be 0xc01c to 0x17f48"),
         (0xc010, &[0, 0, 0, 2], "version of the image metadata at 0xc010 is 0x2, must be 0x1"),
         (0xc014, &max, "IPIB at 0xffffffffffffffff is 0xffffffffffffffff, must be at most 0x180e8"),
         (HEADER, b"x", "magic of the SE header at 0x17000 is 0x78424d5365634578, must be 0x49424d5365634578"),
@@ -152,15 +152,18 @@ fn each_field_that_can_not_be_is_named_with_its_place_value_and_limit() {
 }
 
 #[test]
-fn a_component_whose_last_page_leaves_the_file_is_refused() {
-    // The last component moved behind everything else: one byte of it fits, one page does not.
+fn a_component_whose_last_page_is_beyond_the_file_is_refused() {
+    // The last component is moved to the end of the file: one byte of it fits, one page does not.
     let mut image = patched(IPIB + 216, &0x18000_u64.to_be_bytes());
     image[IPIB + 224..IPIB + 232].copy_from_slice(&1_u64.to_be_bytes());
     let text = error_of(&image).to_string();
-    assert!(text.contains("is 0x1, must be at most 0x0: its last page would leave the file"), "{text}");
+    assert!(
+        text.contains("is 0x1, must be at most 0x0: its last page would extend beyond the end of the file"),
+        "{text}"
+    );
 }
 
-/// Where every byte counts; in between, some do.
+/// Every byte of the blocks that are parsed, and some in between.
 fn interesting() -> impl Iterator<Item = usize> {
     let blocks = [0..16, 0xc000..0xc01c, HEADER..HEADER + 720, IPIB..IMAGE.len()];
     (0..IMAGE.len()).step_by(997).chain(blocks.into_iter().flatten())
@@ -187,7 +190,7 @@ fn no_changed_byte_leads_out_of_the_file() {
     }
 }
 
-/// What every accepted image promises to the rest of the program.
+/// What the rest of the program relies on in every accepted image.
 fn inside(image: &SealedImage) {
     let header = image.header_at..image.header_at + u64::from(image.header.size);
     assert!(header.end <= image.size);
@@ -221,7 +224,7 @@ proptest! {
     }
 }
 
-/// Counts what is read; ends earlier than it says, when told.
+/// Counts what is read; `ends` may be before the size that it reports.
 struct Watched<'a> {
     bytes: &'a [u8],
     ends: usize,
@@ -278,9 +281,12 @@ fn flags_are_counted_from_the_most_significant_bit() {
 }
 
 #[test]
-fn a_key_hash_is_shown_whole_or_short() {
+fn a_key_hash_is_parsed_and_shown_whole_or_short() {
     let hash = KeyHash([0xab; 32]);
     assert_eq!(hash.to_string(), "ab".repeat(32));
+    assert_eq!(hash.to_string().to_uppercase().parse(), Ok(hash));
+    let e = "0123".parse::<KeyHash>().expect_err("short");
+    assert_eq!(e.to_string(), "\"0123\" is not a hash of 64 hexadecimal digits");
     assert_eq!(hash.short(), "abababababababab…");
 }
 
@@ -296,7 +302,7 @@ fn the_digests_of_the_image_made_by_hand_agree() {
 }
 
 #[test]
-fn a_verdict_says_which_figures_differ() {
+fn a_verdict_says_which_values_differ() {
     let tweak_of_ramdisk = IPIB + 136 + 24 + 7;
     let table: [(usize, &[u8], &str); 5] = [
         (0x11000, &[IMAGE[0x11000] ^ 1], "the content of the pages"),

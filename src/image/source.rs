@@ -1,15 +1,15 @@
 //! Where an image's bytes come from: anything that can be read at an offset.
 //!
-//! The file itself is in `host`; a slice of bytes serves programs that have an image in memory.
+//! Files are in `host`; a slice of bytes is for programs that have an image in memory.
 
 use std::io::{Error, ErrorKind, Result};
 
-/// A thing of a known size that is read at offsets, without a position of its own.
+/// Bytes of a known size that are read at offsets, without a cursor.
 pub trait ReadAt {
-    /// Bytes, as far as known when it was opened.
+    /// The size in bytes when it was opened.
     fn size(&self) -> u64;
 
-    /// Fills the whole buffer from `offset` on; `UnexpectedEof` when there is less.
+    /// Fills the whole buffer from `offset` on; `UnexpectedEof` if there are fewer bytes.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
 }
 
