@@ -21,7 +21,7 @@ use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::limits;
-use crate::oci::volume::Kind;
+use crate::oci::volume::SourceKind;
 
 /// What is left of the bounds for one container's volumes together.
 #[derive(Clone, Copy, Debug)]
@@ -66,20 +66,20 @@ pub(crate) struct Volume {
 }
 
 /// What stands at `source`.
-pub(crate) fn kind(source: &Path) -> Result<Kind> {
+pub(crate) fn kind(source: &Path) -> Result<SourceKind> {
     let file = open_source(source, libc::O_PATH)?;
     let meta = file.metadata().with_context(|| format!("volume {}", source.display()))?;
     let typ = meta.file_type();
     if typ.is_dir() {
         let fs = fstatfs(&file).with_context(|| format!("volume {}", source.display()))?;
-        return Ok(Kind::Directory { in_memory: is_memory(fs.filesystem_type()), gid: meta.gid() });
+        return Ok(SourceKind::Directory { in_memory: is_memory(fs.filesystem_type()), gid: meta.gid() });
     }
     Ok(match typ {
-        _ if typ.is_file() => Kind::File,
-        _ if typ.is_socket() => Kind::Special("socket"),
-        _ if typ.is_fifo() => Kind::Special("fifo"),
-        _ if typ.is_block_device() => Kind::Special("block device"),
-        _ => Kind::Special("character device"),
+        _ if typ.is_file() => SourceKind::File,
+        _ if typ.is_socket() => SourceKind::Special("socket"),
+        _ if typ.is_fifo() => SourceKind::Special("fifo"),
+        _ if typ.is_block_device() => SourceKind::Special("block device"),
+        _ => SourceKind::Special("character device"),
     })
 }
 

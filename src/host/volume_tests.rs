@@ -33,16 +33,16 @@ fn kinds_are_told_apart() {
     let _socket = std::os::unix::net::UnixListener::bind(at("s")).expect("bind");
     nix::unistd::mkfifo(&at("p"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
     for (path, wanted) in [
-        (at("f"), Kind::File),
-        (at("l"), Kind::File),
-        (at("s"), Kind::Special("socket")),
-        (at("p"), Kind::Special("fifo")),
-        ("/dev/null".into(), Kind::Special("character device")),
+        (at("f"), SourceKind::File),
+        (at("l"), SourceKind::File),
+        (at("s"), SourceKind::Special("socket")),
+        (at("p"), SourceKind::Special("fifo")),
+        ("/dev/null".into(), SourceKind::Special("character device")),
     ] {
         assert_eq!(kind(&path), Ok(wanted), "{}", path.display());
     }
-    assert!(matches!(kind(dir.path()), Ok(Kind::Directory { .. })));
-    assert!(matches!(kind(Path::new("/dev/shm")), Ok(Kind::Directory { in_memory: true, .. })));
+    assert!(matches!(kind(dir.path()), Ok(SourceKind::Directory { .. })));
+    assert!(matches!(kind(Path::new("/dev/shm")), Ok(SourceKind::Directory { in_memory: true, .. })));
     assert_eq!(kind(&at("x")).expect_err("none").code(), Code::NotFound);
 }
 

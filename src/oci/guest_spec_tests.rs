@@ -1,4 +1,4 @@
-//! A table test for each rule of the rewriting, and one whole document against its golden file.
+//! A test for each rule of the rewriting, and one whole document against its golden file.
 
 use super::*;
 use crate::error::Result;
@@ -12,7 +12,7 @@ const CTR: &str = include_str!("testdata/ctr-config.json");
 fn rewrite(value: &Value) -> Result<Value> {
     let id = ContainerId::parse("c1").expect("id");
     let bundle = spec::parse(value.to_string().as_bytes(), &id)?;
-    let mounts = volume::place(&bundle, &id, &BTreeMap::new(), 0)?.mounts;
+    let mounts = volume::decide(&bundle, &id, &BTreeMap::new(), 0)?.mounts;
     let spec = guest_spec(&bundle, &id, Path::new("/run/bundle"), mounts);
     Ok(serde_json::to_value(&spec.0).expect("json"))
 }
@@ -29,7 +29,7 @@ fn a_whole_document_of_ctr() {
 }
 
 #[test]
-fn nothing_of_the_host_stays_in() {
+fn nothing_of_the_host_remains() {
     let mut value = config();
     value["hooks"] = json!({"prestart": [{"path": "/bin/evil"}]});
     value["process"]["selinuxLabel"] = json!("system_u:x");
@@ -65,7 +65,7 @@ fn nothing_of_the_host_stays_in() {
 }
 
 #[test]
-fn only_ipc_uts_and_mount_namespaces_go_in_their_order_without_paths() {
+fn only_ipc_uts_and_mount_namespaces_are_sent_in_their_order_without_paths() {
     let mut value = config();
     value["linux"]["namespaces"] = json!([
         {"type": "uts", "path": "/proc/1/ns/uts"}, {"type": "pid"}, {"type": "network", "path": "/x"},
@@ -76,7 +76,7 @@ fn only_ipc_uts_and_mount_namespaces_go_in_their_order_without_paths() {
 }
 
 #[test]
-fn an_exec_brings_no_labels_and_no_capabilities() {
+fn an_exec_has_no_labels_and_no_capabilities() {
     let mut value = config()["process"].clone();
     value["selinuxLabel"] = json!("x");
     value["apparmorProfile"] = json!("y");

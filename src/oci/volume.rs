@@ -1,136 +1,149 @@
-//! What becomes of each mount of a spec, in a guest that shares no file system with its host: kept as
-//! it is, made of the guest's memory, copied into the guest, or refused.
+//! Decides what happens to each mount of a spec in a guest that shares no file system with its host: it
+//! is kept as it is, backed by the guest's memory, copied into the guest, or refused.
 //!
-//! Names and forms are the agent's contract; policies in real guests refuse anything else.
+//! Names and formats are the agent's contract; policies in real guests refuse anything else.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::ids::{ContainerId, SandboxId};
 use crate::limits;
 use crate::oci::spec::Bundle;
 use crate::oci::storage::{self, SHARED_DIR, SHM_PATH, Storage};
 
-/// What stands at a bind mount's source on the host.
+/// What a bind mount's source is on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum SourceKind {
     File,
     Directory {
-        /// Lies in a tmpfs: the kubelet makes one for an emptyDir with medium Memory.
+        /// It is in a tmpfs, which the kubelet mounts for an emptyDir with medium Memory.
         in_memory: bool,
         gid: u32,
     },
-    /// Something that has no content to copy, by its name for people.
+    /// Something without content to copy, by its name for messages.
     Special(&'static str),
 }
 
-/// A file or folder of the host to be copied before the container is created.
+/// A file or directory of the host to copy before the container is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Copied {
+pub(crate) struct VolumeCopy {
     pub source: PathBuf,
-    /// Its path in the guest.
+    /// The path in the guest.
     pub target: String,
 }
 
-/// A container's mounts as the guest makes them, and what has to be there before.
+/// A container's mounts as the guest makes them, and what must exist before.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Volumes {
     pub mounts: Vec<Mount>,
     pub storages: Vec<Storage>,
-    pub copies: Vec<Copied>,
+    pub copies: Vec<VolumeCopy>,
 }
 
-/// The sources that bring something of the host: their kinds have to be known.
+/// The sources on the host whose kinds [`decide`] must know.
 pub(crate) fn host_sources(bundle: &Bundle) -> impl Iterator<Item = &Path> {
     let mounts = bundle.spec.mounts().iter().flatten();
     mounts.filter(|mount| is_of_host(mount)).filter_map(|mount| mount.source().as_deref())
 }
 
-/// Where the pod's resolv.conf stands on the host, when it has one of its own.
+/// The path of the pod's resolv.conf on the host, if it has its own.
 pub(crate) fn resolv_conf(bundle: &Bundle) -> Option<&Path> {
     let mut mounts = bundle.spec.mounts().iter().flatten().filter(|mount| is_of_host(mount));
     mounts.find(|mount| mount.destination() == Path::new("/etc/resolv.conf"))?.source().as_deref()
 }
 
-/// Decides for all mounts of container `id`. `unique`: a number that no other container's copies
-/// were named by.
-pub(crate) fn place(
+/// Decides for all mounts of container `id`. `unique`: a number by which no other container's copies
+/// are named.
+pub(crate) fn decide(
     bundle: &Bundle,
     id: &ContainerId,
-    kinds: &BTreeMap<PathBuf, Kind>,
+    kinds: &BTreeMap<PathBuf, SourceKind>,
     unique: u64,
 ) -> Result<Volumes> {
     let sandbox = bundle.role.sandbox(id);
-    let mut volumes = Volumes::default();
+    let mut planner = Planner { id, sandbox: &sandbox, kinds, unique, volumes: Volumes::default() };
     for mount in bundle.spec.mounts().iter().flatten() {
-        let placed = if is_shm(mount) {
-            bound(mount, "bind", SHM_PATH, Some(vec!["rbind".to_owned()]))
-        } else if is_of_host(mount) {
-            let name = |why: Error| why.context(format!("mount {}", mount.destination().display()));
-            from_host(mount, (id, &sandbox), kinds, unique, &mut volumes).map_err(name)?
-        } else {
-            mount.clone()
-        };
-        volumes.mounts.push(placed);
+        let mount = planner.decide(mount)?;
+        planner.volumes.mounts.push(mount);
     }
-    Ok(volumes)
+    Ok(planner.volumes)
 }
 
-fn from_host(
-    mount: &Mount,
-    (id, sandbox): (&ContainerId, &SandboxId),
-    kinds: &BTreeMap<PathBuf, Kind>,
+/// Decides one mount after the other; what is already decided bounds and names what follows.
+struct Planner<'a> {
+    id: &'a ContainerId,
+    sandbox: &'a SandboxId,
+    kinds: &'a BTreeMap<PathBuf, SourceKind>,
     unique: u64,
-    volumes: &mut Volumes,
-) -> Result<Mount> {
-    let source = mount.source().as_deref().unwrap_or(Path::new(""));
-    if options(mount).iter().any(|o| o == "rshared" || o == "shared") {
-        return Err(Error::invalid(format!(
-            "mounts made in the guest cannot be propagated to the host ({}): leave out mountPropagation: Bidirectional",
-            source.display()
-        )));
+    volumes: Volumes,
+}
+
+impl Planner<'_> {
+    fn decide(&mut self, mount: &Mount) -> Result<Mount> {
+        if is_shm(mount) {
+            return Ok(bound(mount, "bind", SHM_PATH, Some(vec!["rbind".to_owned()])));
+        }
+        if !is_of_host(mount) {
+            return Ok(mount.clone());
+        }
+        self.host_mount(mount).with_context(|| format!("mount {}", mount.destination().display()))
     }
-    let kind = kinds.get(source).ok_or_else(|| Error::internal("its source was not looked at"))?;
-    match kind {
-        Kind::Special(what) => Err(Error::invalid(format!(
-            "{} is a {what} of the host, which a confidential guest cannot reach: remove the volume",
-            source.display()
-        ))),
-        Kind::Directory { in_memory, gid } if is_empty_dir(source) => {
-            let name = plain_name(source)?;
-            let storage = if *in_memory {
-                storage::memory_volume(name, *gid)
-            } else {
-                storage::local_volume(sandbox, name, *gid)
-            };
-            let typ = if *in_memory { "bind" } else { "local" };
-            let placed = bound(mount, typ, &storage.mount_point, None);
-            if !volumes.storages.contains(&storage) {
-                volumes.storages.push(storage);
-            }
-            Ok(placed)
+
+    fn host_mount(&mut self, mount: &Mount) -> Result<Mount> {
+        let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        if options(mount).iter().any(|o| o == "rshared" || o == "shared") {
+            return Err(Error::invalid(format!(
+                "mounts made in the guest cannot be propagated to the host ({}): remove mountPropagation: Bidirectional",
+                source.display()
+            )));
         }
-        Kind::File | Kind::Directory { .. } => {
-            if volumes.copies.len() >= limits::COPIED_VOLUMES {
-                return Err(Error::invalid(format!(
-                    "more than {} volumes to copy into the guest",
-                    limits::COPIED_VOLUMES
-                )));
+        let kind = self.kinds.get(source).ok_or_else(|| Error::internal("its source was not examined"))?;
+        match *kind {
+            SourceKind::Special(what) => Err(Error::invalid(format!(
+                "{} is a {what} of the host, which a confidential guest cannot reach: remove the volume",
+                source.display()
+            ))),
+            SourceKind::Directory { in_memory, gid } if is_empty_dir(source) => {
+                self.empty_dir(mount, plain_name(source)?, in_memory, gid)
             }
-            let number = unique.wrapping_add(volumes.copies.len() as u64);
-            let name = plain_name(mount.destination())?;
-            let target = format!("{SHARED_DIR}/{id}-{number:016x}-{name}");
-            let placed = bound(mount, "bind", &target, None);
-            volumes.copies.push(Copied { source: source.to_owned(), target });
-            Ok(placed)
+            SourceKind::File | SourceKind::Directory { .. } => self.copied(mount, source),
         }
+    }
+
+    fn empty_dir(&mut self, mount: &Mount, name: &str, in_memory: bool, gid: u32) -> Result<Mount> {
+        let (typ, storage) = if in_memory {
+            ("bind", storage::memory_volume(name, gid))
+        } else {
+            ("local", storage::local_volume(self.sandbox, name, gid))
+        };
+        let mount = bound(mount, typ, &storage.mount_point, None);
+        if !self.volumes.storages.contains(&storage) {
+            self.volumes.storages.push(storage);
+        }
+        Ok(mount)
+    }
+
+    fn copied(&mut self, mount: &Mount, source: &Path) -> Result<Mount> {
+        let copies = &mut self.volumes.copies;
+        if copies.len() >= limits::COPIED_VOLUMES {
+            return Err(Error::invalid(format!(
+                "more than {} volumes to copy into the guest",
+                limits::COPIED_VOLUMES
+            )));
+        }
+        let number = self.unique.wrapping_add(copies.len() as u64);
+        let name = plain_name(mount.destination())?;
+        let target = format!("{SHARED_DIR}/{}-{number:016x}-{name}", self.id);
+        let mount = bound(mount, "bind", &target, None);
+        copies.push(VolumeCopy { source: source.to_owned(), target });
+        Ok(mount)
     }
 }
 
-/// The mount with another type and source; without `options` it keeps its own.
+/// The mount with another type and source; without `options` it keeps the options that it has.
 fn bound(mount: &Mount, typ: &str, source: &str, options: Option<Vec<String>>) -> Mount {
     let mut bound = mount.clone();
     bound.set_typ(Some(typ.into()));
@@ -149,7 +162,7 @@ fn is_shm(mount: &Mount) -> bool {
     mount.destination() == Path::new("/dev/shm")
 }
 
-/// A bind mount of something else than the kernel's own file systems, which the guest has itself.
+/// A bind mount of something other than the kernel's own file systems, which the guest has itself.
 fn is_of_host(mount: &Mount) -> bool {
     let is_bind =
         mount.typ().as_deref() == Some("bind") || options(mount).iter().any(|o| o == "bind" || o == "rbind");
@@ -157,13 +170,13 @@ fn is_of_host(mount: &Mount) -> bool {
     is_bind && !is_shm(mount) && !source.starts_with("/proc") && !source.starts_with("/sys")
 }
 
-/// The kubelet keeps them all in folders of this name.
+/// The kubelet keeps all emptyDir volumes in directories of this name.
 fn is_empty_dir(source: &Path) -> bool {
     let parent = source.parent().and_then(Path::file_name);
     parent.is_some_and(|name| name == "kubernetes.io~empty-dir")
 }
 
-/// The last element of a path, fit for a path in the guest.
+/// The last component of a path, valid as a name in the guest.
 fn plain_name(path: &Path) -> Result<&str> {
     let last = path.components().next_back();
     let Some(Component::Normal(name)) = last else {

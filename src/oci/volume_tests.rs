@@ -6,7 +6,7 @@ use crate::oci::spec;
 use serde_json::{Value, json};
 
 const EMPTY_DIR: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache";
-const FOLDER: Kind = Kind::Directory { in_memory: false, gid: 0 };
+const DIRECTORY: SourceKind = SourceKind::Directory { in_memory: false, gid: 0 };
 
 fn bundle_of(mounts: &Value) -> Bundle {
     let spec = json!({
@@ -20,9 +20,9 @@ fn bundle_of(mounts: &Value) -> Bundle {
     spec::parse(spec.to_string().as_bytes(), &ContainerId::parse("c1").expect("id")).expect("spec")
 }
 
-fn placed(mounts: &Value, kinds: &[(&str, Kind)]) -> Result<Volumes> {
+fn decided(mounts: &Value, kinds: &[(&str, SourceKind)]) -> Result<Volumes> {
     let kinds = kinds.iter().map(|(path, kind)| (PathBuf::from(path), *kind)).collect();
-    place(&bundle_of(mounts), &ContainerId::parse("c1").expect("id"), &kinds, 0xab)
+    decide(&bundle_of(mounts), &ContainerId::parse("c1").expect("id"), &kinds, 0xab)
 }
 
 fn bind(destination: &str, source: &str) -> Value {
@@ -37,7 +37,7 @@ fn what_the_guest_has_itself_stays_as_it_is() {
         bind("/x", "/sys/fs/bpf"),
     ]);
     assert_eq!(host_sources(&bundle_of(&mounts)).count(), 0);
-    let volumes = placed(&mounts, &[]).expect("place");
+    let volumes = decided(&mounts, &[]).expect("decide");
     assert_eq!(serde_json::to_value(&volumes.mounts).expect("json"), mounts);
     assert!(volumes.storages.is_empty() && volumes.copies.is_empty());
 }
@@ -48,7 +48,7 @@ fn shared_memory_is_the_pods_whatever_the_mount_says() {
         json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=1k"]}),
         bind("/dev/shm", "/run/containerd/shm"),
     ] {
-        let volumes = placed(&json!([mount]), &[]).expect("place");
+        let volumes = decided(&json!([mount]), &[]).expect("decide");
         let wanted = json!([{"destination": "/dev/shm", "type": "bind",
             "source": "/run/kata-containers/sandbox/shm", "options": ["rbind"]}]);
         assert_eq!(serde_json::to_value(&volumes.mounts).expect("json"), wanted);
@@ -56,10 +56,10 @@ fn shared_memory_is_the_pods_whatever_the_mount_says() {
 }
 
 #[test]
-fn files_and_folders_are_copied_under_names_of_their_own() {
+fn files_and_directories_are_copied_under_unique_names() {
     let mounts =
         json!([bind("/etc/hosts", "/h/hosts"), bind("/a/config", "/h/a"), bind("/b/config", "/h/a")]);
-    let volumes = placed(&mounts, &[("/h/hosts", Kind::File), ("/h/a", FOLDER)]).expect("place");
+    let volumes = decided(&mounts, &[("/h/hosts", SourceKind::File), ("/h/a", DIRECTORY)]).expect("decide");
     let targets: Vec<_> = volumes.copies.iter().map(|c| (c.source.to_str(), c.target.as_str())).collect();
     assert_eq!(
         targets,
@@ -77,18 +77,24 @@ fn files_and_folders_are_copied_under_names_of_their_own() {
 }
 
 #[test]
-fn empty_folders_of_a_pod_are_the_guests_memory() {
-    let in_memory = |gid| Kind::Directory { in_memory: true, gid };
+fn empty_dirs_of_a_pod_are_in_the_guests_memory() {
+    let in_memory = |gid| SourceKind::Directory { in_memory: true, gid };
     let local = "/run/kata-containers/shared/containers/pod/rootfs/local/cache";
     let memory = "/run/kata-containers/sandbox/ephemeral/cache";
     for (kind, driver, typ, at, options) in [
-        (FOLDER, "local", "local", local, &["mode=0777"][..]),
-        (Kind::Directory { in_memory: false, gid: 7 }, "local", "local", local, &["mode=0777", "fsgid=7"]),
+        (DIRECTORY, "local", "local", local, &["mode=0777"][..]),
+        (
+            SourceKind::Directory { in_memory: false, gid: 7 },
+            "local",
+            "local",
+            local,
+            &["mode=0777", "fsgid=7"],
+        ),
         (in_memory(0), "ephemeral", "bind", memory, &[]),
         (in_memory(7), "ephemeral", "bind", memory, &["fsgid=7"]),
     ] {
         let mounts = json!([bind("/cache", EMPTY_DIR), bind("/again", EMPTY_DIR)]);
-        let volumes = placed(&mounts, &[(EMPTY_DIR, kind)]).expect("place");
+        let volumes = decided(&mounts, &[(EMPTY_DIR, kind)]).expect("decide");
         let [storage] = volumes.storages.as_slice() else { panic!("{:?}", volumes.storages) };
         assert_eq!((storage.driver.as_str(), storage.mount_point.as_str()), (driver, at));
         assert_eq!(storage.options, options);
@@ -100,25 +106,25 @@ fn empty_folders_of_a_pod_are_the_guests_memory() {
 }
 
 #[test]
-fn what_cannot_be_given_is_refused_by_destination_and_source() {
+fn what_a_guest_cannot_have_is_refused_by_destination_and_source() {
     let shared =
         json!({"destination": "/d", "type": "bind", "source": "/h", "options": ["rbind", "rshared"]});
     for (mount, kind, wanted) in [
         (
             shared,
-            FOLDER,
-            "mount /d: mounts made in the guest cannot be propagated to the host (/h): leave out",
+            DIRECTORY,
+            "mount /d: mounts made in the guest cannot be propagated to the host (/h): remove",
         ),
-        (bind("/d", "/h"), Kind::Special("socket"), "mount /d: /h is a socket of the host"),
-        (bind("/", "/h"), FOLDER, "mount /: / does not end in a name"),
-        (bind("/d/..", "/h"), FOLDER, "mount /d/..: /d/.. does not end in a name"),
+        (bind("/d", "/h"), SourceKind::Special("socket"), "mount /d: /h is a socket of the host"),
+        (bind("/", "/h"), DIRECTORY, "mount /: / does not end in a name"),
+        (bind("/d/..", "/h"), DIRECTORY, "mount /d/..: /d/.. does not end in a name"),
     ] {
-        let e = placed(&json!([mount]), &[("/h", kind)]).expect_err(wanted);
+        let e = decided(&json!([mount]), &[("/h", kind)]).expect_err(wanted);
         assert!(e.to_string().starts_with(wanted), "{e}");
         assert_eq!(e.code(), Code::InvalidArgument);
     }
     let many: Vec<_> = (0..300).map(|n| bind(&format!("/m{n}"), "/h")).collect();
-    let e = placed(&many.into(), &[("/h", Kind::File)]).expect_err("many");
+    let e = decided(&many.into(), &[("/h", SourceKind::File)]).expect_err("many");
     assert_eq!(e.to_string(), "mount /m256: more than 256 volumes to copy into the guest");
 }
 

@@ -17,7 +17,7 @@ use crate::host::volume::{Budget, Entry, Node, Volume, kind, read_piece};
 use crate::ids::ContainerId;
 use crate::limits;
 use crate::oci::spec::Bundle;
-use crate::oci::volume::{self, Copied, Volumes};
+use crate::oci::volume::{self, VolumeCopy, Volumes};
 use crate::pod::guest::Guest;
 
 /// Looks at what the mounts name on the host and decides how each comes into the guest.
@@ -28,12 +28,12 @@ pub(crate) async fn place(bundle: &Bundle, id: &ContainerId) -> Result<Volumes> 
         Ok((kinds.collect::<Result<BTreeMap<_, _>>>()?, files::random()?))
     })
     .await?;
-    volume::place(bundle, id, &kinds, unique)
+    volume::decide(bundle, id, &kinds, unique)
 }
 
 /// Copies files and folders into the guest, in the time a container's creation may take and one call
-/// more: a call that hangs is reported as such.
-pub(crate) async fn copy(log: &Logger, guest: &Guest, copies: &[Copied]) -> Result<()> {
+/// more: a call that hangs is told as such.
+pub(crate) async fn copy(log: &Logger, guest: &Guest, copies: &[VolumeCopy]) -> Result<()> {
     let limit = guest.config.agent.create_timeout + guest.config.agent.call_timeout;
     let all = async {
         let mut budget = Budget::default();
@@ -50,7 +50,7 @@ pub(crate) async fn copy(log: &Logger, guest: &Guest, copies: &[Copied]) -> Resu
     })
 }
 
-async fn copy_one(log: &Logger, agent: &Agent, copied: &Copied, mut budget: Budget) -> Result<Budget> {
+async fn copy_one(log: &Logger, agent: &Agent, copied: &VolumeCopy, mut budget: Budget) -> Result<Budget> {
     let source = copied.source.clone();
     let (volume, budget) = blocking("list volume", move || {
         let volume = Volume::list(&source, &mut budget)?;
