@@ -1,7 +1,7 @@
-//! The pure rewriting of a host's OCI spec into the one the guest agent accepts.
+//! Rewrites a host's OCI spec into the one that the guest agent accepts.
 //!
-//! One function per rule; the rules are the agent's contract and what policies in real guests
-//! compare. Nothing of the host may stay in: no path, no namespace, no hook.
+//! One function per rule; the rules are the agent's contract, and policies in real guests compare the
+//! result. Nothing of the host may remain: no path, no namespace, no hook.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
 use crate::ids::ContainerId;
 use crate::oci::resources;
-use crate::oci::spec::Bundle;
+use crate::oci::spec::{Bundle, ExecProcess};
 use crate::oci::storage::rootfs_path;
 
 const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
@@ -21,8 +21,8 @@ const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 pub struct GuestSpec(pub(crate) Spec);
 
 impl GuestSpec {
-    /// With the container's seccomp profile, for an agent that applies it. Nothing else of it reaches the guest
-    /// than what the protocol has: no listener of the host.
+    /// Adds the container's seccomp profile, for an agent that applies it. Only what the protocol has reaches
+    /// the guest: no listener of the host.
     #[must_use]
     pub fn with_seccomp(mut self, bundle: &Bundle) -> Self {
         if let Some(linux) = self.0.linux_mut() {
@@ -36,8 +36,8 @@ impl GuestSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuestProcess(pub(crate) Process);
 
-/// Rewrites a container's spec; `mounts` are those the guest makes, `bundle_path` is only told to the
-/// guest as an annotation.
+/// Rewrites a container's spec; `mounts` are those that the guest makes, `bundle_path` is only passed to
+/// the guest as an annotation.
 pub(crate) fn guest_spec(
     bundle: &Bundle,
     id: &ContainerId,
@@ -53,7 +53,7 @@ pub(crate) fn guest_spec(
     if let Some(linux) = spec.linux_mut() {
         linux.set_seccomp(None);
         linux.set_mount_label(None);
-        // Of mounts made later on the host, which are not seen in a guest; policies refuse it.
+        // It is about later mounts on the host, which a guest does not see; policies refuse it.
         linux.set_rootfs_propagation(None);
         let kept = linux.namespaces().iter().flatten().filter(|n| is_kept(n.typ())).cloned();
         let mut kept: Vec<_> = kept.collect();
@@ -69,8 +69,9 @@ pub(crate) fn guest_spec(
 }
 
 /// Rewrites an exec's process: labels of the host's security modules mean nothing in the guest, and
-/// policies refuse capabilities here: the agent gives an exec those of its container.
-pub fn guest_process(mut process: Process) -> GuestProcess {
+/// policies refuse capabilities here, as the agent gives an exec those of its container.
+pub fn guest_process(process: ExecProcess) -> GuestProcess {
+    let mut process = process.0;
     process.set_capabilities(None);
     process.set_selinux_label(None);
     process.set_apparmor_profile(None);
@@ -97,8 +98,8 @@ fn annotate(spec: &mut Spec, bundle: &Bundle, bundle_path: &Path) {
     spec.set_annotations(Some(annotations));
 }
 
-/// The guest has one network; pid namespaces are the agent's (`sandbox_pidns`); cgroup and time
-/// namespaces are not known to it.
+/// The guest has one network; the agent manages pid namespaces (`sandbox_pidns`) and does not support
+/// cgroup and time namespaces.
 fn is_kept(typ: LinuxNamespaceType) -> bool {
     matches!(typ, LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts | LinuxNamespaceType::Mount)
 }

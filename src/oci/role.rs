@@ -1,24 +1,24 @@
-//! Which pod a container belongs to: the annotations of containerd's CRI plugin and of CRI-O.
+//! Which pod a container belongs to, by the annotations of containerd's CRI plugin and of CRI-O.
 
 use std::collections::HashMap;
 
 use crate::error::{Context, Error, Result};
 use crate::ids::{ContainerId, SandboxId};
 
-/// (kind, sandbox id) as containerd and as CRI-O spell them.
-const SPELLINGS: [(&str, &str); 2] = [
+/// The keys of (kind, sandbox id), containerd's and CRI-O's.
+const ANNOTATIONS: [(&str, &str); 2] = [
     ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
     ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
 ];
 
-/// A container's place in a pod.
+/// A container's role in a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// No CRI annotations (`ctr run`): one container, a sandbox of its own.
+    /// No CRI annotations (`ctr run`): the only container of its sandbox.
     Single,
     /// The pod's sandbox container: its id is the sandbox id.
     Sandbox,
-    /// One more container of the pod named.
+    /// A further container of this pod.
     Member { sandbox: SandboxId },
 }
 
@@ -31,7 +31,7 @@ impl Role {
         }
     }
 
-    /// The agent's word for it (`io.katacontainers.pkg.oci.container_type`).
+    /// The agent's name for it (`io.katacontainers.pkg.oci.container_type`).
     pub fn agent_name(&self) -> &'static str {
         match self {
             Self::Single => "single_container",
@@ -39,35 +39,35 @@ impl Role {
             Self::Member { .. } => "pod_container",
         }
     }
-}
 
-/// Reads the role of container `id` from its annotations.
-pub(crate) fn role(annotations: &HashMap<String, String>, id: &ContainerId) -> Result<Role> {
-    for (kind_key, sandbox_key) in SPELLINGS {
-        let Some(kind) = annotations.get(kind_key) else { continue };
-        let sandbox = annotations
-            .get(sandbox_key)
-            .map(|text| SandboxId::parse(text).context(format!("annotation {sandbox_key}")))
-            .transpose()?;
-        return match (kind.as_str(), sandbox) {
-            ("sandbox", None) => Ok(Role::Sandbox),
-            ("sandbox", Some(sandbox)) if sandbox.is(id) => Ok(Role::Sandbox),
-            ("sandbox", Some(sandbox)) => Err(Error::invalid(format!(
-                "container {id}: is marked as the sandbox container, but {sandbox_key} names {sandbox}"
-            ))),
-            ("container", Some(sandbox)) if !sandbox.is(id) => Ok(Role::Member { sandbox }),
-            ("container", Some(_)) => Err(Error::invalid(format!(
-                "container {id}: is marked as a container of the sandbox it is itself"
-            ))),
-            ("container", None) => Err(Error::invalid(format!(
-                "container {id}: {kind_key} is \"container\", but {sandbox_key} is missing"
-            ))),
-            (other, _) => Err(Error::invalid(format!(
-                "container {id}: {kind_key} is {other:?}; known are \"sandbox\" and \"container\""
-            ))),
-        };
+    /// Reads the role of container `id` from its annotations.
+    pub(crate) fn from_annotations(annotations: &HashMap<String, String>, id: &ContainerId) -> Result<Self> {
+        for (kind_key, sandbox_key) in ANNOTATIONS {
+            let Some(kind) = annotations.get(kind_key) else { continue };
+            let sandbox = annotations
+                .get(sandbox_key)
+                .map(|text| SandboxId::parse(text).context(format!("annotation {sandbox_key}")))
+                .transpose()?;
+            return match (kind.as_str(), sandbox) {
+                ("sandbox", None) => Ok(Self::Sandbox),
+                ("sandbox", Some(sandbox)) if sandbox.is(id) => Ok(Self::Sandbox),
+                ("sandbox", Some(sandbox)) => Err(Error::invalid(format!(
+                    "container {id}: is marked as the sandbox container, but {sandbox_key} names {sandbox}"
+                ))),
+                ("container", Some(sandbox)) if !sandbox.is(id) => Ok(Self::Member { sandbox }),
+                ("container", Some(_)) => Err(Error::invalid(format!(
+                    "container {id}: is marked as a member of the sandbox that it is itself"
+                ))),
+                ("container", None) => Err(Error::invalid(format!(
+                    "container {id}: {kind_key} is \"container\", but {sandbox_key} is missing"
+                ))),
+                (other, _) => Err(Error::invalid(format!(
+                    "container {id}: {kind_key} is {other:?}: expected \"sandbox\" or \"container\""
+                ))),
+            };
+        }
+        Ok(Self::Single)
     }
-    Ok(Role::Single)
 }
 
 #[cfg(test)]
@@ -76,14 +76,14 @@ mod tests {
 
     fn of(pairs: &[(&str, &str)]) -> Result<Role> {
         let annotations = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        role(&annotations, &ContainerId::parse("c1").expect("id"))
+        Role::from_annotations(&annotations, &ContainerId::parse("c1").expect("id"))
     }
 
     #[test]
-    fn both_spellings_and_none() {
+    fn both_sets_of_annotations_and_none() {
         let member = Role::Member { sandbox: SandboxId::parse("s1").expect("id") };
         assert_eq!(of(&[]), Ok(Role::Single));
-        for (kind, sandbox) in SPELLINGS {
+        for (kind, sandbox) in ANNOTATIONS {
             assert_eq!(of(&[(kind, "sandbox")]), Ok(Role::Sandbox));
             assert_eq!(of(&[(kind, "sandbox"), (sandbox, "c1")]), Ok(Role::Sandbox));
             assert_eq!(of(&[(kind, "container"), (sandbox, "s1")]), Ok(member.clone()));

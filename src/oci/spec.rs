@@ -1,4 +1,4 @@
-//! `config.json` bytes to a checked OCI spec. Its length was bounded by whoever read it.
+//! Parses `config.json`, and the process of an exec, and checks them. The reader bounds their length.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use crate::error::{Context, Error, Result};
 use crate::ids::ContainerId;
 use crate::limits;
 use crate::oci::resources;
-use crate::oci::role::{Role, role};
+use crate::oci::role::Role;
 use crate::plan::cpus::CpuList;
 
-/// A container's spec as the host's client wrote it, checked.
+/// A container's spec as the client wrote it, checked.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     pub spec: Spec,
@@ -33,16 +33,16 @@ pub(crate) fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
     let mounts = spec.mounts().as_ref().map_or(0, Vec::len);
     if mounts > limits::SPEC_MOUNTS {
         return Err(Error::invalid(format!(
-            "config.json: {mounts} mounts, allowed are {}",
+            "config.json: {mounts} mounts, at most {} are allowed",
             limits::SPEC_MOUNTS
         )));
     }
-    let none = std::collections::HashMap::new();
-    let role = role(spec.annotations().as_ref().unwrap_or(&none), id)?;
+    let none = HashMap::new();
+    let role = Role::from_annotations(spec.annotations().as_ref().unwrap_or(&none), id)?;
     Ok(Bundle { spec, role })
 }
 
-/// At most 64 bytes: longer ones are cut, as the kernel would refuse them. None: empty.
+/// Truncates a name that the kernel would refuse as too long. None: it is empty.
 pub(crate) fn hostname(name: &str) -> Option<String> {
     let mut end = name.len().min(limits::HOSTNAME_BYTES);
     while !name.is_char_boundary(end) {
@@ -51,11 +51,15 @@ pub(crate) fn hostname(name: &str) -> Option<String> {
     name.get(..end).filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
+/// An exec's process, parsed and checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExecProcess(pub(super) Process);
+
 /// Parses and checks an exec's process.
-pub fn parse_process(bytes: &[u8]) -> Result<Process> {
+pub fn parse_process(bytes: &[u8]) -> Result<ExecProcess> {
     let process: Process = serde_json::from_slice(bytes).context("exec process")?;
     check_process(&process).context("exec process")?;
-    Ok(process)
+    Ok(ExecProcess(process))
 }
 
 fn check_process(process: &Process) -> Result<()> {
@@ -69,7 +73,7 @@ fn check_process(process: &Process) -> Result<()> {
     let bytes: usize = strings.map(|s| s.len() + 1).sum();
     if bytes > limits::PROCESS_BYTES {
         return Err(Error::invalid(format!(
-            "process: arguments and environment have {bytes} bytes, allowed are {}",
+            "process: arguments and environment have {bytes} bytes, at most {} are allowed",
             limits::PROCESS_BYTES
         )));
     }
@@ -81,12 +85,12 @@ fn missing(what: &str) -> Error {
 }
 
 impl Bundle {
-    /// The pod's network namespace, when it has one of its own.
+    /// The pod's network namespace; None if the network is the host's.
     pub fn network_namespace(&self) -> Option<PathBuf> {
         self.namespace(LinuxNamespaceType::Network)?.map(Path::to_path_buf)
     }
 
-    /// CRI names the pid namespace by path when the pod's containers share one.
+    /// CRI gives a path for the pid namespace if the pod's containers share one.
     pub fn shares_pid_namespace(&self) -> bool {
         self.namespace(LinuxNamespaceType::Pid).flatten().is_some()
     }
@@ -103,17 +107,17 @@ impl Bundle {
         Some(found.path().as_deref().filter(|p| !p.as_os_str().is_empty()))
     }
 
-    /// The root file system's folder on the host: `root.path`, below the bundle unless it is absolute.
+    /// The root file system's directory on the host: `root.path`, relative to the bundle unless it is absolute.
     pub fn root(&self, bundle: &Path) -> PathBuf {
         self.spec.root().as_ref().map_or_else(|| bundle.join("rootfs"), |root| bundle.join(root.path()))
     }
 
-    /// The host's CPUs that the container may use; empty: none are named.
+    /// The host's CPUs that the container may use; empty: no restriction.
     pub fn cpus(&self) -> Result<CpuList> {
         resources::cpus(self.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()))
     }
 
-    /// Adds kernel settings; the container's own stay.
+    /// Adds kernel settings; those of the container take precedence.
     pub(crate) fn add_sysctls(&mut self, more: &HashMap<String, String>) {
         let Some(linux) = self.spec.linux_mut() else { return };
         let mut all = more.clone();
@@ -123,7 +127,7 @@ impl Bundle {
         }
     }
 
-    /// Mounts something of the host, unless something is mounted there already.
+    /// Adds a bind mount of the host, unless the spec already mounts something at `destination`.
     pub(crate) fn add_bind(&mut self, destination: &Path, source: &Path) {
         let mut mounts = self.spec.mounts().clone().unwrap_or_default();
         if mounts.iter().any(|mount| mount.destination() == destination) {
@@ -145,7 +149,7 @@ impl Bundle {
         self.spec.linux().as_ref()?.cgroups_path().as_ref().map(|p| p.display().to_string())
     }
 
-    /// None: not given.
+    /// None: not specified.
     pub fn hostname(&self) -> Option<String> {
         self.spec.hostname().as_deref().and_then(hostname)
     }
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_stands_below_the_bundle_or_where_the_spec_says() {
+    fn the_root_is_below_the_bundle_unless_its_path_is_absolute() {
         let id = ContainerId::parse("c1").expect("id");
         for (path, wanted) in [("rootfs", "/b/rootfs"), ("/var/lib/merged", "/var/lib/merged")] {
             let mut config = whole();
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sandbox_brings_does_not_hide_what_a_container_has() {
+    fn what_a_sandbox_adds_does_not_replace_what_a_container_has() {
         let mut value = whole();
         value["mounts"] = json!([{"destination": "/etc/hosts", "type": "bind", "source": "/own"}]);
         value["linux"]["sysctl"] = json!({"a": "own"});
@@ -234,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn bombs_are_refused() {
+    fn oversized_specs_are_refused() {
         let mut value = whole();
         value["mounts"] = Value::Array(vec![json!({"destination": "/x"}); 5000]);
         assert!(read(&value).expect_err("mounts").to_string().contains("5000 mounts"));
