@@ -1,4 +1,4 @@
-//! What the OCI bundle asks for and what the guest is sent instead: pure rewriting, no I/O.
+//! What an OCI bundle requests, and what the guest is sent instead: pure rewriting without I/O.
 
 pub(crate) mod guest_spec;
 pub(crate) mod pod_spec;

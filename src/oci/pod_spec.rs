@@ -1,5 +1,5 @@
-//! What a pod's VM is started with, whichever way the pod was requested for: by its first container's
-//! bundle, or by the Sandbox API, which has no such container.
+//! What a pod's VM is started with, whether the pod is created by its first container's bundle or by the
+//! Sandbox API, which has no such container.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -11,39 +11,39 @@ use crate::oci::volume;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Requested;
 
-/// A pod as its start has to know it.
+/// What must be known of a pod to start it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PodSpec {
-    /// At most 64 bytes. None: named by the sandbox's id.
+    /// At most 64 bytes. None: the sandbox's id is the host name.
     pub hostname: Option<String>,
     /// None: no network.
     pub network_namespace: Option<PathBuf>,
     /// As in an OCI spec: a path, or `slice:prefix:name`.
     pub cgroups_path: Option<String>,
     pub oom_score_adj: Option<i32>,
-    /// The host's CPUs that it may run on.
+    /// The host's CPUs that the VM may run on.
     pub cpus: CpuList,
-    /// What its containers may use together.
+    /// The sum of its containers' limits.
     pub requested: Requested,
     pub annotations: HashMap<String, String>,
     pub resolver: Resolver,
-    /// Kernel settings that each container gets; empty where a sandbox container has them.
+    /// Kernel settings of each container; empty if a sandbox container has them.
     pub sysctls: HashMap<String, String>,
 }
 
-/// Where the guest's own resolver asks.
+/// The servers that the guest's own resolver asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Resolver {
     #[default]
     None,
-    /// As this resolv.conf of the host says.
+    /// Those in this resolv.conf of the host.
     File(PathBuf),
     /// The lines of a resolv.conf.
     Lines(Vec<String>),
 }
 
 impl PodSpec {
-    /// A pod of this first container.
+    /// The pod that this first container creates.
     pub(crate) fn of_bundle(bundle: &Bundle) -> Result<Self> {
         Ok(Self {
             hostname: bundle.hostname(),

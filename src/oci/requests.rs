@@ -1,5 +1,5 @@
-//! What a pod's containers may use together, from the annotations that the kubelet's sums arrive in, or
-//! of a container alone from its own limits.
+//! The sum of the limits of a pod's containers: from the annotations in which containerd passes on the
+//! kubelet's sums, or, for a container without a pod, from its own limits.
 
 use std::collections::HashMap;
 
@@ -10,12 +10,12 @@ use crate::oci::role::Role;
 use crate::oci::spec::Bundle;
 use crate::plan::size::Requested;
 
-/// containerd's; CRI-O has none of the kind.
+/// Set by containerd; CRI-O has no such annotations.
 const CPU_QUOTA_KEY: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD_KEY: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const MEMORY_KEY: &str = "io.kubernetes.cri.sandbox-memory";
 
-/// Reads them from a pod's first container.
+/// The sum for the pod of this first container; nothing for a further container, whose VM exists already.
 pub(crate) fn requested(bundle: &Bundle) -> Result<Requested> {
     match bundle.role {
         Role::Member { .. } => Ok(Requested::default()),
@@ -37,7 +37,7 @@ pub(crate) fn requested(bundle: &Bundle) -> Result<Requested> {
     }
 }
 
-/// From bytes and a CPU quota; zero and less are no limit.
+/// From bytes and a CPU quota; zero and negative numbers mean no limit.
 pub(crate) fn from_limits(memory: i64, quota: i64, period: u64) -> Requested {
     let quota = u64::try_from(quota).unwrap_or(0);
     let cpus = quota.div_ceil(if period == 0 { CPU_PERIOD } else { period });
@@ -51,7 +51,7 @@ fn number(annotations: &HashMap<String, String>, key: &str) -> Result<i64> {
     let Some(text) = annotations.get(key) else { return Ok(0) };
     text.parse().map_err(|e| {
         let start: String = text.chars().take(limits::QUOTED_CHARS).collect();
-        Error::invalid(format!("annotation {key} = {start:?}: {e}: takes a whole number"))
+        Error::invalid(format!("annotation {key} = {start:?}: {e}: expected a whole number"))
     })
 }
 
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_limits_are_its_annotations() {
+    fn a_pods_limits_are_in_its_annotations() {
         for (quota, period, memory, wanted) in [
             ("150000", "100000", "104857600", (100 << 20, 2)),
             ("200000", "100000", "0", (0, 2)),
@@ -109,12 +109,12 @@ mod tests {
     }
 
     #[test]
-    fn a_container_alone_has_its_own() {
+    fn a_single_container_has_its_own_limits() {
         let own = json!({"memory": {"limit": 33_554_432}, "cpu": {"quota": 250_000, "period": 100_000}});
         assert_eq!(of(&json!({}), &own), Ok(Requested { memory_bytes: 32 << 20, cpus: 3 }));
         assert_eq!(of(&json!({}), &json!({})), Ok(Requested::default()));
         let member =
             json!({"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "s1"});
-        assert_eq!(of(&member, &own), Ok(Requested::default()), "its pod's VM is there already");
+        assert_eq!(of(&member, &own), Ok(Requested::default()), "its pod's VM exists already");
     }
 }

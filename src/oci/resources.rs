@@ -1,15 +1,15 @@
-//! What Task.Update may change: the limits a guest keeps for itself, and what is said to the rest.
+//! What Task.Update can change: the limits that the guest enforces, and the answer to the others.
 //!
-//! | asked for | answer |
+//! | requested | answer |
 //! | --- | --- |
 //! | CPU shares, quota, period; memory limit, reservation, swap | sent to the guest |
 //! | a memory limit or CPU quota above the VM's size | refused: the size is fixed when the VM starts |
-//! | a limit for huge pages other than 0 | refused: the memory of a secure VM has none |
-//! | a list of CPUs | not sent: QEMU itself runs on the CPUs of its pod's containers (`pod::share`) |
+//! | a limit for huge pages other than 0 | refused: a secure VM's memory has no huge pages |
+//! | a list of CPUs | not sent: QEMU itself runs on the CPUs of its pod's containers (`pod::scheduling`) |
 //! | device rules, pids, block I/O, network classes, RDMA, `unified` | not sent, as at Create |
 //!
-//! The last line is no error: the kubelet sends all of a container's resources with each change, and
-//! those name things of the host.
+//! The last row is no error: the kubelet sends all of a container's resources with each change, including
+//! those that refer to the host.
 
 use oci_spec::runtime::LinuxResources;
 
@@ -17,20 +17,20 @@ use crate::error::{Context, Error, Result};
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Size;
 
-/// A CPU quota's period when none is given, in microseconds: the kernel's.
+/// The kernel's default period of a CPU quota, in microseconds.
 pub(crate) const CPU_PERIOD: u64 = 100_000;
 
 /// Limits that may be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuestResources(pub(crate) LinuxResources);
 
-/// The host's CPUs that a container may use; empty: none are named.
+/// The host's CPUs that a container may use; empty: no restriction.
 pub(crate) fn cpus(resources: Option<&LinuxResources>) -> Result<CpuList> {
     let text = resources.and_then(|r| r.cpu().as_ref()).and_then(|cpu| cpu.cpus().as_ref());
     CpuList::parse(text.map_or("", String::as_str)).context("resources.cpu.cpus")
 }
 
-/// Device rules, pids, block I/O, network classes and cpusets name things of the host.
+/// Removes what refers to the host: device rules, pids, block I/O, network classes and cpusets.
 pub(crate) fn trim(resources: &mut LinuxResources) {
     resources.set_devices(None);
     resources.set_pids(None);
@@ -44,14 +44,14 @@ pub(crate) fn trim(resources: &mut LinuxResources) {
     }
 }
 
-/// `LinuxResources` as JSON, for a container in a VM of this size; and the CPUs that it may use.
+/// Parses `LinuxResources` of a container in a VM of this size; also returns the CPUs that it may use.
 pub(crate) fn parse(json: &[u8], vm: Size) -> Result<(GuestResources, CpuList)> {
     let mut resources: LinuxResources = serde_json::from_slice(json).context("resources")?;
     let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or(0);
     let mib = u64::try_from(limit).unwrap_or(0).div_ceil(1 << 20);
     if mib > vm.memory_mib.into() {
         return Err(Error::precondition(format!(
-            "memory limit of {mib} MiB: the VM has {} MiB, and its size is fixed when it starts: make the pod anew \
+            "memory limit of {mib} MiB: the VM has {} MiB, and its size is fixed when it starts: recreate the pod \
              with the new limit",
             vm.memory_mib
         )));
@@ -62,13 +62,13 @@ pub(crate) fn parse(json: &[u8], vm: Size) -> Result<(GuestResources, CpuList)> 
     if quota > period.saturating_mul(vm.vcpus.into()) {
         return Err(Error::precondition(format!(
             "CPU quota of {quota} us in {period} us: the VM has {} CPUs, and their number is fixed when it starts: \
-             make the pod anew with the new limit",
+             recreate the pod with the new limit",
             vm.vcpus
         )));
     }
     if let Some(pages) = resources.hugepage_limits().iter().flatten().find(|pages| pages.limit() != 0) {
         return Err(Error::invalid(format!(
-            "huge pages ({}): the memory of a secure VM has none: leave the limit out",
+            "huge pages ({}): a secure VM's memory has none: remove the limit",
             pages.page_size()
         )));
     }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_can_change_is_sent_and_nothing_of_the_host() {
+    fn only_what_the_guest_can_change_is_sent() {
         let (sent, cpus) =
             of(r#"{"devices":[{"allow":false,"access":"rwm"}],"pids":{"limit":9},"unified":{"a":"b"},
             "blockIO":{"weight":10},"hugepageLimits":[{"pageSize":"1MB","limit":0}],
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_the_vm_is_the_limit_of_limits() {
+    fn no_limit_is_above_the_size_of_the_vm() {
         for (json, code, text) in [
             (r#"{"memory":{"limit":536870912},"cpu":{"quota":200000,"period":100000}}"#, None, ""),
             (r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#, None, ""),
@@ -122,12 +122,12 @@ mod tests {
             (
                 r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#,
                 Some(Code::InvalidArgument),
-                "huge pages (2MB): the memory of a secure VM has none",
+                "huge pages (2MB): a secure VM's memory has none",
             ),
             (
                 r#"{"cpu":{"cpus":"0-x"}}"#,
                 Some(Code::InvalidArgument),
-                "resources.cpu.cpus: list of CPUs: \"0-x\": takes numbers",
+                "resources.cpu.cpus: list of CPUs: \"0-x\": expected numbers",
             ),
             ("{", Some(Code::Internal), "resources: EOF while parsing"),
         ] {

@@ -1,20 +1,20 @@
-//! What the agent mounts before it starts a container: its `Storage` message as plain data.
+//! What the agent mounts before it starts a container: the contents of its `Storage` messages.
 //!
 //! The strings are the agent's contract; a policy in a real guest refuses anything else.
 
 use crate::ccw::DevNo;
 use crate::ids::{ContainerId, SandboxId};
 
-/// Size of a pod's /dev/shm in bytes: what containerd's default mount has, and policies pin.
+/// Size of a pod's /dev/shm in bytes: that of containerd's default mount, which policies pin.
 pub(crate) const SHM_BYTES: u64 = 64 << 20;
 
 /// The pod's shared memory in the guest.
 pub(crate) const SHM_PATH: &str = "/run/kata-containers/sandbox/shm";
 
-/// Where the agent takes files of the host by CopyFile.
+/// Where the agent accepts the host's files by CopyFile.
 pub(crate) const SHARED_DIR: &str = "/run/kata-containers/shared/containers";
 
-/// One storage, as the agent takes it.
+/// One storage for the agent to mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Storage {
     pub driver: String,
@@ -53,9 +53,9 @@ pub(crate) fn shm() -> Storage {
 
 /// A packed image as the lower layer of an overlay whose writable layer is guest memory.
 ///
-/// `layer` names the image's mount in this pod: it stands outside the container's directory,
-/// which the agent deletes while the image may still be mounted. A `shared` one stays mounted
-/// until the sandbox ends and serves every container that names it.
+/// `layer` names the image's mount in this pod: it is outside the container's directory, which the agent
+/// deletes while the image may still be mounted. If `shared`, it stays mounted until the sandbox ends and
+/// is used by every container that names it.
 pub(crate) fn packed_rootfs(id: &ContainerId, layer: &str, devno: DevNo, shared: bool) -> Vec<Storage> {
     let lower = format!("/run/kata-containers/sandbox/layers/{layer}");
     let (upper, work) = (format!("{}/upper", container_dir(id)), format!("{}/work", container_dir(id)));
@@ -81,7 +81,7 @@ pub(crate) fn packed_rootfs(id: &ContainerId, layer: &str, devno: DevNo, shared:
     vec![image, overlay]
 }
 
-/// A file system on a disk of the container's own.
+/// A file system on a disk that only this container uses.
 pub(crate) fn block_rootfs(id: &ContainerId, devno: DevNo, fstype: &str, options: &[String]) -> Vec<Storage> {
     vec![Storage {
         driver: "blk-ccw".into(),
@@ -93,7 +93,7 @@ pub(crate) fn block_rootfs(id: &ContainerId, devno: DevNo, fstype: &str, options
     }]
 }
 
-/// An emptyDir with medium Memory, shared by the pod's containers by its name; `gid` owns it.
+/// An emptyDir with medium Memory, which the pod's containers share by its name; `gid` owns it.
 pub(crate) fn memory_volume(name: &str, gid: u32) -> Storage {
     Storage {
         driver: "ephemeral".into(),
@@ -105,7 +105,7 @@ pub(crate) fn memory_volume(name: &str, gid: u32) -> Storage {
     }
 }
 
-/// Any other emptyDir: a folder of the guest's own file system, which is its memory.
+/// Any other emptyDir: a directory of the guest's own file system, which is in its memory.
 pub(crate) fn local_volume(sandbox: &SandboxId, name: &str, gid: u32) -> Storage {
     Storage {
         driver: "local".into(),
@@ -117,7 +117,7 @@ pub(crate) fn local_volume(sandbox: &SandboxId, name: &str, gid: u32) -> Storage
     }
 }
 
-/// The kubelet gives a pod's fsGroup to the folder.
+/// The kubelet sets the directory's group to the pod's fsGroup.
 fn group(gid: u32) -> Vec<String> {
     if gid == 0 { Vec::new() } else { vec![format!("fsgid={gid}")] }
 }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packed_rootfs_is_what_the_agent_took() {
+    fn a_packed_rootfs_is_what_the_agent_accepted() {
         let id = ContainerId::parse("hello").expect("id");
         let [image, overlay]: [Storage; 2] =
             packed_rootfs(&id, "l1", DevNo::new(7), true).try_into().expect("two storages");

@@ -1,5 +1,5 @@
-//! What a pod may ask of containers that share the host's kernel and no VM can give: refused at the
-//! door, each by one clear error. Mounts are decided in `volume`.
+//! Refuses what only containers that share the host's kernel can have, each with one clear error. Mounts
+//! are decided in `volume`.
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
 
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::oci::role::Role;
 use crate::oci::spec::Bundle;
 
-/// Devices that every Linux has by these numbers, the guest too: major, minor.
+/// Devices that every Linux has under these numbers (major, minor), the guest's kernel included.
 const SAME_EVERYWHERE: [(i64, i64); 12] = [
     (1, 3),    // null
     (1, 5),    // zero
@@ -23,35 +23,37 @@ const SAME_EVERYWHERE: [(i64, i64); 12] = [
     (10, 237), // loop-control
 ];
 
-/// Namespaces that a VM cannot share with its host: what is shared, and a pod's setting for it.
-const HOSTS: [(LinuxNamespaceType, &str, &str); 3] = [
+/// Namespaces that a VM cannot share with its host: what is shared, and the pod's setting for it.
+const HOST_NAMESPACES: [(LinuxNamespaceType, &str, &str); 3] = [
     (LinuxNamespaceType::Network, "network", "hostNetwork"),
     (LinuxNamespaceType::Pid, "process ids", "hostPID"),
     (LinuxNamespaceType::Ipc, "inter-process communication", "hostIPC"),
 ];
 
 /// Refuses the host's network, process ids and inter-process communication, in this order.
-pub(crate) fn host_namespaces(asked: [bool; 3]) -> Result<()> {
-    let Some((_, (_, what, setting))) = asked.iter().zip(HOSTS).find(|(asked, _)| **asked) else {
+pub(crate) fn host_namespaces(requested: [bool; 3]) -> Result<()> {
+    let Some((_, (_, what, setting))) =
+        requested.iter().zip(HOST_NAMESPACES).find(|(requested, _)| **requested)
+    else {
         return Ok(());
     };
     Err(Error::invalid(format!(
-        "{setting}: a guest has a kernel of its own and cannot share the host's {what}: leave {setting} out"
+        "{setting}: a guest has its own kernel and cannot share the host's {what}: remove {setting}"
     )))
 }
 
-/// Refuses a spec that asks for the host itself.
+/// Refuses a spec that requests access to the host.
 pub(crate) fn host_access(bundle: &Bundle) -> Result<()> {
-    // The network is the pod's: what its other containers say of it means nothing.
+    // The network is the pod's: a member's network namespace is ignored.
     let is_members_network =
         |typ| typ == LinuxNamespaceType::Network && matches!(bundle.role, Role::Member { .. });
-    host_namespaces(HOSTS.map(|(typ, ..)| !is_members_network(typ) && !bundle.has_namespace(typ)))?;
+    host_namespaces(HOST_NAMESPACES.map(|(typ, ..)| !is_members_network(typ) && !bundle.has_namespace(typ)))?;
     let devices = bundle.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
     let of_host: Vec<&LinuxDevice> =
         devices.into_iter().flatten().filter(|d| !is_same_everywhere(d)).collect();
     let Some(first) = of_host.first() else { return Ok(()) };
     Err(Error::invalid(format!(
-        "device {}{}: a device of the host cannot be given to a confidential guest: remove it; for privileged \
+        "device {}{}: a device of the host cannot be passed to a confidential guest: remove it; for privileged \
          containers set privileged_without_host_devices = true for this runtime",
         first.path().display(),
         if of_host.len() > 1 { format!(" and {} more", of_host.len() - 1) } else { String::new() },
@@ -91,7 +93,7 @@ mod tests {
             let mut asked = spec();
             asked["linux"]["namespaces"].as_array_mut().expect("list").remove(at);
             let e = check(&asked).expect_err(setting);
-            assert!(e.to_string().starts_with(&format!("{setting}: a guest has a kernel of its own")), "{e}");
+            assert!(e.to_string().starts_with(&format!("{setting}: a guest has its own kernel")), "{e}");
             asked["annotations"] = json!({
                 "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"
             });

@@ -27,7 +27,7 @@ impl CpuList {
                     let (part, most): (String, _) =
                         (part.chars().take(limits::QUOTED_CHARS).collect(), limits::CPUS - 1);
                     return Err(Error::invalid(format!(
-                        "list of CPUs: {part:?}: takes numbers and ranges up to {most}, as 0-3,8"
+                        "list of CPUs: {part:?}: expected numbers and ranges up to {most}, such as 0-3,8"
                     )));
                 }
             }
@@ -127,7 +127,7 @@ mod tests {
     fn what_is_no_list_is_refused() {
         for text in ["x", "1-", "-1", "3-1", "1,,2", "1024", "0-99999999999999999999", "0-1:2/3", "+"] {
             let e = CpuList::parse(text).expect_err(text).to_string();
-            assert!(e.contains("takes numbers and ranges up to 1023, as 0-3,8"), "{e}");
+            assert!(e.contains("expected numbers and ranges up to 1023, such as 0-3,8"), "{e}");
         }
         let long = CpuList::parse(&"9".repeat(1 << 20)).expect_err("long").to_string();
         assert!(long.len() < 200, "{} bytes", long.len());

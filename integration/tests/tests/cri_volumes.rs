@@ -146,15 +146,15 @@ fn what_no_vm_can_share_is_refused_in_one_line(node: &Node) {
     for (options, setting) in [
         (
             NamespaceOption { network: of_node.into(), ..Default::default() },
-            "hostNetwork: a guest has a kernel of its own",
+            "hostNetwork: a guest has its own kernel",
         ),
         (
             NamespaceOption { pid: of_node.into(), ..Default::default() },
-            "hostPID: a guest has a kernel of its own",
+            "hostPID: a guest has its own kernel",
         ),
         (
             NamespaceOption { ipc: of_node.into(), ..Default::default() },
-            "hostIPC: a guest has a kernel of its own",
+            "hostIPC: a guest has its own kernel",
         ),
     ] {
         if node.sandbox_api && options.network == i32::from(of_node) {

@@ -75,10 +75,10 @@ async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
     let fifo = node.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
     for (bundle, wanted) in [
-        (without("network"), "hostNetwork: a guest has a kernel of its own"),
-        (without("pid"), "hostPID: a guest has a kernel of its own"),
-        (without("ipc"), "hostIPC: a guest has a kernel of its own"),
-        (device, "device /dev/sda: a device of the host cannot be given"),
+        (without("network"), "hostNetwork: a guest has its own kernel"),
+        (without("pid"), "hostPID: a guest has its own kernel"),
+        (without("ipc"), "hostIPC: a guest has its own kernel"),
+        (device, "device /dev/sda: a device of the host cannot be passed"),
         (with_mounts(&[shared]), "mount /data: mounts made in the guest cannot be propagated to the host"),
         (with_mounts(&[bind("/run/pipe", &fifo)]), "fifo is a fifo of the host"),
         (with_mounts(&[bind("/data", &node.path("none"))]), "none: No such file or directory"),
