@@ -1,5 +1,5 @@
-//! Can this image run on this machine in a VM of this size? Everything that would make a secure guest
-//! fail, found before time is spent on a boot: facts in, findings out.
+//! Checks whether this image can run on this host in a VM of this size: what would make a secure guest
+//! fail is found before time is spent on a boot. Facts in, findings out.
 //!
 //! An image without a Secure Execution header is always fatal, for every caller and configuration:
 //! QEMU would boot it, unprotected.
@@ -21,19 +21,19 @@ pub(crate) struct CheckInputs<'a> {
     pub vcpus: u32,
 }
 
-/// What the reader made of the image.
+/// The result of reading the image.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ImageFacts<'a> {
     Sealed(&'a SealedImage),
     Invalid(&'a ImageError),
-    /// The file cannot even be opened: why, with its path.
+    /// The file cannot be opened; why, with its path.
     Unreadable(&'a str),
 }
 
 /// The architecture of IBM Z and LinuxONE.
 const S390X: &str = "s390x";
 
-/// More virtual CPUs than this no protected guest has (KVM: 248 CPUs, one id is the ultravisor's).
+/// The most virtual CPUs of a protected guest (KVM: 248 CPUs, of which one id is the ultravisor's).
 const VCPUS: u64 = 247;
 
 /// Runs every check.
@@ -43,7 +43,7 @@ pub(crate) fn run(inputs: &CheckInputs<'_>) -> Vec<Finding> {
     match inputs.image {
         ImageFacts::Sealed(image) => {
             findings.push(sealed(image));
-            // Another machine's masks and keys say nothing.
+            // Another architecture has none of these facts.
             if is_z {
                 findings.push(version(image, inputs.host));
                 findings.push(flags(image, inputs.host));
@@ -66,7 +66,7 @@ pub(crate) fn run(inputs: &CheckInputs<'_>) -> Vec<Finding> {
     findings
 }
 
-/// What the digests of the whole content say.
+/// The finding of a comparison of the whole content with its digests.
 pub(crate) fn digests(verdict: &Verdict) -> Finding {
     if verdict.untouched() {
         return pass("digests", verdict.to_string());
@@ -100,7 +100,7 @@ fn cpu(host: &HostFacts) -> Finding {
             "facility 158 is not in /proc/cpuinfo",
             "Secure Execution needs a z15, LinuxONE III or newer with feature code 115, and an LPAR, not z/VM",
         ),
-        Fact::Absent => unknown("cpu", "/proc/cpuinfo: not there"),
+        Fact::Absent => unknown("cpu", "/proc/cpuinfo does not exist"),
         Fact::Unclear(text) => unknown("cpu", text),
     }
 }
@@ -137,7 +137,7 @@ fn kvm(host: &HostFacts) -> Finding {
     match &host.kvm {
         Kvm::Protected => pass("kvm", "KVM runs protected guests (KVM_CAP_S390_PROTECTED)"),
         Kvm::Missing => {
-            fatal("kvm", "KVM is not there", "/dev/kvm does not exist", "load the module: modprobe kvm")
+            fatal("kvm", "KVM is not available", "/dev/kvm does not exist", "load the module: modprobe kvm")
         }
         Kvm::Unusable(why) => fatal(
             "kvm",
@@ -148,7 +148,7 @@ fn kvm(host: &HostFacts) -> Finding {
         Kvm::Unprotected => fatal(
             "kvm",
             "KVM cannot run protected guests",
-            "/dev/kvm says no to KVM_CAP_S390_PROTECTED (180)",
+            "/dev/kvm does not have KVM_CAP_S390_PROTECTED (180)",
             "boot the host with prot_virt=1; the kernel must be 5.7 or newer",
         ),
     }
@@ -192,13 +192,13 @@ fn sealed(image: &SealedImage) -> Finding {
             "image",
             "the image's content is not encrypted",
             "flag \"no component encryption\"",
-            "whoever can read the file knows its content: rebuild it encrypted if it holds secrets",
+            "anyone who can read the file knows its content: rebuild it encrypted if it contains secrets",
         );
     }
     pass("image", text)
 }
 
-/// The header's GCM tag in hexadecimal: attestation names an image by it.
+/// The header's GCM tag in hexadecimal: attestation identifies an image by it.
 pub fn tag(image: &SealedImage) -> String {
     hex(&image.header.tag)
 }
@@ -216,7 +216,7 @@ fn version(image: &SealedImage, host: &HostFacts) -> Finding {
             "rebuild the image with an older header version, or update the machine's firmware",
         ),
         Fact::Absent => {
-            pass("version", format!("{version:#x}; this kernel does not tell which are supported"))
+            pass("version", format!("{version:#x}; this kernel does not report which are supported"))
         }
         Fact::Unclear(text) => unknown("version", text),
     }
@@ -238,7 +238,7 @@ fn flags(image: &SealedImage, host: &HostFacts) -> Finding {
             "rebuild the image without them, or update the machine's firmware",
         ),
         Fact::Absent => {
-            pass("flags", format!("{}; this kernel does not tell which are supported", names(flags)))
+            pass("flags", format!("{}; this kernel does not report which are supported", names(flags)))
         }
         Fact::Unclear(text) => unknown("flags", text),
     }
@@ -263,7 +263,7 @@ fn memory(image: &SealedImage, inputs: &CheckInputs<'_>) -> Finding {
                 inputs.memory_mib,
                 needed.div_ceil(1 << 20)
             ),
-            "make guest.memory_mib larger: the workload needs memory, too",
+            "increase guest.memory_mib: the workload needs memory, too",
         );
     }
     match &inputs.host.max_address {
@@ -274,7 +274,7 @@ fn memory(image: &SealedImage, inputs: &CheckInputs<'_>) -> Finding {
                 "{} MiB (guest.memory_mib and the pod's limits), the highest guest address is {highest:#x}",
                 inputs.memory_mib
             ),
-            "make guest.memory_mib or the pod's memory limits smaller",
+            "reduce guest.memory_mib or the pod's memory limits",
         ),
         Fact::Unclear(text) => unknown("memory", text),
         Fact::Known(_) | Fact::Absent => pass(
@@ -296,7 +296,7 @@ fn cpus(inputs: &CheckInputs<'_>) -> Finding {
             "cpus",
             "the VM has more CPUs than a secure guest can have",
             &format!("{vcpus} (guest.vcpus and the pod's limits), the limit is {limit}, {whose}"),
-            "make guest.vcpus or the pod's CPU limits smaller",
+            "reduce guest.vcpus or the pod's CPU limits",
         );
     }
     pass("cpus", format!("{vcpus} virtual CPUs of at most {limit}"))
@@ -305,7 +305,7 @@ fn cpus(inputs: &CheckInputs<'_>) -> Finding {
 fn guests(host: &HostFacts) -> Finding {
     let limit = match &host.max_guests {
         Fact::Known(limit) => *limit,
-        Fact::Absent => return pass("guests", "this kernel does not tell how many secure guests can run"),
+        Fact::Absent => return pass("guests", "this kernel does not report how many secure guests can run"),
         Fact::Unclear(text) => return unknown("guests", text),
     };
     match host.running_guests {
@@ -313,7 +313,7 @@ fn guests(host: &HostFacts) -> Finding {
             "guests",
             "this machine has no room for another secure guest",
             &format!("{running} run, the limit is {limit} (query/max_guests)"),
-            "end another pod or run this one on another node",
+            "stop another pod or run this one on another node",
         ),
         Some(running) => pass("guests", format!("{running} secure guests of at most {limit} run")),
         None => pass("guests", format!("at most {limit} secure guests")),

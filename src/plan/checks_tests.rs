@@ -1,4 +1,4 @@
-//! One table row for each way a check can end.
+//! One table row for each outcome of a check.
 
 use super::*;
 use crate::image::{Bound, Component, CustomerKey, Header, Ipib, KeyHash, KeySlot};
@@ -73,7 +73,7 @@ impl Case {
         })
     }
 
-    /// All findings that are no pass.
+    /// All findings other than a pass.
     fn complaints(&self) -> Vec<String> {
         let findings = self.findings(ImageFacts::Sealed(&self.image));
         let complaints = findings.iter().filter(|f| f.severity != Severity::Pass);
@@ -81,7 +81,7 @@ impl Case {
     }
 }
 
-/// Changes one thing of a good machine, image or size, and names what is said about it.
+/// Changes one thing of a good host, image or size, and expects this one finding.
 fn row(change: impl FnOnce(&mut Case), wanted: &str) {
     let mut case = case();
     change(&mut case);
@@ -120,7 +120,7 @@ fn a_good_machine_and_a_good_image_pass_every_check() {
 }
 
 #[test]
-fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
+fn what_the_host_lacks_is_named_with_what_enables_it() {
     row(|c| c.host.uv_facility = Fact::Known(false), "Fatal cpu: the CPU does not offer the ultravisor");
     row(|c| c.host.uv_facility = Fact::Absent, "Warning cpu: this could not be checked: /proc/cpuinfo");
     row(|c| c.host.uv_facility = unclear(), "Warning cpu: this could not be checked: /f: \"x\": no");
@@ -138,12 +138,15 @@ fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
         |c| c.host.prot_virt_guest = Fact::Known(true),
         "Fatal ultravisor: this kernel is a secure guest itself",
     );
-    row(|c| c.host.kvm = Kvm::Missing, "Fatal kvm: KVM is not there: /dev/kvm does not exist: load");
+    row(|c| c.host.kvm = Kvm::Missing, "Fatal kvm: KVM is not available: /dev/kvm does not exist: load");
     row(
         |c| c.host.kvm = Kvm::Unusable("/dev/kvm: Permission denied".into()),
         "Fatal kvm: KVM cannot be used: /dev/kvm: Permission denied: give the user",
     );
-    row(|c| c.host.kvm = Kvm::Unprotected, "Fatal kvm: KVM cannot run protected guests: /dev/kvm says no");
+    row(
+        |c| c.host.kvm = Kvm::Unprotected,
+        "Fatal kvm: KVM cannot run protected guests: /dev/kvm does not have",
+    );
     row(
         |c| c.host.max_guests = Fact::Known(3),
         "Fatal guests: this machine has no room for another secure guest: 3 run, the limit is 3",
@@ -152,7 +155,7 @@ fn what_the_machine_lacks_is_named_with_what_turns_it_on() {
 }
 
 #[test]
-fn a_machine_that_is_no_z_is_told_so_once() {
+fn a_machine_that_is_no_z_has_one_finding_that_says_so() {
     let mut other = case();
     other.host = HostFacts {
         architecture: "x86_64".into(),
@@ -232,7 +235,7 @@ fn an_image_for_another_machine_is_refused_with_both_lists() {
     row(
         |c| c.image.header.slots.truncate(1),
         "Fatal key: built for another machine: rebuild it with this machine's host key document: the image's \
-         slots: 0101010101010101…; this machine's keys: aaaaaaaaaaaaaaaa…, bbbbbbbbbbbbbbbb…: the document",
+         slots: 0101010101010101…; this machine's keys: aaaaaaaaaaaaaaaa…, bbbbbbbbbbbbbbbb…: IBM provides the document",
     );
     row(
         |c| {
@@ -259,7 +262,7 @@ fn without_a_key_list_the_configured_documents_decide() {
     let document = |key| KnownDocument { path: "/etc/HKD.crt".into(), key };
     row(
         |c| c.host.keys = Fact::Absent,
-        "Warning key: whether the image fits this machine could not be checked: this kernel does not tell the \
+        "Warning key: whether the image fits this machine could not be checked: this kernel does not report the \
          machine's keys: use Linux 6.13",
     );
     row(
@@ -286,7 +289,7 @@ fn without_a_key_list_the_configured_documents_decide() {
 }
 
 #[test]
-fn a_vm_of_the_wrong_size_is_told_number_and_limit() {
+fn a_vm_of_the_wrong_size_is_refused_with_number_and_limit() {
     row(
         |c| c.memory_mib = 60,
         "Fatal memory: the VM's memory is too small for the image: 60 MiB (guest.memory_mib and \
@@ -316,14 +319,14 @@ fn a_vm_of_the_wrong_size_is_told_number_and_limit() {
 }
 
 #[test]
-fn several_reasons_are_one_line_and_the_first_is_told_whole() {
+fn several_reasons_are_one_line_and_the_first_is_complete() {
     let mut case = case();
     case.host.kvm = Kvm::Missing;
     case.vcpus = 300;
     let line = refusal(&case.findings(ImageFacts::Sealed(&image()))).expect("fatal");
     assert_eq!(
         line,
-        "KVM is not there: /dev/kvm does not exist: load the module: modprobe kvm; also: the VM has more CPUs \
+        "KVM is not available: /dev/kvm does not exist: load the module: modprobe kvm; also: the VM has more CPUs \
          than a secure guest can have"
     );
 }

@@ -1,20 +1,20 @@
-//! A list of CPUs as the kernel and OCI specs write it (`0-3,8`), and which of them a pod's VM runs on.
+//! A list of CPUs as the kernel and OCI specs write it (`0-3,8`).
 //!
 //! A VM is one process for all containers of its pod, so it runs on the CPUs that any of them may use. The
-//! kubelet's static CPU manager names CPUs for every container of a node; one that names none, as the
-//! sandbox's own, counts for nothing.
+//! kubelet's static CPU manager sets CPUs for every container of a node; a container without any, such as
+//! the sandbox container, is ignored.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::limits;
 
-/// A set of CPUs. Empty: none is named, all may be used.
+/// A set of CPUs. Empty: no restriction, all may be used.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct CpuList([u64; limits::CPUS / 64]);
 
 impl CpuList {
-    /// Reads `0-3,8`; nothing at all is the empty list.
+    /// Parses `0-3,8`; an empty text is the empty list.
     pub fn parse(text: &str) -> Result<Self> {
         let text = text.trim();
         let mut list = Self::default();
@@ -35,12 +35,12 @@ impl CpuList {
         Ok(list)
     }
 
-    /// Every CPU there can be.
+    /// Every CPU that can be named.
     pub fn all() -> Self {
         Self([u64::MAX; limits::CPUS / 64])
     }
 
-    /// Numbers from [`limits::CPUS`] on are left out.
+    /// Numbers from [`limits::CPUS`] on are ignored.
     pub fn add(&mut self, cpu: usize) {
         if let Some(word) = self.0.get_mut(cpu / 64) {
             *word |= 1 << (cpu % 64);
@@ -59,14 +59,14 @@ impl CpuList {
         *self == Self::default()
     }
 
-    /// What is in either.
+    /// The union of both.
     #[must_use]
     pub fn with(mut self, other: &Self) -> Self {
         other.cpus().for_each(|cpu| self.add(cpu));
         self
     }
 
-    /// What is not in `other`.
+    /// The CPUs that are not in `other`.
     #[must_use]
     pub fn without(mut self, other: &Self) -> Self {
         for (word, others) in self.0.iter_mut().zip(other.0) {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused() {
+    fn invalid_lists_are_refused() {
         for text in ["x", "1-", "-1", "3-1", "1,,2", "1024", "0-99999999999999999999", "0-1:2/3", "+"] {
             let e = CpuList::parse(text).expect_err(text).to_string();
             assert!(e.contains("expected numbers and ranges up to 1023, such as 0-3,8"), "{e}");
@@ -150,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_too_much(text in ".{0,200}") {
+        fn no_text_panics(text in ".{0,200}") {
             drop(CpuList::parse(&text));
         }
     }

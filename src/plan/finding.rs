@@ -1,4 +1,4 @@
-//! The result of one check, and how many of them become one answer: may a secure pod start?
+//! The result of one check, and of several: may a secure pod start?
 
 use crate::diagnosis::Diagnosis;
 
@@ -41,7 +41,7 @@ pub(crate) fn fatal(check: &'static str, cause: &str, evidence: &str, advice: &s
 
 /// The check could not be made: no reason to refuse a start.
 pub(crate) fn unknown(check: &'static str, evidence: &str) -> Finding {
-    warning(check, "this could not be checked", evidence, "the start is tried all the same")
+    warning(check, "this could not be checked", evidence, "the start is attempted anyway")
 }
 
 /// Why a pod cannot start, in one line; None when nothing is fatal.

@@ -1,24 +1,24 @@
-//! Does one of an image's key slots fit this machine? By the machine's own key list, else by the host
-//! key documents the configuration names.
+//! Checks whether one of an image's key slots fits this machine: by the kernel's list of host keys, else
+//! by the host key documents that the configuration names.
 
 use crate::image::{KeyHash, SealedImage};
 use crate::limits;
 use crate::plan::finding::{Finding, fatal, pass, warning};
 use crate::plan::host_facts::{Fact, HostFacts, HostKeys};
 
-/// A configured host key document and the hash of its key, or why it has none.
+/// A configured host key document and the hash of its key, or why it has no usable key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownDocument {
     pub path: String,
     pub key: Result<KeyHash, String>,
 }
 
-/// The flag that lets an image be opened by the machine's backup host key.
+/// The flag that allows the machine's backup host key to open the image.
 const BACKUP_KEYS: u32 = 62;
 
 const REBUILD: &str = "built for another machine: rebuild it with this machine's host key document";
 
-/// The slot that opens on this machine, as far as it is known.
+/// The host key of the slot that opens on this machine, as far as known.
 pub(crate) fn matched(image: &SealedImage, host: &HostFacts, documents: &[KnownDocument]) -> Option<KeyHash> {
     let mut mine: Vec<KeyHash> = match &host.keys {
         Fact::Known(keys) => keys.host.into_iter().chain(keys.backup).collect(),
@@ -31,7 +31,7 @@ pub(crate) fn matched(image: &SealedImage, host: &HostFacts, documents: &[KnownD
 pub(crate) fn check(image: &SealedImage, host: &HostFacts, documents: &[KnownDocument]) -> Finding {
     match &host.keys {
         Fact::Known(keys) => by_machine(image, keys),
-        Fact::Absent => by_documents(image, documents, "this kernel does not tell the machine's keys"),
+        Fact::Absent => by_documents(image, documents, "this kernel does not report the machine's keys"),
         Fact::Unclear(text) => by_documents(image, documents, text),
     }
 }
@@ -56,7 +56,7 @@ fn by_machine(image: &SealedImage, keys: &HostKeys) -> Finding {
         "key",
         REBUILD,
         &both(image, &own, "this machine's keys"),
-        "the document comes from IBM, by serial number",
+        "IBM provides the document by serial number",
     )
 }
 
@@ -72,7 +72,7 @@ fn by_documents(image: &SealedImage, documents: &[KnownDocument], why: &str) -> 
             "key",
             "whether the image fits this machine could not be checked",
             &format!("{why}; {bad}"),
-            "give this machine's own document in guest.host_key_documents",
+            "name this machine's document in guest.host_key_documents",
         );
     }
     if good.is_empty() {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::plan::vm::MacAddr;
 
-/// What was found in the pod's network namespace and is carried into the guest.
+/// The configuration of the pod's network namespace, which is applied in the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NetworkPlan {
     pub interfaces: Vec<InterfacePlan>,
@@ -40,12 +40,12 @@ pub struct NeighbourPlan {
     pub address: IpAddr,
     pub mac: MacAddr,
     pub device: String,
-    /// NUD_* state of the kernel; 128 is permanent.
+    /// The kernel's NUD_* state; 128 is permanent.
     pub state: u16,
     pub flags: u8,
 }
 
-/// A destination with the bits behind its prefix cleared.
+/// A destination with the bits after its prefix cleared.
 pub(crate) fn prefix_of(ip: IpAddr, length: u8) -> (IpAddr, u8) {
     match ip {
         IpAddr::V4(ip) => {
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bits_behind_a_prefix_are_cleared() {
+    fn the_bits_after_a_prefix_are_cleared() {
         let of = |ip: &str, length| prefix_of(ip.parse().expect("ip"), length).0.to_string();
         assert_eq!(of("10.66.7.9", 16), "10.66.0.0");
         assert_eq!(of("10.66.7.9", 32), "10.66.7.9");

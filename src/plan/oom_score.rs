@@ -1,15 +1,16 @@
-//! How gladly the kernel ends a VM when the host is out of memory: as the kubelet has it for the containers
-//! of the same quality of service (its `pkg/kubelet/qos/policy.go`).
+//! The VM's OOM score adjustment, which is what the kubelet sets for containers of the same quality of
+//! service (its `pkg/kubelet/qos/policy.go`).
 //!
-//! Without this QEMU would have containerd's own -999, and others would be ended for what a pod uses.
+//! Without it QEMU would inherit containerd's -999, and other processes would be killed for the memory that a
+//! pod uses.
 
 use crate::plan::size::{Capacity, Size};
 
 const GUARANTEED: i32 = -997;
 const BEST_EFFORT: i32 = 1000;
 
-/// The value for /proc/PID/oom_score_adj. The quality of service stands in the kubelet's cgroup names;
-/// elsewhere the container's own wish counts.
+/// The value for /proc/PID/oom_score_adj. The quality of service is in the kubelet's cgroup names; outside
+/// of these the container's own value is used.
 pub(crate) fn oom_score_adj(cgroups_path: &str, own: Option<i32>, vm: Size, host: Capacity) -> i32 {
     let is_in = |word: &str| cgroups_path.contains(word);
     if !is_in("kubepods") {
@@ -21,7 +22,7 @@ pub(crate) fn oom_score_adj(cgroups_path: &str, own: Option<i32>, vm: Size, host
     if !is_in("burstable") {
         return GUARANTEED;
     }
-    // A VM takes what it was given, so that is what it asked for.
+    // A VM uses all of its memory in the end, so its size is its request.
     let share = u64::from(vm.memory_mib) * 1000 / host.memory_mib.max(1);
     (1000 - i32::try_from(share).unwrap_or(1000)).clamp(2, 999)
 }

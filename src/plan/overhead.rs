@@ -1,8 +1,8 @@
-//! What a pod costs its node beyond its containers' limits: the stats of a RuntimeClass.
+//! What a pod costs its node beyond its containers' limits: the overhead in a RuntimeClass.
 //!
-//! The kubelet limits a pod's cgroup, in which QEMU runs, to the containers' limits and this overhead. So it has
-//! to hold all of the guest that is not the containers': a guest uses whatever memory it has, if only as a
-//! cache, and a QEMU above the limit is ended.
+//! The kubelet limits a pod's cgroup, in which QEMU runs, to the containers' limits plus this overhead. So
+//! the overhead must cover all of the guest's memory that is not the containers': a guest uses all memory
+//! that it has, if only as a cache, and a QEMU above the limit is killed.
 //!
 //! | of the overhead | | why |
 //! | --- | --- | --- |
@@ -11,17 +11,17 @@
 //! | tables | 1/128 of the VM | s390x page tables with their storage keys (1/256); the ultravisor's storage |
 //! | QEMU, vsock device, shim | [`HOST_MIB`] | 72 + 4 + 17 MiB in emulation; `e2e_overhead` measures it |
 //!
-//! The share of the limits is a sum that the kubelet cannot compute: the stats hold up to a size of pod.
+//! The kubelet cannot compute the shares of the limits, so the overhead is valid up to one size of pod.
 
 use crate::config::Config;
 
-/// QEMU without the guest's memory, its helpers and the shim, in MiB.
+/// QEMU without the guest's memory, the vsock device and the shim, in MiB.
 pub const HOST_MIB: u32 = 128;
 
 /// CPU time of QEMU's own threads and of the guest's kernel, in thousandths of a CPU.
 const CPU_MILLIS: u32 = 250;
 
-/// Limits of one pod, in MiB, for which the stats hold when the configuration has no maximum.
+/// Limits of one pod, in MiB, up to which the overhead is valid if the configuration has no maximum.
 const LIMITS_MIB: u32 = 8192;
 
 /// One pod's overhead.
@@ -29,11 +29,12 @@ const LIMITS_MIB: u32 = 8192;
 pub struct Overhead {
     pub memory_mib: u32,
     pub cpu_millis: u32,
-    /// It holds for pods whose limits are no larger together.
+    /// It is valid for pods whose containers' limits are at most this sum.
     pub limits_mib: u32,
 }
 
-/// By the configuration; `limits_mib`: for pods as large as this, instead of the largest that is allowed.
+/// The overhead with this configuration. `limits_mib`: for pods up to this size, instead of the largest that
+/// is allowed.
 pub fn overhead(config: &Config, limits_mib: Option<u32>) -> Overhead {
     let base = config.memory_mib;
     let largest = match config.max_memory_mib {
@@ -41,9 +42,9 @@ pub fn overhead(config: &Config, limits_mib: Option<u32>) -> Overhead {
         most => most.saturating_sub(base),
     };
     let limits = limits_mib.unwrap_or(largest);
-    let own = limits.div_ceil(64);
-    let tables = base.saturating_add(limits).saturating_add(own).div_ceil(128);
-    let memory_mib = [own, tables, HOST_MIB].iter().fold(base, |sum, part| sum.saturating_add(*part));
+    let accounting = limits.div_ceil(64);
+    let tables = base.saturating_add(limits).saturating_add(accounting).div_ceil(128);
+    let memory_mib = [accounting, tables, HOST_MIB].iter().fold(base, |sum, part| sum.saturating_add(*part));
     Overhead { memory_mib, cpu_millis: CPU_MILLIS, limits_mib: limits }
 }
 

@@ -1,4 +1,4 @@
-//! How a container's root file system reaches the guest, decided from the mounts containerd sent.
+//! Decides how a container's root file system gets into the guest, from the mounts that containerd sent.
 
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,10 @@ pub(crate) enum RootfsPlan {
     /// Directories, topmost layer first: packed into one read-only image.
     Packed {
         layers: Vec<PathBuf>,
-        /// The container's own directory above the layers: packed too when it is not empty.
+        /// The container's own directory above the layers: packed, too, if it is not empty.
         upper: Option<PathBuf>,
     },
-    /// One directory that only this container has: packed, not kept.
+    /// One directory that only this container uses: packed, not cached.
     Private { directory: PathBuf },
     /// A file or block device with a file system: attached as it is.
     Block { source: PathBuf, fstype: String, read_only: bool, options: Vec<String> },
@@ -30,7 +30,7 @@ pub(crate) enum RootfsPlan {
 /// File systems a guest mounts from a block device.
 const BLOCK_TYPES: [&str; 4] = ["ext4", "ext3", "xfs", "erofs"];
 
-/// Decides from the mounts; without any (CRI-O, `ctr run --rootfs`), the spec's root is already there.
+/// Decides from the mounts; without any (CRI-O, `ctr run --rootfs`), the spec's root is mounted already.
 pub(crate) fn decide(mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> {
     let mount = match mounts {
         [] => return Ok(RootfsPlan::Private { directory: absolute("root.path", &root.to_string_lossy())? }),
@@ -56,7 +56,7 @@ pub(crate) fn decide(mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> 
         "bind" => Ok(RootfsPlan::Private { directory: absolute("bind source", &mount.source)? }),
         fstype if BLOCK_TYPES.contains(&fstype) => block(mount),
         other => Err(Error::invalid(format!(
-            "root file system of type {other:?}: known are overlay, bind, {}",
+            "root file system of type {other:?}: supported are overlay, bind, {}",
             BLOCK_TYPES.join(", ")
         ))),
     }
@@ -70,7 +70,7 @@ fn overlay(mount: &RootfsMount) -> Result<RootfsPlan> {
         split_layers(lower).iter().map(|layer| absolute("lowerdir", layer)).collect::<Result<Vec<_>>>()?;
     if layers.len() > limits::ROOTFS_LAYERS {
         return Err(Error::invalid(format!(
-            "overlay root file system: {} layers, allowed are {}",
+            "overlay root file system: {} layers, at most {} are allowed",
             layers.len(),
             limits::ROOTFS_LAYERS
         )));
@@ -79,7 +79,7 @@ fn overlay(mount: &RootfsMount) -> Result<RootfsPlan> {
     Ok(RootfsPlan::Packed { layers, upper })
 }
 
-/// overlayfs' own syntax: layers stand between colons; a backslash takes the next character as it is.
+/// The syntax of overlayfs: colons separate layers; a backslash escapes the next character.
 fn split_layers(text: &str) -> Vec<String> {
     let mut layers = vec![String::new()];
     let mut chars = text.chars();

@@ -1,5 +1,5 @@
-//! How large a pod's VM is: memory and CPUs cannot be added to a secure guest later, so it gets at its start
-//! what the pod may ever use.
+//! The size of a pod's VM: memory and CPUs cannot be added to a secure guest later, so it starts with all that
+//! the pod may ever use.
 //!
 //! | | |
 //! | --- | --- |
@@ -7,7 +7,7 @@
 //! | CPUs | `guest.vcpus` + the containers' quotas in CPUs, rounded up; no more than the maximum size |
 //!
 //! The base is what the guest needs for itself (kernel, agent, bounce buffers) and what containers
-//! without limits share. The 64th is how a Linux kernel counts memory: 64 bytes for each page of 4 KiB.
+//! without limits share. The 64th is for the guest kernel's page structures: 64 bytes for each page of 4 KiB.
 
 use crate::error::{Error, Result};
 
@@ -18,7 +18,7 @@ pub struct Size {
     pub vcpus: u32,
 }
 
-/// The limits of all containers of the pod together; 0: none.
+/// The sum of the limits of the pod's containers; 0: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Requested {
     pub memory_bytes: u64,
@@ -26,33 +26,33 @@ pub(crate) struct Requested {
     pub cpus: u32,
 }
 
-/// What a VM may have at most.
+/// The largest VM that is allowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct VmMaximum {
-    /// `guest.max_memory_mib` and `guest.max_vcpus`; 0: what the machine has.
+    /// `guest.max_memory_mib` and `guest.max_vcpus`; 0: what the host has.
     pub memory_mib: u32,
     pub vcpus: u32,
     pub host: Capacity,
 }
 
-/// The machine's memory and CPUs; 0: not known.
+/// The host's memory and CPUs; 0: not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Capacity {
     pub memory_mib: u64,
     pub cpus: u32,
 }
 
-/// The VM's size, or why the pod is too large. What the operator wrote as the base always fits.
+/// The VM's size, or why the pod is too large. The base that the operator configured always fits.
 pub(crate) fn size(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<Size> {
     Ok(Size { memory_mib: memory(base, requested, maximum)?, vcpus: cpus(base, requested, maximum)? })
 }
 
 fn memory(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> {
     let limits = requested.memory_bytes.div_ceil(1 << 20);
-    let own = limits.div_ceil(64);
-    let total = u64::from(base.memory_mib) + limits + own;
+    let accounting = limits.div_ceil(64);
+    let total = u64::from(base.memory_mib) + limits + accounting;
     let (most, whose) = match (maximum.memory_mib, maximum.host.memory_mib) {
-        (0, 0) => (u64::from(u32::MAX), "what a VM can have"),
+        (0, 0) => (u64::from(u32::MAX), "the most a VM can have"),
         (0, host) => (host, "the memory of this machine"),
         (configured, _) => (configured.into(), "guest.max_memory_mib"),
     };
@@ -60,7 +60,7 @@ fn memory(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> 
     fits.ok_or_else(|| {
         Error::precondition(format!(
             "the pod needs a VM with {total} MiB of memory ({} MiB for the guest, {limits} MiB are the containers' \
-             limits, {own} MiB to account for them), {most} MiB are allowed ({whose}): lower the limits or use a \
+             limits, {accounting} MiB to account for them), {most} MiB are allowed ({whose}): lower the limits or use a \
              larger node",
             base.memory_mib
         ))
@@ -69,7 +69,7 @@ fn memory(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> 
 
 fn cpus(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> {
     let (most, whose) = match (maximum.vcpus, maximum.host.cpus) {
-        (0, 0) => (u32::MAX, "what a VM can have"),
+        (0, 0) => (u32::MAX, "the most a VM can have"),
         (0, host) => (host, "the CPUs of this machine"),
         (configured, _) => (configured, "guest.max_vcpus"),
     };
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_too_large_is_told_both_numbers() {
+    fn a_pod_that_is_too_large_is_refused_with_both_numbers() {
         for (memory, cpus, max_memory, max_vcpus, wanted) in [
             (2015, 0, 4095, 0, "the pod needs a VM with 4095 MiB"),
             (
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_fits_whatever_the_machine_has() {
+    fn the_base_fits_on_every_host() {
         let small = VmMaximum { host: Capacity { memory_mib: 1024, cpus: 1 }, ..VmMaximum::default() };
         let base = Size { memory_mib: 2048, vcpus: 4 };
         assert_eq!(size(base, Requested::default(), &small), Ok(base));

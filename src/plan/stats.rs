@@ -1,14 +1,14 @@
-//! What a container or a VM has used, whoever counted it; and how much of a guest's count is believed.
+//! Statistics of a container or a VM, counted by the host or reported by the guest.
 //!
-//! A guest may say anything, and its stats reach the kubelet's eviction and autoscalers: none is
-//! above what its VM has, and none can make the arithmetic of a caller overflow.
+//! A guest may report anything, and its statistics reach the kubelet's eviction and autoscalers: clamp_to_vm
+//! leaves no value above what the VM has, and none that makes a caller's arithmetic overflow.
 
 use std::time::Duration;
 
 use crate::limits;
 use crate::plan::size::Size;
 
-/// One moment's stats.
+/// A snapshot of all statistics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     pub cpu: CpuStats,
@@ -17,26 +17,26 @@ pub struct Stats {
     pub disks: Vec<DiskStats>,
 }
 
-/// Nanoseconds since the beginning.
+/// Nanoseconds since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuStats {
     pub total: u64,
     pub user: u64,
     pub kernel: u64,
-    /// Periods of the quota, those in which it was used up, and the nanoseconds waited then.
+    /// Periods of the CPU quota, those in which it was used up, and the nanoseconds of waiting for the next.
     pub periods: u64,
     pub throttled_periods: u64,
     pub throttled: u64,
 }
 
-/// Bytes; faults are counts.
+/// Bytes; failures and faults are counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryStats {
     pub usage: u64,
     pub peak: u64,
-    /// `u64::MAX`: none.
+    /// `u64::MAX`: no limit.
     pub limit: u64,
-    /// How often the limit was met.
+    /// How often the limit was hit.
     pub failures: u64,
     pub swap: u64,
     pub anon: u64,
@@ -46,7 +46,7 @@ pub struct MemoryStats {
     pub writeback: u64,
     pub inactive_anon: u64,
     pub active_anon: u64,
-    /// What can be had back at once: usage less this is the working set.
+    /// Can be reclaimed at once: the usage without it is the working set.
     pub inactive_file: u64,
     pub active_file: u64,
     pub unevictable: u64,
@@ -54,7 +54,7 @@ pub struct MemoryStats {
     pub major_faults: u64,
 }
 
-/// Tasks; `limit` 0: none.
+/// Tasks; `limit` 0: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PidsStats {
     pub current: u64,
@@ -73,7 +73,7 @@ pub struct DiskStats {
 }
 
 impl MemoryStats {
-    /// Takes what `memory.stat` says, under its names in cgroup v1 (`total_`: with children) or v2.
+    /// Takes the values of `memory.stat`, by their names in cgroup v1 (`total_`: with children) or v2.
     pub fn take_details(&mut self, find: impl Fn(&str) -> Option<u64>) {
         let first = |names: &[&str]| names.iter().find_map(|name| find(name)).unwrap_or(0);
         self.anon = first(&["total_rss", "rss", "anon"]);
@@ -92,7 +92,7 @@ impl MemoryStats {
 }
 
 impl Stats {
-    /// The disk `major:minor`, noted if there is room for one more.
+    /// The disk `major:minor`, added if it is new; None if there are too many.
     pub fn disk(&mut self, major: u64, minor: u64) -> Option<&mut DiskStats> {
         let known = self.disks.iter().position(|d| (d.major, d.minor) == (major, minor));
         if known.is_none() && self.disks.len() >= limits::STATS_DISKS {
@@ -105,7 +105,7 @@ impl Stats {
         self.disks.get_mut(at)
     }
 
-    /// What can be true of a container in a VM of this size and age.
+    /// Reduces each value to what is possible in a VM of this size and age.
     #[must_use]
     pub fn clamp_to_vm(mut self, vm: Size, age: Duration) -> Self {
         let time = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX).saturating_mul(vm.vcpus.into());
@@ -135,11 +135,11 @@ impl Stats {
         ] {
             *part = (*part).min(bytes);
         }
-        // Swap is on disks, of which a guest may have any.
+        // Swap is on disks, whose size is not bounded by the VM's.
         for count in [&mut memory.swap, &mut memory.failures, &mut memory.faults, &mut memory.major_faults] {
             *count = counter(*count);
         }
-        // Callers subtract the usage from it; agents say 0 where they know none.
+        // Callers subtract the usage from it; agents report 0 if there is no limit.
         memory.limit = if memory.limit == 0 { u64::MAX } else { memory.limit.max(memory.usage) };
         self.pids.current = self.pids.current.min(limits::GUEST_TASKS);
         self.pids.limit = if self.pids.limit > limits::GUEST_TASKS { 0 } else { self.pids.limit };
@@ -154,7 +154,7 @@ impl Stats {
     }
 }
 
-/// Callers keep counters in signed numbers.
+/// Callers store counters in signed numbers.
 fn counter(count: u64) -> u64 {
     count.min(i64::MAX.unsigned_abs())
 }
@@ -166,7 +166,7 @@ mod tests {
     const VM: Size = Size { memory_mib: 512, vcpus: 2 };
 
     #[test]
-    fn a_guests_figures_end_at_what_its_vm_has() {
+    fn a_guests_statistics_are_clamped_to_what_its_vm_has() {
         let all = |n: u64| {
             let mut stats = Stats {
                 cpu: CpuStats {

@@ -1,7 +1,7 @@
-//! The virtual machine that will be launched, as plain data.
+//! The virtual machine to be launched, as plain data.
 //!
-//! `qemu::args` turns it into QEMU's argument vector; descriptors are named by the number they
-//! will have in QEMU, so that number and option cannot disagree.
+//! `qemu::args` turns it into QEMU's argument vector; a descriptor is named by the number that it will
+//! have in QEMU, so that descriptor and option cannot disagree.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::ids::SandboxId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChildFd(pub i32);
 
-/// Everything QEMU is told at launch.
+/// Everything that QEMU's command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {
     pub sandbox: SandboxId,
@@ -21,7 +21,7 @@ pub struct VmPlan {
     pub boot: Boot,
     pub memory_mib: u32,
     pub vcpus: u32,
-    /// One end of a socketpair, QMP's.
+    /// One end of a socketpair for QMP.
     pub qmp: ChildFd,
     /// One end of a socketpair that carries the guest console.
     pub console: ChildFd,
@@ -63,6 +63,6 @@ pub struct DiskPlan {
     pub file: ChildFd,
     pub read_only: bool,
     pub devno: DevNo,
-    /// At most 20 bytes, shown by the guest as the disk's serial number.
+    /// At most 20 bytes: the disk's serial number in the guest.
     pub serial: String,
 }
