@@ -1,7 +1,7 @@
-//! Channel-subsystem addresses: one number, spelled `fe.0.0007` for QEMU and `0.0.0007` in the guest.
+//! Channel-subsystem addresses: one number, written `fe.0.0007` for QEMU and `0.0.0007` in the guest.
 //!
-//! Every device gets its number from the pod's one allocator; a number is never used twice in a
-//! VM's life, so the agent can not take an old "add" event for a new device.
+//! Every device gets its number from the pod's only allocator; no number is used twice in a VM's life,
+//! so the agent cannot mistake an old "add" event for that of a new device.
 
 use std::fmt;
 
@@ -12,18 +12,18 @@ use crate::error::{Error, Result};
 pub struct DevNo(u16);
 
 impl DevNo {
-    /// For tests: the product takes its numbers from [`DevNos`].
+    /// For tests: the product gets its numbers from [`DevNos`].
     #[cfg(any(test, feature = "test-api"))]
     pub const fn new(number: u16) -> Self {
         Self(number)
     }
 
-    /// As QEMU's `devno=` wants it.
+    /// For QEMU's `devno=`.
     pub fn host(self) -> String {
         format!("fe.0.{:04x}", self.0)
     }
 
-    /// As the guest's bus and the agent name it.
+    /// The name on the guest's bus, which the agent uses.
     pub fn guest(self) -> String {
         format!("0.0.{:04x}", self.0)
     }
@@ -35,7 +35,7 @@ impl fmt::Display for DevNo {
     }
 }
 
-/// Hands out device numbers, from 1, each once.
+/// Allocates device numbers from 1 on, each once.
 #[derive(Debug)]
 pub(crate) struct DevNos {
     next: u16,
@@ -54,7 +54,7 @@ impl DevNos {
         self.next = number.checked_add(1).ok_or_else(|| {
             Error::new(
                 crate::error::Code::ResourceExhausted,
-                "all 65534 CCW device numbers of this VM were used: restart the pod",
+                "all 65534 CCW device numbers of this VM have been used: restart the pod",
             )
         })?;
         Ok(DevNo(number))
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_spellings_name_the_same_device() {
+    fn both_notations_name_the_same_device() {
         let d = DevNo::new(0x1a7);
         assert_eq!((d.host().as_str(), d.guest().as_str()), ("fe.0.01a7", "0.0.01a7"));
     }

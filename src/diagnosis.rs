@@ -1,12 +1,12 @@
-//! Why something failed, in three parts: what a person reads first, what it was seen by, what to do.
+//! Why something failed, in three parts: the cause, the evidence for it, and what to do.
 
 use std::fmt;
 
-/// One explained failure. Shown as one line: cause, evidence, advice.
+/// One explained failure, displayed as one line: cause, evidence, advice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnosis {
     pub cause: String,
-    /// The signs: codes, values, quoted text. Foreign text in it is escaped and bounded already.
+    /// Codes, values, quoted text. Foreign text in it is escaped and bounded already.
     pub evidence: String,
     pub advice: String,
 }

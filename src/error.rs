@@ -1,11 +1,11 @@
-//! The one error type: a code the caller acts on and one line a person reads.
+//! The error type: a code for the caller and one line for a person.
 //!
-//! The message says what failed, with which value, why, and what to do; context is put in front
-//! of it, outermost first, and nothing is repeated. `shim` turns the code into a ttrpc status.
+//! The message says what failed, with which value, why, and what to do; context is prepended,
+//! outermost first, and nothing is repeated. `shim` turns the code into a ttrpc status.
 
 use std::fmt;
 
-/// What a caller does about an error; the names are those of the gRPC status codes containerd uses.
+/// What kind of error it is for the caller; the names are those of the gRPC status codes of containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     NotFound,
@@ -21,7 +21,7 @@ pub enum Code {
     Internal,
 }
 
-/// An error with its code and its full text (context first, cause last, one line).
+/// An error with its code and its complete message (context first, cause last, one line).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Error {
     code: Code,
@@ -31,8 +31,8 @@ pub struct Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Makes an error; control characters of the text are escaped, so that no foreign text can
-    /// forge a line of a log.
+    /// Makes an error. Control characters in the text are escaped, so that foreign text cannot forge a
+    /// line of a log.
     pub fn new(code: Code, message: impl AsRef<str>) -> Self {
         Self { code, message: one_line(message.as_ref()) }
     }
@@ -77,14 +77,14 @@ impl Error {
         &self.message
     }
 
-    /// The same text under another code.
+    /// The same message with another code.
     #[must_use]
     pub fn with_code(mut self, code: Code) -> Self {
         self.code = code;
         self
     }
 
-    /// Puts what was being done in front of the text.
+    /// Prepends what was being done.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.message = one_line(&format!("{doing}: {}", self.message));
@@ -104,9 +104,9 @@ impl fmt::Debug for Error {
     }
 }
 
-/// Puts context in front of a failure, of ours or of somebody else's.
+/// Prepends context to an error of this program or of a library.
 ///
-/// `Error` itself is no `std::error::Error`, so that both cases can have this one name.
+/// `Error` does not implement `std::error::Error`, so that this trait can be implemented for both.
 pub(crate) trait Context<T> {
     fn context(self, doing: impl fmt::Display) -> Result<T>;
     fn with_context<D: fmt::Display>(self, doing: impl FnOnce() -> D) -> Result<T>;
@@ -132,7 +132,7 @@ impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E>
     }
 }
 
-/// Resource exhaustion keeps its meaning; every other foreign failure is ours to explain.
+/// Resource exhaustion has its own code; every other error of a library is an internal one.
 fn code_of(e: &(dyn std::error::Error + 'static)) -> Code {
     use std::io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
     match e.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
@@ -141,7 +141,7 @@ fn code_of(e: &(dyn std::error::Error + 'static)) -> Code {
     }
 }
 
-/// Escapes control characters and trims the ends: the result is one printable line.
+/// Escapes control characters and trims white space: the result is one printable line.
 pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.trim().chars() {
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn context_stands_in_front_and_keeps_the_code() {
+    fn context_is_prepended_and_the_code_is_kept() {
         let e = Err::<(), _>(Error::not_found("container \"a\": no such container"))
             .context("kill")
             .expect_err("stays an error");

@@ -1,7 +1,7 @@
-//! Names from outside, checked once: the only way from text to a path element or an agent's id.
+//! Ids from outside, checked once: the only way from a text to a path component or an id for the agent.
 //!
-//! The agent wants an alphanumeric first character, then alphanumerics, `.`, `_` and `-`, two
-//! characters at least for a container; containerd's own ids are a subset of that.
+//! The agent requires an alphanumeric first character, then alphanumerics, `.`, `_` and `-`, and at
+//! least two characters for a container; containerd's own ids are a subset of that.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::hex::hex;
 use crate::limits;
 
-/// Checks `text` and says what is wrong with it, with the character and its position (from 0).
+/// Checks `text`; the error names the first invalid character and its position, counted from 0.
 fn check(what: &str, text: &str, min: usize) -> Result<()> {
     let refuse = |why: String| Err(Error::invalid(format!("{what} {}: {why}", shown(text))));
     if text.len() < min || text.len() > limits::ID_BYTES {
@@ -82,7 +82,7 @@ id!(
 );
 
 impl ContainerId {
-    /// The pod that this container makes when it is the first one.
+    /// The pod that this container creates if it is the first one.
     pub fn to_sandbox(&self) -> SandboxId {
         SandboxId(self.0.clone())
     }
@@ -107,7 +107,7 @@ impl ProcessId {
         Self { container, exec: None }
     }
 
-    /// The id the agent knows the process by: an init process has its container's.
+    /// The process's id for the agent: an init process has its container's id.
     pub fn agent_exec_id(&self) -> &str {
         self.exec.as_ref().map_or(self.container.as_str(), ExecId::as_str)
     }
@@ -122,8 +122,8 @@ impl fmt::Display for ProcessId {
     }
 }
 
-/// The name under which everything of one pod stands on the host: 32 hexadecimal digits of
-/// SHA-256 over containerd's address, the namespace and the sandbox id.
+/// The name of everything that belongs to one pod on the host: 32 hexadecimal digits of SHA-256 over
+/// containerd's address, the namespace and the sandbox id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PodKey(String);
 
@@ -137,7 +137,7 @@ impl PodKey {
         Self(hex(&hash.finalize()[..16]))
     }
 
-    /// Reads a key back from a directory name.
+    /// Parses the key in a directory's name.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
         if text.len() == 32 && text.chars().all(hex) {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_ids_pass() {
+    fn valid_ids_are_accepted() {
         for text in ["c1", "a.b_c-d", &"f".repeat(64)] {
             assert_eq!(ContainerId::parse(text).map(|id| id.to_string()), Ok(text.to_owned()));
         }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn pod_keys_do_not_mix_their_parts() {
+    fn pod_keys_keep_their_parts_apart() {
         let ns = |t| Namespace::parse(t).expect(t);
         let sb = |t| SandboxId::parse(t).expect(t);
         let one = PodKey::new("/run/a", &ns("b1"), &sb("c1"));
