@@ -1,9 +1,9 @@
 //! One output stream, from ReadStdout/ReadStderr to its sink.
 //!
-//! The next read is under way while the last one is being written, never two reads at once. What the
-//! sink does not take yet is held, up to a bound; then nothing more is read and the process is held
-//! back. A sink that takes nothing for long makes the pump say so (`Stuck`): the process' end must
-//! become known all the same.
+//! The next read is in flight while the last chunk is being written, never two reads at once. What the
+//! sink does not accept yet is buffered, up to a bound; then nothing more is read, and the process
+//! blocks. A sink that accepts nothing for long makes the pump report it (`Stuck`): the exit of the process
+//! must become known nevertheless.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,78 +16,78 @@ use crate::error::Result;
 use crate::limits;
 use crate::stdio::sink::Sink;
 
-/// The working half: runs until its stream has ended and everything is written.
+/// Copies one stream until it has ended and everything is written.
 #[derive(Debug)]
 pub(crate) struct Pump {
     sink: Sink,
-    /// True when WaitProcess has answered: nothing can come any more.
+    /// True when WaitProcess has answered: there will be no more output.
     exited: watch::Receiver<bool>,
-    progress: watch::Sender<Progress>,
+    state: watch::Sender<StreamState>,
     reading: Arc<Mutex<()>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    /// The guest is asked for the next bytes.
+enum StreamState {
+    /// A read is in flight.
     Reading,
-    /// The sink is given what was read.
+    /// The sink is being given what was read.
     Writing,
-    /// What was read last has not been taken for the longest time a process' end may wait.
+    /// The sink has not accepted the last chunk within the longest time that a process' exit may wait.
     Stuck,
-    /// The stream answered empty, or cannot be read any more.
+    /// A read returned nothing, or the stream cannot be read any more.
     FirstEnd,
     Finished,
 }
 
-/// What a pump tells.
+/// Observes a pump and can hold it back.
 #[derive(Debug)]
-pub(crate) struct Signals {
-    progress: watch::Receiver<Progress>,
-    /// Held during each read.
+pub(crate) struct PumpHandle {
+    state: watch::Receiver<StreamState>,
+    /// Locked during each read.
     reading: Arc<Mutex<()>>,
 }
 
-/// Makes a pump and what it tells.
-pub(crate) fn new(sink: Sink, exited: watch::Receiver<bool>) -> (Pump, Signals) {
-    let (progress, signals) = watch::channel(Progress::Reading);
+/// Makes a pump and its handle.
+pub(crate) fn new(sink: Sink, exited: watch::Receiver<bool>) -> (Pump, PumpHandle) {
+    let (state, receiver) = watch::channel(StreamState::Reading);
     let reading = Arc::default();
-    (Pump { sink, exited, progress, reading: Arc::clone(&reading) }, Signals { progress: signals, reading })
+    (Pump { sink, exited, state, reading: Arc::clone(&reading) }, PumpHandle { state: receiver, reading })
 }
 
-impl Signals {
-    /// Returns when the stream has answered empty once or cannot be read any more (true), or when
-    /// its sink is stuck (false). Of a process that was `killed` a stream that says nothing is at its end.
+impl PumpHandle {
+    /// Returns true when a read has returned nothing or the stream cannot be read any more, false when its
+    /// sink is stuck. The stream of a `killed` process that is silent for a while counts as ended.
     pub(crate) async fn first_end(&mut self, killed: &mut watch::Receiver<bool>) -> bool {
         loop {
-            let progress = *self.progress.borrow_and_update();
-            match progress {
-                Progress::Stuck => return false,
-                Progress::FirstEnd | Progress::Finished => return true,
-                Progress::Reading | Progress::Writing => {}
+            let state = *self.state.borrow_and_update();
+            match state {
+                StreamState::Stuck => return false,
+                StreamState::FirstEnd | StreamState::Finished => return true,
+                StreamState::Reading | StreamState::Writing => {}
             }
             let dead = *killed.borrow();
             tokio::select! {
-                changed = self.progress.changed() => if changed.is_err() { return true },
+                changed = self.state.changed() => if changed.is_err() { return true },
                 asked = killed.wait_for(|yes| *yes), if !dead => if asked.is_err() { return true },
-                () = sleep(limits::KILLED_SILENCE), if dead && progress == Progress::Reading => return true,
+                () = sleep(limits::KILLED_SILENCE), if dead && state == StreamState::Reading => return true,
             }
         }
     }
 
-    /// Keeps a stuck stream from being read until what this returns is dropped, so that a reader who comes
-    /// meanwhile does not let the process end; `None`: it is being read again already.
+    /// Keeps a stuck stream from being read until the guard is dropped, so that a reader that appears
+    /// meanwhile does not let the process exit; `None`: it is being read again already.
     pub(crate) fn hold_back(&self) -> Option<MutexGuard<'_, ()>> {
         self.reading.try_lock().ok()
     }
 
     /// Returns when everything is written, or when the sink is stuck.
     pub(crate) async fn finished(&mut self) {
-        drop(self.progress.wait_for(|p| matches!(p, Progress::Finished | Progress::Stuck)).await);
+        drop(self.state.wait_for(|p| matches!(p, StreamState::Finished | StreamState::Stuck)).await);
     }
 }
 
 impl Pump {
-    /// Copies with `read`, which answers empty at the end of the stream.
+    /// Copies with `read`, which returns nothing at the end of the stream.
     pub(crate) async fn run<F: Future<Output = Result<Vec<u8>>> + Send>(
         mut self,
         read: impl Fn(u32) -> F + Send + Sync,
@@ -98,9 +98,9 @@ impl Pump {
             let _reading = reading.lock().await;
             read(len).await
         };
-        let reading = read_all(read, held, &mut self.exited, &self.progress);
+        let reading = read_all(read, held, &mut self.exited, &self.state);
         tokio::join!(reading, write_all(waiting, &mut self.sink));
-        self.progress.send_replace(Progress::Finished);
+        self.state.send_replace(StreamState::Finished);
     }
 }
 
@@ -108,7 +108,7 @@ async fn write_all(mut waiting: DuplexStream, sink: &mut Sink) {
     let mut chunk = vec![0; limits::SINK_BYTES];
     let mut broken = false;
     while let Ok(count @ 1..) = waiting.read(&mut chunk).await {
-        // A sink that failed takes nothing more; the process must not block on it.
+        // After a failure the sink is not written to any more, but the process must not block on it.
         broken = broken || sink.write_all(chunk.get(..count).unwrap_or_default()).await.is_err();
     }
 }
@@ -117,54 +117,54 @@ async fn read_all<F: Future<Output = Result<Vec<u8>>> + Send>(
     read: impl Fn(u32) -> F + Send + Sync,
     mut held: DuplexStream,
     exited: &mut watch::Receiver<bool>,
-    progress: &watch::Sender<Progress>,
+    state: &watch::Sender<StreamState>,
 ) {
     let (first_pause, longest) = limits::EMPTY_READ_PAUSE;
     let mut pause = first_pause;
     while let Ok(chunk) = read(limits::READ_BYTES).await {
         if !chunk.is_empty() {
             pause = first_pause;
-            note(progress, Progress::Writing);
-            if !hold(&mut held, &chunk, progress).await {
+            set_state(state, StreamState::Writing);
+            if !hold(&mut held, &chunk, state).await {
                 break;
             }
-            note(progress, Progress::Reading);
+            set_state(state, StreamState::Reading);
             continue;
         }
-        progress.send_replace(Progress::FirstEnd);
+        state.send_replace(StreamState::FirstEnd);
         if !pause_unless_exited(pause, exited).await {
             break;
         }
         pause = (pause * 2).min(longest);
     }
-    progress.send_replace(Progress::FirstEnd);
+    state.send_replace(StreamState::FirstEnd);
 }
 
-/// What has ended once stays so.
-fn note(progress: &watch::Sender<Progress>, now: Progress) {
-    progress.send_if_modified(|known| {
-        let goes_on = matches!(known, Progress::Reading | Progress::Writing);
-        if goes_on {
+/// Sets the state, unless the stream has ended.
+fn set_state(state: &watch::Sender<StreamState>, now: StreamState) {
+    state.send_if_modified(|known| {
+        let running = matches!(known, StreamState::Reading | StreamState::Writing);
+        if running {
             *known = now;
         }
-        goes_on
+        running
     });
 }
 
-/// Puts a chunk where the sink takes it from; false: nobody takes it any more.
-async fn hold(held: &mut DuplexStream, chunk: &[u8], progress: &watch::Sender<Progress>) -> bool {
+/// Buffers a chunk for the sink; false: the sink is gone.
+async fn hold(held: &mut DuplexStream, chunk: &[u8], state: &watch::Sender<StreamState>) -> bool {
     let taking = held.write_all(chunk);
     tokio::pin!(taking);
     if let Ok(taken) = timeout(limits::OUTPUT_DRAIN, &mut taking).await {
         return taken.is_ok();
     }
-    let before = progress.send_replace(Progress::Stuck);
+    let before = state.send_replace(StreamState::Stuck);
     let taken = taking.await.is_ok();
-    progress.send_replace(before);
+    state.send_replace(before);
     taken
 }
 
-/// False: the process was waited for, nothing can come any more.
+/// False: WaitProcess has answered, there will be no more output.
 async fn pause_unless_exited(pause: Duration, exited: &mut watch::Receiver<bool>) -> bool {
     tokio::select! {
         _ = exited.wait_for(|yes| *yes) => false,
@@ -189,15 +189,15 @@ mod tests {
         (text, sink)
     }
 
-    async fn pump(sink: Sink, data: Vec<Vec<u8>>, exited: watch::Receiver<bool>) -> Signals {
+    async fn pump(sink: Sink, data: Vec<Vec<u8>>, exited: watch::Receiver<bool>) -> PumpHandle {
         let data = Mutex::new(VecDeque::from(data));
-        let (pump, signals) = new(sink, exited);
+        let (pump, handle) = new(sink, exited);
         let read = |_| {
             let next = data.lock().expect("lock").pop_front().unwrap_or_default();
             async { Ok(next) }
         };
         pump.run(read).await;
-        signals
+        handle
     }
 
     #[tokio::test]
@@ -224,11 +224,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stuck_stream_can_be_held_back_from_a_reader_who_comes() {
+    async fn a_stuck_stream_can_be_held_back_from_a_reader_that_appears() {
         let dir = tempfile::tempdir().expect("dir");
         let (path, sink) = fifo(dir.path());
         let (exit, exited) = watch::channel(false);
-        let (pump, mut signals) = new(sink, exited);
+        let (pump, mut handle) = new(sink, exited);
         let chunk = vec![7; 1 << 16];
         let chunks = std::sync::atomic::AtomicUsize::new(0);
         let read = |_| {
@@ -238,10 +238,10 @@ mod tests {
         };
         let watcher = async {
             let (_kill, mut killed) = watch::channel(false);
-            tokio::time::pause(); // nothing moves until a reader comes
-            assert!(!signals.first_end(&mut killed).await, "stuck");
+            tokio::time::pause(); // nothing moves until there is a reader
+            assert!(!handle.first_end(&mut killed).await, "stuck");
             tokio::time::resume();
-            let held = signals.hold_back().expect("not being read");
+            let held = handle.hold_back().expect("not being read");
             let before = chunks.load(std::sync::atomic::Ordering::Relaxed);
             let mut reader = pipe::OpenOptions::new().open_receiver(&path).expect("open");
             let mut got = vec![0; chunk.len() * before];
@@ -249,7 +249,7 @@ mod tests {
             assert_eq!(chunks.load(std::sync::atomic::Ordering::Relaxed), before, "read while held back");
             drop(held);
             let end = async {
-                assert!(signals.first_end(&mut killed).await, "goes on");
+                assert!(handle.first_end(&mut killed).await, "goes on");
                 exit.send_replace(true);
             };
             let (_, rest) = tokio::join!(end, reader.read_to_end(&mut got));

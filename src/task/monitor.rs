@@ -24,7 +24,7 @@ use crate::pod::guest::Guest;
 use crate::pod::request::StdioPaths;
 use crate::pod::state::KILLED;
 use crate::pod::state::SIGKILL;
-use crate::stdio::pump::{self, Signals};
+use crate::stdio::pump::{self, PumpHandle};
 use crate::stdio::sink::Sink;
 use crate::stdio::stdin::{self, Stdin};
 
@@ -104,7 +104,7 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
     exited.send_replace(true);
     let draining = async {
         for pump in &mut pumps {
-            pump.signals.finished().await;
+            pump.handle.finished().await;
         }
     };
     let oom = async {
@@ -150,7 +150,7 @@ async fn end_execs(pod: &Arc<Pod>, container: &ContainerId) {
 
 /// One stream being copied; ended with this.
 struct Copying {
-    signals: Signals,
+    handle: PumpHandle,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -171,15 +171,15 @@ async fn wait_for_end(
     loop {
         let mut stuck = Vec::new();
         for pump in pumps.iter_mut() {
-            if !pump.signals.first_end(&mut killed).await {
-                stuck.push(&pump.signals);
+            if !pump.handle.first_end(&mut killed).await {
+                stuck.push(&pump.handle);
             }
         }
         if stuck.is_empty() {
             return guest.agent.wait_process(id).await;
         }
         // What such a stream still holds keeps the process from ending while this is under way.
-        let held: Option<Vec<_>> = stuck.iter().map(|signals| signals.hold_back()).collect();
+        let held: Option<Vec<_>> = stuck.iter().map(|handle| handle.hold_back()).collect();
         if held.is_none() {
             continue;
         }
@@ -209,7 +209,7 @@ fn copy(
     exited: &channel::Sender<bool>,
 ) -> Copying {
     let (guest, id) = (Arc::clone(guest), id.clone());
-    let (pump, signals) = pump::new(sink, exited.subscribe());
+    let (pump, handle) = pump::new(sink, exited.subscribe());
     let task = tasks::spawn(async move { pump.run(|len| guest.agent.read_output(&id, stream, len)).await });
-    Copying { signals, task }
+    Copying { handle, task }
 }
