@@ -1,8 +1,8 @@
-//! Where output goes: nowhere, the client's fifo, a file, or a logging program.
+//! The destination of output: none, the client's fifo, a file, or a logging program.
 //!
-//! A fifo is opened for reading too: so a reader that goes away and comes back causes neither
-//! EPIPE nor an end of file, and opening never waits for one. Writing waits as long as the reader
-//! does, on this stream alone.
+//! A fifo is opened for reading, too, so that a reader that goes away and comes back causes neither
+//! EPIPE nor an end of file, and opening never waits for a reader. A slow reader blocks only its own
+//! stream.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -28,7 +28,7 @@ pub(crate) enum Sink {
 }
 
 impl Sink {
-    /// Opens the destinations of stdout and stderr as the client named them.
+    /// Opens the destinations that the client named for stdout and stderr.
     pub(crate) fn open_pair(stdout: &str, stderr: &str, id: &str, namespace: &str) -> Result<(Self, Self)> {
         if let Some(uri) = stdout.strip_prefix("binary://") {
             return logging_program(uri, id, namespace);
@@ -47,14 +47,14 @@ impl Sink {
         }
         if path.contains("://") {
             return Err(Error::invalid(format!(
-                "output {path:?}: known are a fifo's path, file:// and binary://"
+                "output {path:?}: supported are the path of a fifo, file:// and binary://"
             )));
         }
         let context = || format!("open output fifo {path}");
         Ok(Self::Pipe(sys::watch(open_fifo(path)?, Interest::WRITABLE).with_context(context)?))
     }
 
-    /// Writes everything, however long the reader takes.
+    /// Writes all data, however long the reader takes.
     pub(crate) async fn write_all(&mut self, mut data: &[u8]) -> Result<()> {
         match self {
             Self::Null => Ok(()),
@@ -75,12 +75,12 @@ impl Sink {
     }
 }
 
-/// A pipe takes a part of a large write only when it is asked for a part: one page is never torn.
+/// A non-blocking write to a pipe may be partial; up to one page is written whole or not at all.
 fn write_some(mut file: &File, data: &[u8]) -> std::io::Result<usize> {
     file.write(data)
 }
 
-/// Opens an existing fifo for both directions, without waiting for anybody.
+/// Opens an existing fifo in both directions, without waiting for its other end.
 fn open_fifo(path: &str) -> Result<File> {
     let context = || format!("open fifo {path}");
     let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
@@ -92,14 +92,14 @@ fn open_fifo(path: &str) -> Result<File> {
     Ok(file)
 }
 
-/// Starts the program of a `binary://` URI: stdout on its descriptor 3, stderr on 4; it may close
-/// 5 to say that it is ready, which is not waited for.
+/// Starts the program of a `binary://` URI with stdout on its descriptor 3 and stderr on 4. It may close 5
+/// to report that it is ready, which is not waited for.
 fn logging_program(uri: &str, id: &str, namespace: &str) -> Result<(Sink, Sink)> {
     let (program, args) = split_uri(uri);
     if !program.is_absolute() {
         return Err(Error::invalid(format!("output binary://{uri}: the program must be an absolute path")));
     }
-    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe");
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("create a pipe");
     let ((out_read, out), (err_read, err), (_ready, ready_write)) = (pipe()?, pipe()?, pipe()?);
     let mut fds = FdTable::default();
     for fd in [out_read, err_read, ready_write] {
@@ -111,7 +111,7 @@ fn logging_program(uri: &str, id: &str, namespace: &str) -> Result<(Sink, Sink)>
         args,
         env: env.map(|(k, v)| (k.into(), v.into())).to_vec(),
         fds,
-        detached: true, // it ends when its input does
+        detached: true, // it exits at the end of its input
         ..Launch::default()
     }
     .spawn()?;
@@ -160,13 +160,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_fifos_files_and_programs_are_taken() {
+    async fn only_fifos_files_and_programs_are_accepted() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("plain");
         std::fs::write(&path, b"").expect("write");
         let refused = |text: &str| Sink::open(text).expect_err(text).to_string();
         assert!(refused(path.to_str().expect("utf-8")).ends_with("not a fifo"));
-        assert!(refused("http://x").contains("known are"));
+        assert!(refused("http://x").contains("supported are"));
         let mut sink = Sink::open(&format!("file://{}", path.display())).expect("file");
         sink.write_all(b"one ").await.expect("write");
         sink.write_all(b"two").await.expect("write");

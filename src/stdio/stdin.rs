@@ -1,7 +1,7 @@
 //! From the client's stdin fifo to WriteStdin.
 //!
-//! The fifo is opened for reading alone: its end comes when its last writer goes. A fifo that no
-//! writer has opened yet is not at its end: nothing is read before the kernel reports a writer.
+//! The fifo is opened only for reading, so it ends when its last writer closes it. A fifo that no writer
+//! has opened yet is not at its end: nothing is read before the kernel reports a writer.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -16,7 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::sys;
 use crate::limits;
 
-/// An opened stdin fifo.
+/// An open stdin fifo.
 #[derive(Debug)]
 pub(crate) struct Stdin(AsyncFd<File>);
 
@@ -52,7 +52,7 @@ impl Stdin {
         }
     }
 
-    /// What is there right now, without waiting.
+    /// What is available now, without waiting.
     fn read_rest(&self) -> Vec<u8> {
         let mut chunk = vec![0; limits::WRITE_BYTES];
         let count = self.0.get_ref().read(&mut chunk).unwrap_or(0);
@@ -61,8 +61,8 @@ impl Stdin {
     }
 }
 
-/// Copies until the last writer goes, or CloseIO is asked (what was written before still goes
-/// through); then closes the process' stdin. An error ends it: the process is gone.
+/// Copies until the last writer closes the fifo, or until CloseIO (what was written before it is still
+/// copied); then closes the process' stdin. Stops at an error: the process is gone.
 pub(crate) async fn copy<F: Future<Output = Result<()>> + Send>(
     input: Stdin,
     mut close: watch::Receiver<bool>,
@@ -73,7 +73,7 @@ pub(crate) async fn copy<F: Future<Output = Result<()>> + Send>(
         let chunk = tokio::select! {
             biased;
             chunk = input.read() => chunk,
-            _ = close.wait_for(|asked| *asked) => input.read_rest(),
+            _ = close.wait_for(|requested| *requested) => input.read_rest(),
         };
         if chunk.is_empty() {
             break;
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn input_goes_through_to_its_end_also_when_the_writer_comes_late() {
+    async fn input_is_copied_to_its_end_also_if_the_writer_is_late() {
         let dir = tempfile::tempdir().expect("dir");
         let path = fifo(&dir);
         let input = Stdin::open(&path).expect("open").expect("named");
@@ -131,7 +131,7 @@ mod tests {
         let path = fifo(&dir);
         let input = Stdin::open(&path).expect("open").expect("named");
         let mut writer = OpenOptions::new().write(true).open(&path).expect("open");
-        writer.write_all(b"last words").expect("write");
+        writer.write_all(b"the rest").expect("write");
         let (_close, closing) = watch::channel(true);
         let got = Mutex::new(Vec::new());
         let write = |data: Vec<u8>| {
@@ -139,6 +139,6 @@ mod tests {
             async { Ok(()) }
         };
         copy(input, closing, write, async { Ok(()) }).await;
-        assert_eq!(*got.lock().expect("lock"), b"last words");
+        assert_eq!(*got.lock().expect("lock"), b"the rest");
     }
 }
