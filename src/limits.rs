@@ -6,13 +6,13 @@ use std::time::Duration;
 /// Longest id taken from outside: containerd's own limit is 76, CRI's ids have 64.
 pub(crate) const ID_BYTES: usize = 128;
 
-/// VmMaximum `config.json` read from a bundle: real ones have 10 to 100 KiB.
+/// Largest `config.json` read from a bundle: real ones have 10 to 100 KiB.
 pub(crate) const SPEC_BYTES: u64 = 4 << 20;
 
-/// VmMaximum configuration file or drop-in.
+/// Largest configuration file or drop-in.
 pub(crate) const CONFIG_BYTES: u64 = 1 << 20;
 
-/// VmMaximum input taken on stdin by `start`: runtime options or bootstrap parameters.
+/// Largest input taken on stdin by `start`: runtime options or bootstrap parameters.
 pub(crate) const START_INPUT_BYTES: u64 = 1 << 20;
 
 /// Longest QMP line: `query-qmp-schema`, which we never ask for, would be the longest at 200 KiB.
@@ -73,7 +73,7 @@ pub(crate) const EMPTY_READ_PAUSE: (Duration, Duration) = (Duration::from_millis
 /// Events waiting for containerd: about 10 minutes of a busy pod.
 pub(crate) const EVENT_QUEUE: usize = 4096;
 
-/// VmMaximum log file in the sandbox directory; the older half is cut off when it is reached.
+/// Largest log file in the sandbox directory; the older half is cut off when it is reached.
 pub(crate) const LOG_FILE_BYTES: u64 = 1 << 20;
 
 /// Interfaces, addresses, routes and neighbours taken from a pod's network namespace, each.
@@ -97,7 +97,7 @@ pub(crate) const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// One whose first container never came: callers send Create at once, also on a machine that stalls.
 pub(crate) const UNUSED_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// VmMaximum journal read back: a pod owes some ten lines of 100 bytes each.
+/// Largest journal read back: a pod owes some ten lines of 100 bytes each.
 pub(crate) const JOURNAL_BYTES: u64 = 1 << 20;
 
 /// Mounts of one container: kubelet's pods have some twenty.
@@ -161,13 +161,13 @@ pub(crate) const EVENT_FLUSH_LATE: Duration = Duration::from_secs(8);
 /// How long a caller may take to close its connection after the last answer to it.
 pub(crate) const CLIENT_HANGUP: Duration = Duration::from_millis(300);
 
-/// VmMaximum file of the kernel read for a fact: /proc/cpuinfo of the largest machine has some 60 KiB.
+/// Largest file of the kernel read for a fact: /proc/cpuinfo of the largest machine has some 60 KiB.
 pub(crate) const FACT_BYTES: u64 = 1 << 20;
 
-/// VmMaximum host key document or certificate file: one has 2 KiB, a bundle a few more.
+/// Largest host key document or certificate file: one has 2 KiB, a bundle a few more.
 pub(crate) const CERTIFICATE_BYTES: u64 = 1 << 20;
 
-/// VmMaximum revocation list: those of public authorities have some hundred KiB.
+/// Largest revocation list: those of public authorities have some hundred KiB.
 pub(crate) const REVOCATION_LIST_BYTES: u64 = 16 << 20;
 
 /// Most certificates or revocation lists taken from one file.
@@ -176,13 +176,13 @@ pub(crate) const PEM_BLOCKS: usize = 64;
 /// Notes about images whose content was verified: more than a node has images.
 pub(crate) const VERIFIED_NOTES: usize = 64;
 
-/// VmMaximum sandbox record read back: quoted console lines are the most of it.
+/// Largest sandbox record read back: quoted console lines are the most of it.
 pub(crate) const RECORD_BYTES: u64 = 1 << 20;
 
 /// Lines of a tail that are looked through for a known failure: one is seldom among the last three.
 pub(crate) const SEARCHED_LINES: usize = 40;
 
-/// VmMaximum text `kata-se explain` looks through: the log of a busy hour.
+/// Largest text `kata-se explain` looks through: the log of a busy hour.
 pub(crate) const EXPLAINED_BYTES: u64 = 16 << 20;
 
 /// Volumes of one container that are copied into its guest: kubelet's pods have some ten.
@@ -202,10 +202,10 @@ pub(crate) const COPY_PIECE: usize = 1 << 20;
 /// A file that changes while it is copied is begun again this often.
 pub(crate) const COPY_TRIES: u32 = 3;
 
-/// VmMaximum /etc/hosts of the node: some have long lists of names.
+/// Largest /etc/hosts of the node: some have long lists of names.
 pub(crate) const HOSTS_BYTES: u64 = 1 << 20;
 
-/// VmMaximum resolv.conf: the kubelet's own has some hundred bytes.
+/// Largest resolv.conf: the kubelet's own has some hundred bytes.
 pub(crate) const RESOLV_CONF_BYTES: u64 = 64 << 10;
 
 /// Connections of port forwarding at once; more wait. A browser opens six.

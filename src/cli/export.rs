@@ -63,9 +63,9 @@ impl Export {
     }
 
     fn run_at(&self, now: Duration, style: Style) -> Result<Report> {
-        let (file, image) = open(&self.image)?;
+        let (file, image) = open_image(&self.image)?;
         let header = header_bytes(&file, &image).map_err(ImageError::into_error)?;
-        let documents = documents(&self.documents)?;
+        let documents = read_documents(&self.documents)?;
         check_slots(&documents, &image)?;
         let trust = self.trust()?;
         if let Some(trust) = &trust {

@@ -6,7 +6,7 @@ use crate::host::files::read_bounded;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Capacity;
 
-/// VmMaximum file read.
+/// Largest file read.
 const FILE_BYTES: u64 = 64 << 10;
 
 /// What cannot be read is not known.

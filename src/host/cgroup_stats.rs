@@ -10,7 +10,7 @@ use crate::host::cgroup;
 use crate::host::files::read_bounded;
 use crate::plan::stats::{CpuStats, MemoryStats, PidsStats, Stats};
 
-/// VmMaximum accounting file: `io.stat` has a line of 100 bytes for each disk of the host.
+/// Largest accounting file: `io.stat` has a line of 100 bytes for each disk of the host.
 const FILE_BYTES: u64 = 1 << 20;
 
 /// One tick of `cpuacct.stat` in nanoseconds: USER_HZ is 100 on every architecture we run on.

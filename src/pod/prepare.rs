@@ -54,9 +54,9 @@ pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpe
 }
 
 /// The VM's size: the configured base and what the pod's containers may use.
-fn size_of(pod: &Pod, config: &Config, requested: Requested, machine: Capacity) -> Result<Size> {
+fn size_of(pod: &Pod, config: &Config, requested: Requested, host: Capacity) -> Result<Size> {
     let base = Size { memory_mib: config.memory_mib, vcpus: config.vcpus };
-    let maximum = VmMaximum { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, machine };
+    let maximum = VmMaximum { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, host };
     let size = size::size(base, requested, &maximum)?;
     info!(pod.log(), "size of the VM"; "memory_mib" => size.memory_mib, "vcpus" => size.vcpus);
     Ok(size)

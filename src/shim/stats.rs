@@ -104,7 +104,7 @@ fn memory_v1(stats: &Stats) -> v1::MemoryStat {
     }
 }
 
-fn entries1(stats: &Stats, of: impl Fn(&DiskStats) -> (u64, u64)) -> Vec<v1::BlkIOEntry> {
+fn blkio_v1(stats: &Stats, of: impl Fn(&DiskStats) -> (u64, u64)) -> Vec<v1::BlkIOEntry> {
     let entry = |disk: &DiskStats, op: &str, value| v1::BlkIOEntry {
         op: op.to_owned(),
         major: disk.major,

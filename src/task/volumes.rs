@@ -32,7 +32,7 @@ pub(crate) async fn place(bundle: &Bundle, id: &ContainerId) -> Result<Volumes> 
 }
 
 /// Copies files and folders into the guest, in the time a container's creation may take and one call
-/// more: a call that hangs is told as such.
+/// more: a call that hangs is reported as such.
 pub(crate) async fn copy(log: &Logger, guest: &Guest, copies: &[VolumeCopy]) -> Result<()> {
     let limit = guest.config.agent.create_timeout + guest.config.agent.call_timeout;
     let all = async {

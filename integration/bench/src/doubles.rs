@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use harness::{Bundle, Shim, TestNode};
-use kata_se::test_api::OutputStream;
 use kata_se::test_api::Agent;
-use kata_se::test_api::Transport;
 use kata_se::test_api::AgentConfig;
-use kata_se::test_api::{ContainerId, ExecId, ProcessId};
-use kata_se::test_api::parse_process;
+use kata_se::test_api::OutputStream;
+use kata_se::test_api::Transport;
 use kata_se::test_api::guest_process;
+use kata_se::test_api::parse_process;
+use kata_se::test_api::{ContainerId, ExecId, ProcessId};
 use tokio::sync::watch;
 
 use crate::process::cpu;

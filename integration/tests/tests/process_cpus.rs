@@ -101,9 +101,9 @@ async fn missing_cpus_are_one_warning() {
 }
 
 #[tokio::test]
-async fn a_list_that_is_none_is_refused_by_name() {
-    let stage = Stage::new().await;
-    let e = stage.refused(&on(Bundle::sh("true"), "0-99999999999")).await;
+async fn an_invalid_cpu_list_is_refused_by_name() {
+    let node = TestNode::new().await;
+    let e = node.refused(&on(Bundle::sh("true"), "0-99999999999")).await;
     assert!(
         e.contains("resources.cpu.cpus: list of CPUs") && e.contains("expected numbers and ranges"),
         "{e}"

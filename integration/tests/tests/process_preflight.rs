@@ -202,13 +202,13 @@ async fn an_image_that_does_not_fit_the_vm_or_is_no_file_is_refused() {
 /// Kernels before 6.13 do not report the machine's keys.
 #[tokio::test]
 async fn without_the_machines_keys_its_documents_decide() {
-    let stage = z_host().await;
-    machine(&stage, "sys/firmware/uv/keys/all", None);
-    let shim = running(&stage).await;
+    let node = z_host().await;
+    machine(&node, "sys/firmware/uv/keys/all", None);
+    let shim = running(&node).await;
     let unknown = "whether the image fits this machine could not be checked: this kernel does not report";
-    assert!(stage.log().contains(unknown), "a warning only");
-    assert_eq!(record(&stage)["image"]["key"], serde_json::Value::Null);
-    stage.end(&shim, "c1").await;
+    assert!(node.log().contains(unknown), "a warning only");
+    assert_eq!(record(&node)["image"]["key"], serde_json::Value::Null);
+    node.end(&shim, "c1").await;
 
     let other = softuv::machine::Machine::at(node.path("other"));
     other.make(&softuv::machine::Options::default()).expect("machine");
