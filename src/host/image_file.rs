@@ -1,13 +1,14 @@
 //! An image file, opened once and read at offsets; what it says is decided in `image`.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{ErrorKind, Result as IoResult};
+use std::io::Result as IoResult;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::libc;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
+use crate::host::files::open_error;
 use crate::image::ReadAt;
 
 /// An opened regular file. Replacing the file by renaming another over it does not change this one.
@@ -32,14 +33,11 @@ pub struct Identity {
 impl ImageFile {
     /// Opens the file; whatever is no regular file is refused without waiting for it.
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |e: &std::io::Error| {
-            let code = if e.kind() == ErrorKind::NotFound { Code::NotFound } else { Code::Internal };
-            Error::new(code, format!("open image {}: {e}", path.display()))
-        };
+        let failed = |e| open_error(format_args!("open image {}", path.display()), &e);
         // O_NONBLOCK: a fifo in the file's place must not stop us.
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| failed(&e))?;
-        let meta = file.metadata().map_err(|e| failed(&e))?;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        let meta = file.metadata().map_err(failed)?;
         if !meta.is_file() {
             let text = format!("open image {}: is {}, must be a regular file", path.display(), kind(&meta));
             return Err(Error::invalid(text));
@@ -89,6 +87,7 @@ fn kind(meta: &Metadata) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
     use crate::image::{ImageError, read, verify};
 
     const IMAGE: &[u8] = include_bytes!("../image/testdata/by-hand.img");

@@ -24,6 +24,7 @@ use crate::config::RootfsConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::hex::hex;
 use crate::host::cgroup;
+use crate::host::lock::lock_file;
 use crate::host::process::{Ended, Launch, PrivateMount, blocking};
 use crate::host::tasks;
 
@@ -55,7 +56,7 @@ impl Packer {
             blocking("open layer cache", move || {
                 make_cache_dir(&dir)?;
                 let key = key(&layers)?;
-                let lock = lock(&dir.join(format!("{key}.lock")), FlockArg::LockExclusive)?;
+                let lock = lock_file(&dir.join(format!("{key}.lock")))?;
                 Ok((key, lock))
             })
             .await?
@@ -225,19 +226,6 @@ fn link(file: &File, name: &Path) -> Result<()> {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
         Err(e) => Err(e).with_context(|| format!("keep layer image {}", name.display())),
     }
-}
-
-fn lock(path: &Path, how: FlockArg) -> Result<Flock<File>> {
-    let context = || format!("lock {}", path.display());
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .with_context(context)?;
-    Flock::lock(file, how).map_err(|(_, e)| e).with_context(context)
 }
 
 /// Opens an image for use: shared lock on the descriptor, kept as long as it is open anywhere.

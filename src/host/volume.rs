@@ -20,6 +20,7 @@ use nix::libc;
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use crate::error::{Code, Context, Error, Result};
+use crate::host::files::open_error;
 use crate::limits;
 use crate::oci::volume::SourceKind;
 
@@ -90,10 +91,7 @@ fn is_memory(typ: FsType) -> bool {
 fn open_source(source: &Path, flags: i32) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(flags | libc::O_NONBLOCK | libc::O_CLOEXEC);
-    options.open(source).map_err(|e| {
-        let code = if e.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Internal };
-        Error::new(code, format!("volume {}: {e}", source.display()))
-    })
+    options.open(source).map_err(|e| open_error(format_args!("volume {}", source.display()), &e))
 }
 
 impl Volume {

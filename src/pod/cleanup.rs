@@ -9,7 +9,8 @@ use std::path::Path;
 
 use crate::error::{Context, Error, Result};
 use crate::failpoint::{Step, hit};
-use crate::host::{cgroup, files, netlink};
+use crate::host::lock::lock_folder;
+use crate::host::{cgroup, netlink};
 use crate::limits;
 use crate::pod::journal::{self, Cleanup};
 

@@ -1,0 +1,136 @@
+//! Locks of flock(2): a pod's, which its shim holds while it runs, and a folder's, for a moment.
+//!
+//! The lock belongs to the open file description. Duplicated descriptors share it, it ends with the
+//! last of them, and dropping a [`Flock`] releases it for all: hence [`PodLock::leave`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
+
+use crate::error::{Context, Error, Result};
+
+/// The lock of a running shim; held as long as this, or a descriptor made from it, is open.
+#[derive(Debug)]
+pub(crate) struct PodLock(Flock<File>);
+
+impl PodLock {
+    /// Locks the file at `path`, which is created if needed. None: another process holds the lock.
+    ///
+    /// After locking, the path must still name the locked file: its last holder may have removed
+    /// it in between.
+    pub(crate) fn try_take(path: &Path) -> Result<Option<Self>> {
+        let context = || format!("lock {}", path.display());
+        for _ in 0..100 {
+            let locked = match Flock::lock(open_or_create(path)?, FlockArg::LockExclusiveNonblock) {
+                Ok(locked) => locked,
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+                Err((_, e)) => return Err(e).with_context(context),
+            };
+            let held = locked.metadata().with_context(context)?;
+            match fs::symlink_metadata(path) {
+                Ok(there) if there.ino() == held.ino() && there.dev() == held.dev() => {
+                    return Ok(Some(Self(locked)));
+                }
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e).with_context(context),
+            }
+        }
+        Err(Error::unavailable(format!("lock {}: it keeps being replaced", path.display())))
+    }
+
+    /// Writes who holds the lock into the file.
+    pub(crate) fn write_pid(&mut self, pid: u32) -> Result<()> {
+        self.0.set_len(0).context("write lock file")?;
+        self.0.write_all_at(format!("{pid}\n").as_bytes(), 0).context("write lock file")
+    }
+
+    /// A descriptor that shares the lock, for the process that takes it over.
+    pub(crate) fn share(&self) -> Result<OwnedFd> {
+        Ok(self.0.try_clone().context("share lock")?.into())
+    }
+
+    /// Leaves the lock to the process that has the shared descriptor: dropping would unlock both.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    /// Whether any process holds the lock of the file at `path`; false without such a file.
+    pub(crate) fn is_held(path: &Path) -> Result<bool> {
+        let context = || format!("lock {}", path.display());
+        let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e).with_context(context),
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => Ok(false),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+            Err((_, e)) => Err(e).with_context(context),
+        }
+    }
+}
+
+/// Locks the file at `path`, which is created if needed, and waits for other holders. Blocks.
+pub(crate) fn lock_file(path: &Path) -> Result<Flock<File>> {
+    Flock::lock(open_or_create(path)?, FlockArg::LockExclusive)
+        .map_err(|(_, e)| e)
+        .with_context(|| format!("lock {}", path.display()))
+}
+
+fn open_or_create(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(path).with_context(|| format!("lock {}", path.display()))
+}
+
+/// Locks a folder for a short piece of work, waiting up to `limit` for other holders. None: the caller goes on
+/// without the lock, because a process that holds it for so long hangs. Blocks.
+#[allow(clippy::disallowed_methods)] // on a thread of its own, or in `delete`
+pub(crate) fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>> {
+    let until = Instant::now() + limit;
+    let mut file = File::open(folder).ok()?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Some(locked),
+            Err((_, e)) if e != Errno::EWOULDBLOCK || Instant::now() > until => return None,
+            Err((again, _)) => file = again,
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The process id written into a lock file; only valid while the lock is held.
+pub(crate) fn lock_holder(path: &Path) -> Option<i32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok().filter(|pid| *pid > 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_held_by_one_and_released_with_its_last_descriptor() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("lock");
+        let mut first = PodLock::try_take(&path).expect("take").expect("free");
+        first.write_pid(42).expect("pid");
+        assert_eq!(lock_holder(&path), Some(42));
+        assert_eq!(PodLock::is_held(&path), Ok(true));
+        let shared = first.share().expect("share");
+        drop(first); // explicitly unlocks, also for the shared descriptor: that is what `leave` is for
+        assert_eq!(PodLock::is_held(&path), Ok(false));
+        drop(shared);
+        let first = PodLock::try_take(&path).expect("take").expect("free");
+        let _shared = first.share().expect("share");
+        first.leave();
+        assert!(PodLock::try_take(&path).expect("take").is_none());
+    }
+}
