@@ -234,3 +234,6 @@ pub(crate) const CPUS: usize = 1024;
 /// cache; and how many such chunks are in flight between reading and hashing.
 pub(crate) const DIGEST_CHUNK_BYTES: usize = 256 << 10;
 pub(crate) const DIGEST_CHUNKS: usize = 4;
+
+/// Largest accounting file of a cgroup: `io.stat` has a line of 100 bytes for each disk of the host.
+pub(crate) const CGROUP_BYTES: u64 = 1 << 20;

@@ -1,17 +1,12 @@
-//! What the pod's own cgroup leaf has used: QEMU with all of the guest in it, and its helpers.
-//!
-//! The readers of `cgroups_rs` are not used: they panic on device numbers over 32767 and on files of an
-//! unexpected form, and skip lines of `io.stat` with more or fewer keys than six.
+//! What a pod's cgroup has used (QEMU with all of its guest, and the helpers), and whether the OOM killer hit it.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::host::cgroup;
 use crate::host::files::read_bounded;
+use crate::limits;
 use crate::plan::stats::{CpuStats, MemoryStats, PidsStats, Stats};
-
-/// Largest accounting file: `io.stat` has a line of 100 bytes for each disk of the host.
-const FILE_BYTES: u64 = 1 << 20;
 
 /// One tick of `cpuacct.stat` in nanoseconds: USER_HZ is 100 on every architecture we run on.
 const TICK: u64 = 10_000_000;
@@ -22,12 +17,45 @@ pub(crate) fn read(leaf: &Path) -> Result<Stats> {
     if dirs.is_empty() {
         return Err(Error::not_found(format!("cgroup /{}: is gone", leaf.display())));
     }
-    // A name stands in one hierarchy only; what a kernel does not count is zero.
-    let file = |name: &str| {
-        let bytes = dirs.iter().find_map(|dir| read_bounded(&dir.join(name), FILE_BYTES).ok());
-        bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-    };
+    // Each file exists in one hierarchy only; what a kernel does not count is zero.
+    let file = |name: &str| text(&dirs, name).unwrap_or_default();
     Ok(if cgroup::is_v2() { v2(file) } else { v1(file) })
+}
+
+/// A cgroup whose processes the kernel's OOM killer hit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OomKill {
+    /// The most memory the cgroup had, in bytes; 0: unknown.
+    pub peak: u64,
+    /// The lowest limit of it and its ancestors: cgroup and bytes. None: the whole machine was out of memory.
+    pub limit: Option<(PathBuf, u64)>,
+}
+
+/// None: the OOM killer hit no process of the leaf.
+pub(crate) fn oom_kill(leaf: &Path) -> Option<OomKill> {
+    let [events, peak, maximum] = if cgroup::is_v2() {
+        ["memory.events", "memory.peak", "memory.max"]
+    } else {
+        ["memory.oom_control", "memory.max_usage_in_bytes", "memory.limit_in_bytes"]
+    };
+    let dirs = cgroup::dirs(leaf);
+    if entry(&text(&dirs, events)?, "oom_kill").unwrap_or(0) == 0 {
+        return None;
+    }
+    let limited = leaf.ancestors().filter(|path| !path.as_os_str().is_empty()).filter_map(|path| {
+        let bytes = limit(&text(&cgroup::dirs(path), maximum)?);
+        (bytes != u64::MAX).then(|| (path.to_path_buf(), bytes))
+    });
+    Some(OomKill {
+        peak: number(&text(&dirs, peak).unwrap_or_default()),
+        limit: limited.min_by_key(|(_, bytes)| *bytes),
+    })
+}
+
+/// A file of the cgroup whose directories these are, from the hierarchy that has it.
+fn text(dirs: &[PathBuf], name: &str) -> Option<String> {
+    let bytes = dirs.iter().find_map(|dir| read_bounded(&dir.join(name), limits::CGROUP_BYTES).ok());
+    bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn v2(file: impl Fn(&str) -> String) -> Stats {
@@ -144,7 +172,7 @@ fn number(text: &str) -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// `max`, or cgroup v1's largest number of pages: none.
+/// `u64::MAX`: no limit, which version 2 writes as `max` and version 1 as its largest number of pages.
 fn limit(text: &str) -> u64 {
     text.trim().parse().ok().filter(|bytes| *bytes < 1 << 62).unwrap_or(u64::MAX)
 }

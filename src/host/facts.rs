@@ -1,4 +1,4 @@
-//! The machine's facts for Secure Execution, from the kernel's files: /sys/firmware/uv, /proc, /dev/kvm.
+//! Facts about this machine: its size, and what it has for Secure Execution (/sys/firmware/uv, /proc, /dev/kvm).
 //!
 //! Nothing here fails: a file that is missing or makes no sense is a fact. Every read is bounded.
 //! Formats: Linux, arch/s390/kernel/uv.c (addresses and masks are hexadecimal, counts decimal).
@@ -11,7 +11,9 @@ use crate::host::files::read_bounded;
 use crate::host::sys;
 use crate::image::KeyHash;
 use crate::limits;
+use crate::plan::cpus::CpuList;
 use crate::plan::host_facts::{Fact, HostFacts, HostKeys, Kvm};
+use crate::plan::size::Capacity;
 
 /// The folder that stands for `/`.
 #[derive(Clone, Debug)]
@@ -172,6 +174,30 @@ fn protected(root: &Root, device: &File) -> std::io::Result<bool> {
     sys::kvm_has_protected_guests(device)
 }
 
+/// The memory and CPUs of this machine; zero: unknown.
+pub(crate) fn capacity() -> Capacity {
+    let file = |path: &str| {
+        let bytes = read_bounded(Path::new(path), limits::FACT_BYTES).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    Capacity {
+        memory_mib: memory_mib(&file("/proc/meminfo")),
+        cpus: cpu_count(&file("/sys/devices/system/cpu/online")),
+    }
+}
+
+/// `MemTotal:  16384000 kB`
+fn memory_mib(text: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+/// A list of ranges: `0-3,8`.
+fn cpu_count(text: &str) -> u32 {
+    CpuList::parse(text).ok().and_then(|list| u32::try_from(list.cpus().count()).ok()).unwrap_or(0)
+}
+
 /// A machine made of files, for tests: not in a release build.
 ///
 /// The tree has what the kernel has, except: `proc/sys/kernel/arch` says the architecture (newer
@@ -321,5 +347,17 @@ mod tests {
         assert_eq!((one.host.is_some(), one.backup), (true, None));
         assert!(keys(&"é".repeat(32)).is_err());
         assert!(keys("").is_err());
+    }
+
+    #[test]
+    fn the_kernels_lists_are_read() {
+        for (text, wanted) in [("0-3\n", 4), ("0", 1), ("0-3,8,10-11\n", 7), ("", 0), ("x-3", 0), ("3-1", 0)]
+        {
+            assert_eq!(cpu_count(text), wanted, "{text:?}");
+        }
+        assert_eq!(memory_mib("MemTotal:       16384000 kB\nMemFree: 1 kB\n"), 16000);
+        assert_eq!(memory_mib(""), 0);
+        let machine = capacity();
+        assert!(machine.memory_mib > 0 && machine.cpus > 0, "{machine:?}");
     }
 }

@@ -2,9 +2,6 @@
 //! `bpf`, `child_setup` and `sys`.
 
 pub(crate) mod affinity;
-#[allow(unsafe_code)]
-mod bpf;
-pub(crate) mod capacity;
 pub(crate) mod cgroup;
 pub(crate) mod cgroup_stats;
 #[allow(unsafe_code)]
@@ -20,7 +17,6 @@ pub(crate) mod log;
 pub(crate) mod loopback;
 pub(crate) mod netlink;
 pub(crate) mod netns;
-pub(crate) mod oom;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod shim_cgroup;

@@ -6,7 +6,7 @@
 use nix::libc;
 
 use crate::diagnosis::Diagnosis;
-use crate::host::oom::OutOfMemory;
+use crate::host::cgroup_stats::OomKill;
 use crate::host::process::Ended;
 use crate::lifecycle::vm::VmEnd;
 use crate::qemu::event::{GuestPanic, QmpEvent, event};
@@ -17,7 +17,7 @@ use crate::qemu::ultravisor;
 pub(crate) struct Evidence {
     pub ended: Ended,
     /// The host's OOM killer hit the pod's cgroup.
-    pub out_of_memory: Option<OutOfMemory>,
+    pub oom_kill: Option<OomKill>,
     /// We asked for the end (quit, kill, DestroySandbox).
     pub asked: bool,
     /// The guest asked for it: `SHUTDOWN` with this reason.
@@ -56,7 +56,7 @@ pub(crate) fn diagnose(evidence: &Evidence) -> VmEnd {
 
 /// Only a QEMU that was killed: the helpers stand in the same cgroup.
 fn out_of_memory(evidence: &Evidence) -> Option<Diagnosis> {
-    let oom = evidence.out_of_memory.as_ref().filter(|_| evidence.ended == Ended::Signal(libc::SIGKILL))?;
+    let oom = evidence.oom_kill.as_ref().filter(|_| evidence.ended == Ended::Signal(libc::SIGKILL))?;
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let used = if oom.peak == 0 { String::new() } else { format!("QEMU had {} MiB, ", mib(oom.peak)) };
     let (limit, advice) = match &oom.limit {
@@ -237,7 +237,7 @@ mod tests {
     fn evidence(ended: Ended) -> Evidence {
         Evidence {
             ended,
-            out_of_memory: None,
+            oom_kill: None,
             asked: false,
             guest_shutdown: None,
             panic: None,
@@ -284,8 +284,8 @@ mod tests {
     #[test]
     fn a_vm_that_was_too_large_for_its_cgroup_says_so() {
         let limit = Some(("kubepods/pod1".into(), 300 << 20));
-        let hit = OutOfMemory { peak: (299 << 20) + 1, limit };
-        let e = Evidence { out_of_memory: Some(hit.clone()), ..evidence(Ended::Signal(9)) };
+        let hit = OomKill { peak: (299 << 20) + 1, limit };
+        let e = Evidence { oom_kill: Some(hit.clone()), ..evidence(Ended::Signal(9)) };
         assert!(
             diagnose(&e).to_string().starts_with(
                 "the host's OOM killer ended the VM: QEMU had 300 MiB, the limit of cgroup /kubepods/pod1 is 300 MiB; \
@@ -294,10 +294,10 @@ mod tests {
             "{}",
             diagnose(&e)
         );
-        let node = OutOfMemory { limit: None, peak: 0 };
-        let e = Evidence { out_of_memory: Some(node), ..e };
+        let node = OomKill { limit: None, peak: 0 };
+        let e = Evidence { oom_kill: Some(node), ..e };
         assert!(diagnose(&e).to_string().contains("its cgroups have no limit"), "{}", diagnose(&e));
-        let helper = Evidence { out_of_memory: Some(hit), ..evidence(Ended::Code(1)) };
+        let helper = Evidence { oom_kill: Some(hit), ..evidence(Ended::Code(1)) };
         assert!(!diagnose(&helper).to_string().contains("OOM"), "a helper was hit, QEMU ended by itself");
     }
 

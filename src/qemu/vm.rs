@@ -17,7 +17,7 @@ use crate::ccw::DevNo;
 use crate::error::{Context, Error, Result};
 use crate::host::process::{Child, Ended, FdTable, Launch};
 use crate::host::tail::Tail;
-use crate::host::{cgroup, oom};
+use crate::host::{cgroup, cgroup_stats};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
 use crate::plan::cpus::CpuList;
@@ -163,7 +163,7 @@ impl Vm {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         diagnose(&Evidence {
             ended,
-            out_of_memory: oom::of(&self.leaf),
+            oom_kill: cgroup_stats::oom_kill(&self.leaf),
             asked: self.asked.load(Ordering::Relaxed),
             guest_shutdown: seen.guest_shutdown.clone(),
             panic: seen.panic.clone(),
