@@ -2,89 +2,85 @@
 //! shared by every container that uses it.
 //!
 //! An image is named `<key>-<digest>.erofs`: the key names the layers, the digest the content,
-//! which is checked whenever the image is opened. A user holds a shared lock on the image as long
-//! as it is open; eviction takes only what it can lock alone. Building happens into a file without
-//! a name, linked when it is whole, so that a crash leaves nothing.
+//! which is checked whenever the image is opened. An opened image has a shared lock until its last
+//! descriptor is closed; eviction removes only what it can lock exclusively.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
 
 use nix::fcntl::{AtFlags, Flock, FlockArg};
-use nix::libc;
 use sha2::{Digest, Sha256};
 use slog::{Logger, info, warn};
-use tokio::net::unix::pipe;
 
-use crate::config::RootfsConfig;
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::hex::hex;
-use crate::host::cgroup;
+use crate::host::files::private_dir;
+use crate::host::layer_pack::Packer;
 use crate::host::lock::lock_file;
-use crate::host::process::{Ended, Launch, PrivateMount, blocking};
-use crate::host::tasks;
+use crate::host::log;
+use crate::host::process::blocking;
 
 /// A packed image in use.
 #[derive(Debug)]
-pub(crate) struct Image {
+pub(crate) struct LayerImage {
     pub(crate) file: OwnedFd,
-    /// The key of a shared image; None for one container's own.
+    /// The key of a shared image; None for one that only its container uses.
     pub(crate) key: Option<String>,
 }
 
-/// What is needed to pack.
+/// The node's cache, and what fills it.
 #[derive(Clone, Debug)]
-pub(crate) struct Packer {
-    pub(crate) config: RootfsConfig,
-    /// A directory of the pod's own: where the layers are mounted, seen by mkfs alone.
-    pub(crate) mount_point: PathBuf,
-    /// The pod's cgroup, for the packing program.
-    pub(crate) leaf: Option<PathBuf>,
+pub(crate) struct LayerCache {
+    pub(crate) dir: PathBuf,
+    /// Bytes of all images together, above which unused ones are evicted.
+    pub(crate) limit: u64,
+    pub(crate) packer: Packer,
     pub(crate) log: Logger,
 }
 
-impl Packer {
+impl LayerCache {
     /// The shared image of `layers` (topmost first), packed unless it is in the cache.
-    pub(crate) async fn shared(&self, layers: Vec<PathBuf>) -> Result<Image> {
-        let dir = self.config.cache_dir.clone();
+    pub(crate) async fn shared(&self, layers: Vec<PathBuf>) -> Result<LayerImage> {
+        let dir = self.dir.clone();
         let (key, lock) = {
             let layers = layers.clone();
             blocking("open layer cache", move || {
-                make_cache_dir(&dir)?;
+                make_dir(&dir)?;
                 let key = key(&layers)?;
                 let lock = lock_file(&dir.join(format!("{key}.lock")))?;
                 Ok((key, lock))
             })
             .await?
         };
-        let (dir, name) = (self.config.cache_dir.clone(), key.clone());
-        let log = self.log.clone();
+        let (dir, name, log) = (self.dir.clone(), key.clone(), self.log.clone());
         let found = blocking("check layer image", move || find(&dir, &name, &log)).await?;
         let file = match found {
             Some(file) => file,
-            None => self.build(&layers, &key).await?,
+            None => self.add(&layers, &key).await?,
         };
         drop(lock);
-        let (dir, limit) = (self.config.cache_dir.clone(), self.config.cache_mib << 20);
-        drop(blocking("evict layer images", move || evict(&dir, limit)).await);
-        Ok(Image { file, key: Some(key) })
+        let (dir, limit) = (self.dir.clone(), self.limit);
+        // A cache that stays too large does not keep the container from starting.
+        blocking("evict layer images", move || evict(&dir, limit)).await.ok();
+        Ok(LayerImage { file, key: Some(key) })
     }
 
     /// An image of directories that only one container uses; it is never in the cache.
-    pub(crate) async fn private(&self, layers: Vec<PathBuf>) -> Result<Image> {
-        make_cache_dir(&self.config.cache_dir)?;
-        let file = self.pack(&layers).await?;
-        Ok(Image { file: reopen(&file)?.into(), key: None })
+    pub(crate) async fn private(&self, layers: Vec<PathBuf>) -> Result<LayerImage> {
+        make_dir(&self.dir)?;
+        let file = self.packer.pack(&layers, &self.dir).await?;
+        Ok(LayerImage { file: reopen(&file)?.into(), key: None })
     }
 
-    async fn build(&self, layers: &[PathBuf], key: &str) -> Result<OwnedFd> {
-        let began = std::time::Instant::now();
-        let file = self.pack(layers).await?;
-        let (dir, key) = (self.config.cache_dir.clone(), key.to_owned());
+    async fn add(&self, layers: &[PathBuf], key: &str) -> Result<OwnedFd> {
+        let began = Instant::now();
+        let file = self.packer.pack(layers, &self.dir).await?;
+        let (dir, key) = (self.dir.clone(), key.to_owned());
         let (opened, bytes) = blocking("keep layer image", move || {
             let digest = digest(&file)?;
             let name = dir.join(format!("{key}-{digest}.erofs"));
@@ -93,98 +89,22 @@ impl Packer {
             Ok((open_locked(&name)?, bytes))
         })
         .await?;
-        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = log::ms(began.elapsed());
         info!(self.log, "packed image layers"; "layers" => layers.len(), "bytes" => bytes, "ms" => ms);
         opened.ok_or_else(|| {
             Error::unavailable("layer image: it was removed while it was being made; try again")
         })
     }
-
-    /// Packs the layers into a file without a name.
-    async fn pack(&self, layers: &[PathBuf]) -> Result<File> {
-        let full =
-            |e: Error| e.context(format!("pack image layers into {}", self.config.cache_dir.display()));
-        let image = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_TMPFILE)
-            .mode(0o600)
-            .open(&self.config.cache_dir)
-            .with_context(|| format!("make a file in {}", self.config.cache_dir.display()))?;
-        let bottom = self.mount_point.join("empty");
-        for dir in [&self.mount_point, &bottom, &self.mount_point.join("tree")] {
-            fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        }
-        let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
-        let stderr = pipe::Receiver::from_owned_fd(stderr).context("watch mkfs")?;
-        let target = self.mount_point.join("tree");
-        let mut launch = Launch {
-            program: self.config.mkfs.clone(),
-            stderr: Some(theirs),
-            cgroup: self.leaf.as_deref().map(cgroup::enter).transpose()?,
-            mount: Some(PrivateMount {
-                fstype: "overlay",
-                target: target.clone(),
-                options: overlay_options(layers, &bottom),
-            }),
-            ..Launch::default()
-        };
-        let number = launch.fds.give(image.try_clone().context("layer image")?.into());
-        launch.args = vec![
-            "--quiet".into(),
-            "-Enosbcrc".into(),
-            format!("/proc/self/fd/{}", number.0).into(),
-            target.into(),
-        ];
-        let child = tasks::reaped(launch.spawn().map_err(full)?);
-        let (words, ended) = tokio::join!(output_tail(stderr), child.wait());
-        match ended? {
-            Ended::Code(0) => Ok(image),
-            ended => {
-                let no_space = words.contains("No space left") || words.contains("ENOSPC");
-                let code = if no_space { Code::ResourceExhausted } else { Code::Internal };
-                let program = self.config.mkfs.display();
-                Err(full(Error::new(code, format!("{program} ended with {ended}: {words}"))))
-            }
-        }
-    }
 }
 
-async fn output_tail(mut stream: pipe::Receiver) -> String {
-    use tokio::io::AsyncReadExt;
-    let tail = crate::host::tail::Tail::default();
-    let mut chunk = [0_u8; 1024];
-    while let Ok(count @ 1..) = stream.read(&mut chunk).await {
-        tail.add(chunk.get(..count).unwrap_or_default());
-    }
-    tail.last_lines(3).join(" | ")
-}
-
-/// The data string of an overlay mount. The empty bottom makes one layer an overlay as well.
-fn overlay_options(layers: &[PathBuf], bottom: &Path) -> OsString {
-    let mut options = OsString::from("lowerdir=");
-    for layer in layers.iter().map(PathBuf::as_path).chain([bottom]) {
-        if options.as_bytes().last() != Some(&b'=') {
-            options.push(":");
-        }
-        for byte in layer.as_os_str().as_bytes().chunks(1) {
-            if matches!(byte, b":" | b"\\" | b",") {
-                options.push("\\");
-            }
-            options.push(std::ffi::OsStr::from_bytes(byte));
-        }
-    }
-    options
-}
-
-fn make_cache_dir(dir: &Path) -> Result<()> {
+fn make_dir(dir: &Path) -> Result<()> {
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
     }
-    crate::host::files::private_dir(dir)
+    private_dir(dir)
 }
 
-/// Names a set of layers: a directory made anew under an old path has another inode or time.
+/// Names a set of layers. A directory that was replaced has another inode or time.
 fn key(layers: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     for layer in layers {
@@ -214,7 +134,7 @@ fn digest(file: &File) -> Result<String> {
     }
 }
 
-/// A read-only descriptor with a position of its own.
+/// A read-only descriptor with a separate position.
 fn reopen(file: &File) -> Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).context("reopen layer image")
 }
@@ -228,7 +148,7 @@ fn link(file: &File, name: &Path) -> Result<()> {
     }
 }
 
-/// Opens an image for use: shared lock on the descriptor, kept as long as it is open anywhere.
+/// Opens an image for use, with a shared lock that lasts until its last descriptor is closed.
 fn open_locked(path: &Path) -> Result<Option<OwnedFd>> {
     let context = || format!("open layer image {}", path.display());
     let file = match File::open(path) {
@@ -237,7 +157,7 @@ fn open_locked(path: &Path) -> Result<Option<OwnedFd>> {
         Err(e) => return Err(e).with_context(context),
     };
     let locked = Flock::lock(file, FlockArg::LockShared).map_err(|(_, e)| e).with_context(context)?;
-    // Unlinked by an eviction that was faster: not in the cache any more.
+    // An eviction was faster: it is not in the cache any more.
     if locked.metadata().with_context(context)?.nlink() == 0 {
         return Ok(None);
     }
@@ -246,7 +166,7 @@ fn open_locked(path: &Path) -> Result<Option<OwnedFd>> {
     Ok(Some(fd))
 }
 
-/// The cached image of `key`, its content checked; a damaged one is removed.
+/// The cached image of `key` after a check of its content; a damaged one is removed.
 fn find(dir: &Path, key: &str, log: &Logger) -> Result<Option<OwnedFd>> {
     for (path, _) in images(dir)? {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
@@ -257,11 +177,11 @@ fn find(dir: &Path, key: &str, log: &Logger) -> Result<Option<OwnedFd>> {
         let Some(fd) = open_locked(&path)? else { continue };
         let file = File::from(fd);
         if digest(&file)? == wanted {
-            // Marks the use, for the eviction's order.
-            drop(file.set_modified(std::time::SystemTime::now()));
+            // The time of the last use, by which images are evicted. If it cannot be set, this one goes earlier.
+            file.set_modified(SystemTime::now()).ok();
             return Ok(Some(file.into()));
         }
-        warn!(log, "layer image {} is damaged: it is made anew", path.display());
+        warn!(log, "layer image {} is damaged: packing it again", path.display());
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
     }
     Ok(None)
@@ -331,7 +251,7 @@ mod tests {
         let used = image(dir.path(), "b", &[2; 1000]);
         let new = image(dir.path(), "c", &[3; 1000]);
         for (path, age) in [(&old, 300), (&used, 600), (&new, 0)] {
-            let when = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+            let when = SystemTime::now() - std::time::Duration::from_secs(age);
             File::options().append(true).open(path).expect("open").set_modified(when).expect("age");
         }
         let _use = open_locked(&used).expect("open").expect("there");
@@ -350,11 +270,5 @@ mod tests {
         fs::create_dir(dir.path().join("other")).expect("takes the inode");
         fs::create_dir(&layer).expect("mkdir");
         assert_ne!(key(&[layer]), Ok(first));
-    }
-
-    #[test]
-    fn overlay_options_escape_what_separates() {
-        let options = overlay_options(&["/a:b".into(), "/c,d".into()], Path::new("/e"));
-        assert_eq!(options, "lowerdir=/a\\:b:/c\\,d:/e");
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use serde_json::{Map, Value};
@@ -43,6 +43,11 @@ impl LevelSwitch {
             self.0.store(level.as_usize(), Ordering::Relaxed);
         }
     }
+}
+
+/// A duration as it is logged.
+pub(crate) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Opens the pod's log; `fifo`: containerd's, in the bundle.

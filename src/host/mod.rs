@@ -12,6 +12,7 @@ pub(crate) mod facts;
 pub(crate) mod files;
 pub(crate) mod image_file;
 pub(crate) mod layer_cache;
+pub(crate) mod layer_pack;
 pub(crate) mod lock;
 pub(crate) mod log;
 pub(crate) mod loopback;

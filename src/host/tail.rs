@@ -1,6 +1,8 @@
-//! The kept end of a text stream (stderr, guest console): bounded, and escaped when quoted.
+//! The last bytes of a text stream (stderr, guest console): bounded, and escaped when quoted.
 
 use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::error::one_line;
 use crate::limits;
@@ -10,7 +12,15 @@ use crate::limits;
 pub(crate) struct Tail(Arc<Mutex<Vec<u8>>>);
 
 impl Tail {
-    /// Adds what was read; the oldest bytes go when the bound is reached.
+    /// Reads a stream to its end. It never stops reading, so that the writer never stalls.
+    pub(crate) async fn read_from(&self, mut stream: impl AsyncRead + Unpin) {
+        let mut chunk = [0_u8; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut chunk).await {
+            self.add(chunk.get(..count).unwrap_or_default());
+        }
+    }
+
+    /// Adds what was read; the oldest bytes are dropped above the bound.
     pub(crate) fn add(&self, bytes: &[u8]) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend_from_slice(bytes);

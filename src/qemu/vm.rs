@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::libc;
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -123,8 +122,8 @@ impl Vm {
     pub(crate) async fn watch(self: Arc<Self>, streams: Streams) {
         let reading = async {
             tokio::join!(
-                keep(streams.stderr, &self.stderr),
-                keep(streams.console, &self.console),
+                self.stderr.read_from(streams.stderr),
+                self.console.read_from(streams.console),
                 self.watch_qmp(),
             )
         };
@@ -289,13 +288,5 @@ impl Vm {
     /// SIGKILL, without waiting.
     pub(crate) fn kill(&self) {
         drop(self.child.kill(libc::SIGKILL));
-    }
-}
-
-/// Reads a stream to its end, keeping the tail; never stops reading, so the writer never stalls.
-async fn keep(mut stream: impl AsyncRead + Unpin, tail: &Tail) {
-    let mut chunk = [0_u8; 4096];
-    while let Ok(count @ 1..) = stream.read(&mut chunk).await {
-        tail.add(chunk.get(..count).unwrap_or_default());
     }
 }

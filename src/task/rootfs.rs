@@ -25,7 +25,7 @@ use crate::pod::request::CreateRequest;
 /// An opened root file system, ready to be plugged.
 #[derive(Debug)]
 pub(crate) enum RootfsDisk {
-    Packed(Image),
+    Packed(LayerImage),
     Block { file: OwnedFd, fstype: String, read_only: bool, options: Vec<String> },
 }
 
@@ -43,17 +43,22 @@ pub(crate) async fn open(
     leaf: Option<&Path>,
 ) -> Result<RootfsDisk> {
     let packer = Packer {
-        config: config.rootfs.clone(),
+        mkfs: config.rootfs.mkfs.clone(),
         mount_point: pod_dir.join("pack"),
         leaf: leaf.map(Path::to_path_buf),
+    };
+    let cache = LayerCache {
+        dir: config.rootfs.cache_dir.clone(),
+        limit: config.rootfs.cache_mib << 20,
+        packer,
         log: log.clone(),
     };
     let packed = match plan {
         RootfsPlan::Packed { layers, upper } => match upper.as_ref().filter(|u| !is_empty(u)) {
-            None => packer.shared(layers.clone()).await,
-            Some(upper) => packer.private([upper.clone()].into_iter().chain(layers.clone()).collect()).await,
+            None => cache.shared(layers.clone()).await,
+            Some(upper) => cache.private([upper.clone()].into_iter().chain(layers.clone()).collect()).await,
         },
-        RootfsPlan::Private { directory } => packer.private(vec![directory.clone()]).await,
+        RootfsPlan::Private { directory } => cache.private(vec![directory.clone()]).await,
         RootfsPlan::Block { source, fstype, read_only, options } => {
             let file = open_block(source, *read_only)?;
             let (fstype, options) = (fstype.clone(), options.clone());
