@@ -29,16 +29,16 @@ impl Scheduling {
     }
 
     pub(crate) fn apply(self, pod: &Pod, vm: &Vm) {
-        if let Err(e) = vm.set_oom_score(self.oom_score_adj) {
+        if let Err(e) = vm.process().set_oom_score(self.oom_score_adj) {
             warn!(pod.log(), "{}: the OOM killer ranks QEMU as it ranks containerd", e);
         }
         if pod.parts.core_scheduling {
-            if let Err(e) = vm.set_core_scheduling() {
+            if let Err(e) = vm.process().set_core_scheduling() {
                 warn!(pod.log(), "{}: QEMU shares CPU cores with others", e);
             }
         }
         // QEMU was started on them.
-        tell_missing(pod, &self.cpus, vm.cpus());
+        tell_missing(pod, &self.cpus, vm.process().cpus());
     }
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn update_affinity(pod: &Pod) {
     }
     *placed = named;
     let wanted = if named.is_empty() { CpuList::all() } else { named };
-    tell_missing(pod, &named, guest.vm.set_cpus(&wanted));
+    tell_missing(pod, &named, guest.vm.process().set_cpus(&wanted));
     if let Some(Err(e)) = guest.vsock_device.as_ref().map(|device| device.set_cpus(&wanted)) {
         warn!(pod.log(), "{}: the vsock device runs where it did", e);
     }

@@ -41,7 +41,8 @@ pub fn args(plan: &VmPlan) -> Result<Vec<OsString>> {
 }
 
 impl VmPlan {
-    fn confidential(&self) -> bool {
+    /// Whether the guest runs under Secure Execution.
+    pub(super) fn confidential(&self) -> bool {
         matches!(self.boot, Boot::Sealed { .. })
     }
 }

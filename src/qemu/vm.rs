@@ -58,12 +58,13 @@ fn blocking(stream: UnixStream) -> std::io::Result<OwnedFd> {
 /// A started QEMU.
 #[derive(Debug)]
 pub(crate) struct Vm {
-    child: Child,
+    process: Child,
     /// The cgroup it runs in, relative to the hierarchies' roots.
     leaf: PathBuf,
     qmp: Qmp,
     confidential: bool,
-    asked: AtomicBool,
+    /// The end of QEMU is not a failure any more.
+    stop_expected: AtomicBool,
     gone: watch::Sender<Option<VmEnd>>,
     stderr: Tail,
     console: Tail,
@@ -76,48 +77,57 @@ struct Seen {
     panic: Option<GuestPanic>,
 }
 
-/// What [`Vm::watch`] reads; handed out once.
+/// What [`Vm::watch`] reads.
 #[derive(Debug)]
 pub(crate) struct Streams {
     stderr: pipe::Receiver,
     console: UnixStream,
 }
 
-impl Vm {
-    /// Starts QEMU stopped (`-S`). `watch` must be running for anything else to work.
-    pub(crate) fn spawn(
-        program: PathBuf,
-        plan: &VmPlan,
-        fds: FdTable,
-        (leaf, cpus): (&Path, CpuList),
-        sockets: ControlSockets,
-    ) -> Result<(Arc<Self>, Streams)> {
+/// A QEMU to be started.
+#[derive(Debug)]
+pub(crate) struct VmLaunch<'a> {
+    pub program: PathBuf,
+    pub plan: &'a VmPlan,
+    /// Has QEMU's ends of `sockets` and what else `plan` refers to.
+    pub fds: FdTable,
+    pub sockets: ControlSockets,
+    /// The cgroup that QEMU runs in, relative to the hierarchies' roots.
+    pub leaf: &'a Path,
+    pub cpus: CpuList,
+}
+
+impl VmLaunch<'_> {
+    /// Starts QEMU stopped (`-S`). [`Vm::watch`] must be running for anything else to work.
+    pub(crate) fn spawn(self) -> Result<(Arc<Vm>, Streams)> {
         let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
         let stderr = pipe::Receiver::from_owned_fd(stderr).context("watch QEMU's stderr")?;
-        let child = Launch {
-            program,
-            args: args(plan)?,
-            fds,
+        let process = Launch {
+            program: self.program,
+            args: args(self.plan)?,
+            fds: self.fds,
             stderr: Some(theirs),
-            cgroup: Some(cgroup::enter(leaf)?),
-            cpus,
+            cgroup: Some(cgroup::enter(self.leaf)?),
+            cpus: self.cpus,
             ..Launch::default()
         }
         .spawn()?;
-        let vm = Self {
-            child,
-            leaf: leaf.to_path_buf(),
-            qmp: Qmp::new(sockets.qmp),
-            confidential: matches!(plan.boot, crate::config::Boot::Sealed { .. }),
-            asked: AtomicBool::new(false),
+        let vm = Vm {
+            process,
+            leaf: self.leaf.to_path_buf(),
+            qmp: Qmp::new(self.sockets.qmp),
+            confidential: self.plan.confidential(),
+            stop_expected: AtomicBool::new(false),
             gone: watch::Sender::new(None),
             stderr: Tail::default(),
             console: Tail::default(),
             seen: Mutex::default(),
         };
-        Ok((Arc::new(vm), Streams { stderr, console: sockets.console }))
+        Ok((Arc::new(vm), Streams { stderr, console: self.sockets.console }))
     }
+}
 
+impl Vm {
     /// Watches over QEMU until its end, which is then known to everyone. A task of its own.
     pub(crate) async fn watch(self: Arc<Self>, streams: Streams) {
         let reading = async {
@@ -129,12 +139,12 @@ impl Vm {
         };
         tokio::pin!(reading);
         let ended = tokio::select! {
-            ended = self.child.wait() => {
+            ended = self.process.wait() => {
                 // Its descriptors are closed: what is left to read is there already.
                 drop(timeout(Duration::from_secs(1), &mut reading).await);
                 ended
             }
-            _ = &mut reading => self.child.wait().await,
+            _ = &mut reading => self.process.wait().await,
         };
         self.gone.send_replace(Some(self.diagnose(ended.unwrap_or(Ended::Code(-1)))));
     }
@@ -142,9 +152,9 @@ impl Vm {
     async fn watch_qmp(&self) {
         let end = self.qmp.read(|event| self.note(event)).await;
         // A QEMU that cannot be managed must not go on; normally it is ending anyway.
-        if timeout(Duration::from_secs(2), self.child.wait()).await.is_err() {
+        if timeout(Duration::from_secs(2), self.process.wait()).await.is_err() {
             self.stderr.add(format!("\n{end}\n").as_bytes());
-            drop(self.child.kill(libc::SIGKILL));
+            drop(self.process.kill(libc::SIGKILL));
         }
     }
 
@@ -163,7 +173,7 @@ impl Vm {
         diagnose(&Evidence {
             ended,
             oom_kill: cgroup_stats::oom_kill(&self.leaf),
-            asked: self.asked.load(Ordering::Relaxed),
+            asked: self.stop_expected.load(Ordering::Relaxed),
             guest_shutdown: seen.guest_shutdown.clone(),
             panic: seen.panic.clone(),
             stderr: self.stderr.last_lines(limits::SEARCHED_LINES),
@@ -199,28 +209,13 @@ impl Vm {
         }
     }
 
-    /// See `host::process`.
-    pub(crate) fn set_oom_score(&self, score: i32) -> Result<()> {
-        self.child.set_oom_score(score)
-    }
-
-    /// See `host::process`.
-    pub(crate) fn set_cpus(&self, cpus: &CpuList) -> Result<CpuList> {
-        self.child.set_cpus(cpus)
-    }
-
-    /// See `host::process`.
-    pub(crate) fn cpus(&self) -> Result<CpuList> {
-        self.child.cpus()
-    }
-
-    /// See `host::process`.
-    pub(crate) fn set_core_scheduling(&self) -> Result<()> {
-        self.child.set_core_scheduling()
+    /// QEMU's process.
+    pub(crate) fn process(&self) -> &Child {
+        &self.process
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.pid()
+        self.process.pid()
     }
 
     /// Some when the VM has ended; set once.
@@ -253,7 +248,7 @@ impl Vm {
 
     /// From now on the VM's end is what we wanted.
     pub(crate) fn expect_end(&self) {
-        self.asked.store(true, Ordering::Relaxed);
+        self.stop_expected.store(true, Ordering::Relaxed);
     }
 
     /// Ends the VM: waits `grace` for an end already under way, then `quit`, then SIGKILL; returns
@@ -268,12 +263,12 @@ impl Vm {
         if timeout(Duration::from_secs(2), gone.wait_for(Option::is_some)).await.is_ok() {
             return Ok(());
         }
-        self.child.kill(libc::SIGKILL)?;
+        self.process.kill(libc::SIGKILL)?;
         match timeout(limits::QEMU_EXIT, gone.wait_for(Option::is_some)).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::deadline(format!(
                 "QEMU (process {}) did not end within {} s of SIGKILL",
-                self.child.pid(),
+                self.process.pid(),
                 limits::QEMU_EXIT.as_secs()
             ))),
         }
@@ -287,6 +282,6 @@ impl Vm {
 
     /// SIGKILL, without waiting.
     pub(crate) fn kill(&self) {
-        drop(self.child.kill(libc::SIGKILL));
+        drop(self.process.kill(libc::SIGKILL));
     }
 }

@@ -11,7 +11,7 @@ use tokio::net::unix::pipe;
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Context, Error, Result};
-use crate::host::cgroup::Entry;
+use crate::host::cgroup;
 use crate::host::process::{Child, Launch};
 use crate::limits;
 use crate::plan::cpus::CpuList;
@@ -27,8 +27,8 @@ const CID: &str = "3";
 /// Without this a guest's write of more than some 32,000 bytes stalls the connection for good.
 const TX_BUFFER: &str = "32768";
 
-/// Starts the program and waits until QEMU can connect to it.
-pub(crate) async fn start(program: PathBuf, dir: &Path, (cgroup, cpus): (Entry, CpuList)) -> Result<Child> {
+/// Starts the program in the cgroup `leaf` and waits until QEMU can connect to it.
+pub(crate) async fn start(program: PathBuf, dir: &Path, leaf: &Path, cpus: CpuList) -> Result<Child> {
     let device = dir.join(DEVICE_SOCKET);
     let vm = Opt::new("")
         .set("guest-cid", CID)
@@ -43,7 +43,7 @@ pub(crate) async fn start(program: PathBuf, dir: &Path, (cgroup, cpus): (Entry, 
         program,
         args: vec!["--vm".into(), vm],
         stderr: Some(theirs),
-        cgroup: Some(cgroup),
+        cgroup: Some(cgroup::enter(leaf)?),
         cpus,
         ..Launch::default()
     }
