@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::agent::client::Agent;
 use crate::agent::convert;
 use crate::agent::messages::agent as pb;
+use crate::agent::messages::agent_ttrpc::AgentServiceClient;
 use crate::agent::methods::Method;
 use crate::agent::stats;
 use crate::ccw::DevNo;
@@ -50,31 +51,19 @@ pub struct FilePiece {
 impl Agent {
     pub async fn update_interface(&self, interface: &InterfacePlan, devno: DevNo) -> Result<()> {
         let req = convert::interface(interface, devno);
-        self.call(Method::UpdateInterface, |c, m| {
-            let req = &req;
-            async move { c.update_interface(m, req).await }
-        })
-        .await?;
+        self.call(Method::UpdateInterface, AgentServiceClient::update_interface, &req).await?;
         Ok(())
     }
 
     pub async fn update_routes(&self, routes: &[RoutePlan]) -> Result<()> {
         let req = convert::routes(routes);
-        self.call(Method::UpdateRoutes, |c, m| {
-            let req = &req;
-            async move { c.update_routes(m, req).await }
-        })
-        .await?;
+        self.call(Method::UpdateRoutes, AgentServiceClient::update_routes, &req).await?;
         Ok(())
     }
 
     pub async fn add_neighbours(&self, neighbours: &[NeighbourPlan]) -> Result<()> {
         let req = convert::neighbours(neighbours);
-        self.call(Method::AddARPNeighbors, |c, m| {
-            let req = &req;
-            async move { c.add_arp_neighbors(m, req).await }
-        })
-        .await?;
+        self.call(Method::AddARPNeighbors, AgentServiceClient::add_arp_neighbors, &req).await?;
         Ok(())
     }
 
@@ -93,23 +82,15 @@ impl Agent {
             sandbox_id: id.as_str().to_owned(),
             ..Default::default()
         };
-        self.call(Method::CreateSandbox, |c, m| {
-            let req = &req;
-            async move { c.create_sandbox(m, req).await }
-        })
-        .await?;
+        self.call(Method::CreateSandbox, AgentServiceClient::create_sandbox, &req).await?;
         Ok(())
     }
 
     pub async fn guest_details(&self) -> Result<GuestDetails> {
         let req =
             pb::GuestDetailsRequest { mem_block_size: true, mem_hotplug_probe: true, ..Default::default() };
-        let mut answer = self
-            .call(Method::GetGuestDetails, |c, m| {
-                let req = &req;
-                async move { c.get_guest_details(m, req).await }
-            })
-            .await?;
+        let mut answer =
+            self.call(Method::GetGuestDetails, AgentServiceClient::get_guest_details, &req).await?;
         let details = answer.agent_details.take().unwrap_or_default();
         let short = |text: String| crate::error::one_line(&text.chars().take(64).collect::<String>());
         Ok(GuestDetails {
@@ -135,21 +116,13 @@ impl Agent {
             sandbox_pidns: shared_pid_namespace,
             ..Default::default()
         };
-        self.call(Method::CreateContainer, |c, m| {
-            let req = &req;
-            async move { c.create_container(m, req).await }
-        })
-        .await?;
+        self.call(Method::CreateContainer, AgentServiceClient::create_container, &req).await?;
         Ok(())
     }
 
     pub async fn start_container(&self, id: &ContainerId) -> Result<()> {
         let req = pb::StartContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
-        self.call(Method::StartContainer, |c, m| {
-            let req = &req;
-            async move { c.start_container(m, req).await }
-        })
-        .await?;
+        self.call(Method::StartContainer, AgentServiceClient::start_container, &req).await?;
         Ok(())
     }
 
@@ -160,11 +133,7 @@ impl Agent {
             process: Some(convert::process(process)).into(),
             ..Default::default()
         };
-        self.call(Method::ExecProcess, |c, m| {
-            let req = &req;
-            async move { c.exec_process(m, req).await }
-        })
-        .await?;
+        self.call(Method::ExecProcess, AgentServiceClient::exec_process, &req).await?;
         Ok(())
     }
 
@@ -177,11 +146,7 @@ impl Agent {
             signal,
             ..Default::default()
         };
-        self.call(Method::SignalProcess, |c, m| {
-            let req = &req;
-            async move { c.signal_process(m, req).await }
-        })
-        .await?;
+        self.call(Method::SignalProcess, AgentServiceClient::signal_process, &req).await?;
         Ok(())
     }
 
@@ -204,12 +169,7 @@ impl Agent {
             exec_id: id.agent_exec_id().to_owned(),
             ..Default::default()
         };
-        let answer = self
-            .call(method, |c, m| {
-                let req = &req;
-                async move { c.wait_process(m, req).await }
-            })
-            .await?;
+        let answer = self.call(method, AgentServiceClient::wait_process, &req).await?;
         // A guest may say anything; an exit status is one byte.
         Ok(u32::try_from(answer.status).ok().filter(|s| *s <= 255).unwrap_or(255))
     }
@@ -224,18 +184,10 @@ impl Agent {
         };
         let answer = match stream {
             OutputStream::Stdout => {
-                self.call(Method::ReadStdout, |c, m| {
-                    let req = &req;
-                    async move { c.read_stdout(m, req).await }
-                })
-                .await
+                self.call(Method::ReadStdout, AgentServiceClient::read_stdout, &req).await
             }
             OutputStream::Stderr => {
-                self.call(Method::ReadStderr, |c, m| {
-                    let req = &req;
-                    async move { c.read_stderr(m, req).await }
-                })
-                .await
+                self.call(Method::ReadStderr, AgentServiceClient::read_stderr, &req).await
             }
         };
         match answer {
@@ -261,11 +213,7 @@ impl Agent {
             data,
             ..Default::default()
         };
-        self.call(Method::WriteStdin, |c, m| {
-            let req = &req;
-            async move { c.write_stdin(m, req).await }
-        })
-        .await?;
+        self.call(Method::WriteStdin, AgentServiceClient::write_stdin, &req).await?;
         Ok(())
     }
 
@@ -275,11 +223,7 @@ impl Agent {
             exec_id: id.agent_exec_id().to_owned(),
             ..Default::default()
         };
-        self.call(Method::CloseStdin, |c, m| {
-            let req = &req;
-            async move { c.close_stdin(m, req).await }
-        })
-        .await?;
+        self.call(Method::CloseStdin, AgentServiceClient::close_stdin, &req).await?;
         Ok(())
     }
 
@@ -291,11 +235,7 @@ impl Agent {
             column: columns,
             ..Default::default()
         };
-        self.call(Method::TtyWinResize, |c, m| {
-            let req = &req;
-            async move { c.tty_win_resize(m, req).await }
-        })
-        .await?;
+        self.call(Method::TtyWinResize, AgentServiceClient::tty_win_resize, &req).await?;
         Ok(())
     }
 
@@ -316,11 +256,7 @@ impl Agent {
             data: piece.data,
             ..Default::default()
         };
-        self.call(Method::CopyFile, |c, m| {
-            let req = &req;
-            async move { c.copy_file(m, req).await }
-        })
-        .await?;
+        self.call(Method::CopyFile, AgentServiceClient::copy_file, &req).await?;
         Ok(())
     }
 
@@ -331,12 +267,7 @@ impl Agent {
             timeout: u32::try_from(limit.as_secs()).unwrap_or(u32::MAX),
             ..Default::default()
         };
-        let answer = self
-            .call(Method::RemoveContainer, |c, m| {
-                let req = &req;
-                async move { c.remove_container(m, req).await }
-            })
-            .await;
+        let answer = self.call(Method::RemoveContainer, AgentServiceClient::remove_container, &req).await;
         match answer {
             Err(e) if e.code() == Code::NotFound => Ok(()),
             other => other.map(|_| ()),
@@ -346,21 +277,13 @@ impl Agent {
     /// Freezes every process of the container.
     pub async fn pause_container(&self, id: &ContainerId) -> Result<()> {
         let req = pb::PauseContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
-        self.call(Method::PauseContainer, |c, m| {
-            let req = &req;
-            async move { c.pause_container(m, req).await }
-        })
-        .await?;
+        self.call(Method::PauseContainer, AgentServiceClient::pause_container, &req).await?;
         Ok(())
     }
 
     pub async fn resume_container(&self, id: &ContainerId) -> Result<()> {
         let req = pb::ResumeContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
-        self.call(Method::ResumeContainer, |c, m| {
-            let req = &req;
-            async move { c.resume_container(m, req).await }
-        })
-        .await?;
+        self.call(Method::ResumeContainer, AgentServiceClient::resume_container, &req).await?;
         Ok(())
     }
 
@@ -371,46 +294,28 @@ impl Agent {
             resources: Some(convert::resources(&limits.0)).into(),
             ..Default::default()
         };
-        self.call(Method::UpdateContainer, |c, m| {
-            let req = &req;
-            async move { c.update_container(m, req).await }
-        })
-        .await?;
+        self.call(Method::UpdateContainer, AgentServiceClient::update_container, &req).await?;
         Ok(())
     }
 
     /// What the container has used, as the guest says.
     pub async fn stats_container(&self, id: &ContainerId) -> Result<Stats> {
         let req = pb::StatsContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
-        let mut answer = self
-            .call(Method::StatsContainer, |c, m| {
-                let req = &req;
-                async move { c.stats_container(m, req).await }
-            })
-            .await?;
+        let mut answer = self.call(Method::StatsContainer, AgentServiceClient::stats_container, &req).await?;
         Ok(stats::of(answer.cgroup_stats.take().unwrap_or_default()))
     }
 
     /// Ends the sandbox; an agent that is the guest's first process powers it off.
     pub async fn destroy_sandbox(&self) -> Result<()> {
         let req = pb::DestroySandboxRequest::new();
-        self.call(Method::DestroySandbox, |c, m| {
-            let req = &req;
-            async move { c.destroy_sandbox(m, req).await }
-        })
-        .await?;
+        self.call(Method::DestroySandbox, AgentServiceClient::destroy_sandbox, &req).await?;
         Ok(())
     }
 
     /// The next container that the guest's OOM killer hit. One call outstanding at a time.
     pub async fn oom_event(&self) -> Result<ContainerId> {
         let req = pb::GetOOMEventRequest::new();
-        let event = self
-            .call(Method::GetOOMEvent, |c, m| {
-                let req = &req;
-                async move { c.get_oom_event(m, req).await }
-            })
-            .await?;
+        let event = self.call(Method::GetOOMEvent, AgentServiceClient::get_oom_event, &req).await?;
         ContainerId::parse(&event.container_id)
     }
 }

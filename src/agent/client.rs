@@ -1,6 +1,5 @@
 //! The one place that knows that a call can hang: deadline, VM gone, error codes.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,12 +42,6 @@ struct Connected {
     /// Counts connections, to tell a loss already repaired from a new one.
     number: u64,
 }
-
-/// One call on a given connection; its answer is kept aside.
-type Ask<'a> = dyn Fn(AgentServiceClient, Metadata) -> Pin<Box<dyn Future<Output = ttrpc::Result<()>> + Send + 'a>>
-    + Send
-    + Sync
-    + 'a;
 
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -102,47 +95,26 @@ impl Agent {
 
     /// One call: ends with the answer, at its limit, or with the VM, whichever is first.
     ///
-    /// A lost connection is made anew once, and the call repeated if its method allows.
-    pub(crate) async fn call<T: Send, F: Future<Output = ttrpc::Result<T>> + Send>(
+    /// A lost connection is replaced once, and the call repeated if its method allows it.
+    pub(crate) async fn call<Q, T>(
         &self,
         method: Method,
-        ask: impl Fn(AgentServiceClient, Metadata) -> F + Send + Sync,
+        function: impl AsyncFn(&AgentServiceClient, Metadata, &Q) -> ttrpc::Result<T>,
+        request: &Q,
     ) -> Result<T> {
-        let answer = Mutex::new(None);
-        let (ask, slot) = (&ask, &answer);
-        self.carry_out(method, &move |client, metadata| {
-            Box::pin(async move {
-                let got = ask(client, metadata).await?;
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(got);
-                Ok(())
-            })
-        })
-        .await?;
-        let answer = answer.into_inner().unwrap_or_else(PoisonError::into_inner);
-        answer.ok_or_else(|| Error::internal(format!("agent {}: the answer was lost", method.name())))
-    }
-
-    /// The same for all calls: compiled once, not for each of them.
-    async fn carry_out(&self, method: Method, ask: &Ask<'_>) -> Result<()> {
-        let bound = match method.limit() {
-            Limit::LongPoll => None,
-            Limit::Create => Some(self.inner.config.create_timeout),
-            Limit::Call => Some(self.inner.config.call_timeout),
-            Limit::Poll => Some(self.inner.config.call_timeout.min(limits::STATS_ANSWER)),
-            Limit::Short => Some(limits::STUCK_WAIT),
-        };
+        let limit = self.limit(method);
         let mut gone = self.inner.gone.clone();
         let attempts = async {
             let connected = self.current();
-            let lost = match self.once(&connected, bound, ask).await {
-                Ok(()) => return Ok(()),
+            let lost = match once(&connected, limit, &function, request).await {
+                Ok(answer) => return Ok(answer),
                 Err(e) if is_lost(&e) => e,
-                Err(e) => return Err(translate(e, bound)),
+                Err(e) => return Err(translate(e, limit)),
             };
             self.suspect();
             let again = self.reconnect(connected.number).await?;
             if method.again() {
-                return self.once(&again, bound, ask).await.map_err(|e| translate(e, bound));
+                return once(&again, limit, &function, request).await.map_err(|e| translate(e, limit));
             }
             Err(Error::unavailable(format!("the connection broke ({lost})")))
         };
@@ -156,19 +128,13 @@ impl Agent {
         result.map_err(|e| e.context(format!("agent {}", method.name())))
     }
 
-    async fn once(&self, connected: &Connected, bound: Option<Duration>, ask: &Ask<'_>) -> ttrpc::Result<()> {
-        // Our limit is what is relied on; the library's own, which takes the connection for broken,
-        // comes later. The agent keeps that one: a wait that we gave up ends there soon.
-        let metadata = match bound {
-            Some(bound) => ttrpc::context::with_duration(bound + bound.min(Duration::from_secs(10)) / 10),
-            None => ttrpc::context::with_timeout(0),
-        };
-        let answer = ask(connected.client.clone(), metadata);
-        match bound {
-            None => answer.await,
-            Some(bound) => timeout(bound, answer).await.unwrap_or_else(|_| {
-                Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
-            }),
+    fn limit(&self, method: Method) -> Option<Duration> {
+        match method.limit() {
+            Limit::LongPoll => None,
+            Limit::Create => Some(self.inner.config.create_timeout),
+            Limit::Call => Some(self.inner.config.call_timeout),
+            Limit::Poll => Some(self.inner.config.call_timeout.min(limits::STATS_ANSWER)),
+            Limit::Short => Some(limits::STUCK_WAIT),
         }
     }
 
@@ -199,6 +165,27 @@ async fn checked(socket: ttrpc::r#async::transport::Socket) -> Result<(AgentServ
     let answer = health.check(ttrpc::context::with_timeout(0), &CheckRequest::new()).await;
     answer.map_err(|e| translate(e, None).context("health check"))?;
     Ok((AgentServiceClient::new(client), health))
+}
+
+async fn once<Q, T>(
+    connected: &Connected,
+    limit: Option<Duration>,
+    function: &impl AsyncFn(&AgentServiceClient, Metadata, &Q) -> ttrpc::Result<T>,
+    request: &Q,
+) -> ttrpc::Result<T> {
+    // Our limit is the one that counts; the library's own, after which it takes the connection for
+    // broken, comes later. The agent keeps that one: a wait that we gave up ends there soon.
+    let metadata = match limit {
+        Some(limit) => ttrpc::context::with_duration(limit + limit.min(Duration::from_secs(10)) / 10),
+        None => ttrpc::context::with_timeout(0),
+    };
+    let answer = function(&connected.client, metadata, request);
+    match limit {
+        None => answer.await,
+        Some(limit) => timeout(limit, answer).await.unwrap_or_else(|_| {
+            Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
+        }),
+    }
 }
 
 fn is_lost(e: &ttrpc::Error) -> bool {
