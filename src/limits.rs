@@ -237,3 +237,56 @@ pub(crate) const DIGEST_CHUNKS: usize = 4;
 
 /// Largest accounting file of a cgroup: `io.stat` has a line of 100 bytes for each disk of the host.
 pub(crate) const CGROUP_BYTES: u64 = 1 << 20;
+
+/// Longest path of a Unix socket: `sun_path` of the kernel has 108 bytes with the NUL.
+pub(crate) const SOCKET_PATH_BYTES: usize = 107;
+
+/// After QEMU's end, time to read what is left in the pipes of its stderr and console.
+pub(crate) const QEMU_OUTPUT_DRAIN: Duration = Duration::from_secs(1);
+
+/// After the end of the QMP connection, time for QEMU to end by itself, which closes it, before it is killed.
+pub(crate) const QMP_LOST: Duration = Duration::from_secs(2);
+
+/// After a failed QMP command, time for QEMU's end to be known, which then is the reason of the failure.
+pub(crate) const QEMU_END_KNOWN: Duration = Duration::from_secs(3);
+
+/// From QMP's `quit` to SIGKILL: QEMU ends within some ten milliseconds.
+pub(crate) const QEMU_QUIT: Duration = Duration::from_secs(2);
+
+/// Lines of a tail that a message quotes; and the characters of one line of QEMU's or the guest's.
+pub(crate) const QUOTED_LINES: usize = 3;
+pub(crate) const QUOTED_LINE_CHARS: usize = 300;
+
+/// From the start of the vsock device to its socket: milliseconds; and the pause between two looks for it.
+pub(crate) const VSOCK_DEVICE_READY: Duration = Duration::from_secs(10);
+pub(crate) const VSOCK_DEVICE_PAUSE: Duration = Duration::from_millis(2);
+
+/// Quoted output of a vsock device that failed.
+pub(crate) const VSOCK_DEVICE_OUTPUT_BYTES: usize = 1000;
+
+/// Random guest CIDs that are tried: of four billion hardly one is in use.
+pub(crate) const VSOCK_CID_TRIES: usize = 100;
+
+/// Longest answer of a hybrid vsock socket (`OK <port>`).
+pub(crate) const HYBRID_ANSWER_BYTES: usize = 64;
+
+/// By how much at most ttrpc's own limit of a call, after which it takes the connection for broken, is longer
+/// than ours.
+pub(crate) const CALL_SLACK: Duration = Duration::from_secs(1);
+
+/// Characters of one of the agent's details (version, storage drivers), and how many drivers are taken.
+pub(crate) const GUEST_DETAIL_CHARS: usize = 64;
+pub(crate) const GUEST_DETAILS: usize = 64;
+
+/// How often the threads of a process are listed until none is new (QEMU starts a few more with each busy
+/// disk), or the processes of a cgroup until it is empty (a program may start another one meanwhile).
+pub(crate) const PROCESS_SCANS: usize = 10;
+
+/// Pause between two looks at a cgroup whose processes are ending.
+pub(crate) const CGROUP_PAUSE: Duration = Duration::from_millis(5);
+
+/// Pause between two tries for a folder's lock.
+pub(crate) const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
+/// How often a lock file may be replaced under us: a shim that ends removes it once.
+pub(crate) const LOCK_TRIES: usize = 100;

@@ -11,6 +11,7 @@ use crate::agent::stats;
 use crate::ccw::DevNo;
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::{ContainerId, ProcessId, SandboxId};
+use crate::limits;
 use crate::oci::guest_spec::{GuestProcess, GuestSpec};
 use crate::oci::resources::GuestResources;
 use crate::oci::storage::Storage;
@@ -92,11 +93,18 @@ impl Agent {
         let mut answer =
             self.call(Method::GetGuestDetails, AgentServiceClient::get_guest_details, &req).await?;
         let details = answer.agent_details.take().unwrap_or_default();
-        let short = |text: String| crate::error::one_line(&text.chars().take(64).collect::<String>());
+        let short = |text: String| {
+            crate::error::one_line(&text.chars().take(limits::GUEST_DETAIL_CHARS).collect::<String>())
+        };
         Ok(GuestDetails {
             version: short(details.version),
             seccomp: details.supports_seccomp,
-            storage_drivers: details.storage_handlers.into_iter().take(64).map(short).collect(),
+            storage_drivers: details
+                .storage_handlers
+                .into_iter()
+                .take(limits::GUEST_DETAILS)
+                .map(short)
+                .collect(),
         })
     }
 

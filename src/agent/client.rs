@@ -176,7 +176,7 @@ async fn once<Q, T>(
     // Our limit is the one that counts; the library's own, after which it takes the connection for
     // broken, comes later. The agent keeps that one: a wait that we gave up ends there soon.
     let metadata = match limit {
-        Some(limit) => ttrpc::context::with_duration(limit + limit.min(Duration::from_secs(10)) / 10),
+        Some(limit) => ttrpc::context::with_duration(limit + (limit / 10).min(limits::CALL_SLACK)),
         None => ttrpc::context::with_timeout(0),
     };
     let answer = function(&connected.client, metadata, request);

@@ -21,9 +21,6 @@ use crate::limits;
 /// The agent's ttrpc port.
 pub(crate) const AGENT_PORT: u32 = 1024;
 
-/// The longest answer line of a hybrid socket (`OK <port>`).
-const ANSWER_BYTES: usize = 64;
-
 /// How the guest's vsock ports are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -56,7 +53,7 @@ async fn connect_once(transport: &Transport) -> Result<Socket> {
             // Byte by byte: what follows the line is the agent's.
             while line.last() != Some(&b'\n') {
                 match stream.read_u8().await {
-                    Ok(byte) if line.len() < ANSWER_BYTES => line.push(byte),
+                    Ok(byte) if line.len() < limits::HYBRID_ANSWER_BYTES => line.push(byte),
                     Ok(_) => return Err(Error::unavailable("an endless answer to CONNECT")),
                     Err(_) => return Err(Error::unavailable("the guest's port is not open yet")),
                 }

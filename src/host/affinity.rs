@@ -8,10 +8,8 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Result};
+use crate::limits;
 use crate::plan::cpus::CpuList;
-
-/// Looks at the list of threads until none is new; QEMU starts a few more with each busy disk.
-const LOOKS: usize = 10;
 
 /// None for the empty list: nothing is to be set.
 pub(super) fn set_of(cpus: &CpuList) -> Option<CpuSet> {
@@ -26,7 +24,7 @@ pub(super) fn set(pid: u32, cpus: &CpuList) -> Result<()> {
     let context = || format!("let process {pid} run on CPUs {cpus}");
     let mut done = BTreeSet::new();
     let mut failed = None;
-    for _ in 0..LOOKS {
+    for _ in 0..limits::PROCESS_SCANS {
         let threads: Vec<i32> = fs::read_dir(format!("/proc/{pid}/task"))
             .with_context(context)?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())

@@ -11,7 +11,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cgroups_rs::fs::{Cgroup, hierarchies};
 use cgroups_rs::systemd::DEFAULT_SLICE;
@@ -176,7 +176,7 @@ pub(crate) fn is_v2() -> bool {
 /// A short wait on a thread of `process::blocking`; never on the executor.
 #[allow(clippy::disallowed_methods)]
 fn pause() {
-    std::thread::sleep(Duration::from_millis(5));
+    std::thread::sleep(limits::CGROUP_PAUSE);
 }
 
 /// The folders of `path` in every mounted hierarchy, each once.

@@ -16,6 +16,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::host::process::{Ended, Launch, PrivateMount};
 use crate::host::tail::Tail;
 use crate::host::{cgroup, tasks};
+use crate::limits;
 
 /// Runs mkfs.
 #[derive(Clone, Debug)]
@@ -68,7 +69,7 @@ impl Packer {
         match ended? {
             Ended::Code(0) => Ok(image),
             ended => {
-                let output = output.last_lines(3).join(" | ");
+                let output = output.last_lines(limits::QUOTED_LINES).join(" | ");
                 let no_space = output.contains("No space left") || output.contains("ENOSPC");
                 let code = if no_space { Code::ResourceExhausted } else { Code::Internal };
                 let program = self.mkfs.display();

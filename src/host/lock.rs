@@ -15,6 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 
 use crate::error::{Context, Error, Result};
+use crate::limits;
 
 /// The lock of a running shim; held as long as this, or a descriptor made from it, is open.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl PodLock {
     /// it in between.
     pub(crate) fn try_take(path: &Path) -> Result<Option<Self>> {
         let context = || format!("lock {}", path.display());
-        for _ in 0..100 {
+        for _ in 0..limits::LOCK_TRIES {
             let locked = match Flock::lock(open_or_create(path)?, FlockArg::LockExclusiveNonblock) {
                 Ok(locked) => locked,
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
@@ -103,7 +104,7 @@ pub(crate) fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>>
             Err((_, e)) if e != Errno::EWOULDBLOCK || Instant::now() > until => return None,
             Err((again, _)) => file = again,
         }
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(limits::LOCK_PAUSE);
     }
 }
 

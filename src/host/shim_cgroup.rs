@@ -13,11 +13,9 @@ use cgroups_rs::fs::{Cgroup, hierarchies};
 
 use crate::error::{Context, Error, Result};
 use crate::ids::PodKey;
+use crate::limits;
 
 const SUFFIX: &str = "-shim";
-
-/// Looks at the leaf until nobody is left in it: a program may start another one meanwhile.
-const LOOKS: usize = 10;
 
 /// The entry out of the shim's leaf.
 #[derive(Debug)]
@@ -74,7 +72,7 @@ impl OriginalCgroup {
 
 impl Entry {
     fn restore(&self) -> Result<()> {
-        for _ in 0..LOOKS {
+        for _ in 0..limits::PROCESS_SCANS {
             // Gone is empty.
             let list = fs::read_to_string(self.leaf.join("cgroup.procs")).unwrap_or_default();
             if list.is_empty() {

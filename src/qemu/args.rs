@@ -9,11 +9,9 @@ use std::ffi::OsString;
 
 use crate::config::{Accelerator, Boot};
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::plan::vm::{DiskPlan, NicPlan, VmPlan, VsockPlan};
 use crate::qemu::opt::{Opt, plain};
-
-/// The longest Unix socket path the kernel takes.
-const SOCKET_PATH_BYTES: usize = 107;
 
 /// QEMU's whole argument vector, without the program's name.
 pub fn args(plan: &VmPlan) -> Result<Vec<OsString>> {
@@ -110,10 +108,11 @@ impl Args {
                 self.option("-device", bounced(device, plan.confidential()));
             }
             VsockPlan::VhostUser { socket } => {
-                if socket.as_os_str().len() > SOCKET_PATH_BYTES {
+                if socket.as_os_str().len() > limits::SOCKET_PATH_BYTES {
                     return Err(Error::invalid(format!(
-                        "vsock socket {}: longer than {SOCKET_PATH_BYTES} bytes",
-                        socket.display()
+                        "vsock socket {}: longer than {} bytes",
+                        socket.display(),
+                        limits::SOCKET_PATH_BYTES
                     )));
                 }
                 self.option("-chardev", Opt::new("socket").set("id", "vsock").set("path", socket));

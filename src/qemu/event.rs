@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::error::one_line;
+use crate::limits;
 
 /// What QEMU told without being asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ fn panic(object: &Value) -> GuestPanic {
 }
 
 fn short(text: &str) -> String {
-    one_line(&text.chars().take(300).collect::<String>())
+    one_line(&text.chars().take(limits::QUOTED_LINE_CHARS).collect::<String>())
 }
 
 #[cfg(test)]

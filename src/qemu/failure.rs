@@ -9,6 +9,7 @@ use crate::diagnosis::Diagnosis;
 use crate::host::cgroup_stats::OomKill;
 use crate::host::process::Ended;
 use crate::lifecycle::vm::VmEnd;
+use crate::limits;
 use crate::qemu::event::{GuestPanic, QmpEvent, event};
 use crate::qemu::ultravisor;
 
@@ -27,9 +28,6 @@ pub(crate) struct Evidence {
     pub stderr: Vec<String>,
     pub console: Vec<String>,
 }
-
-/// How many lines of a tail are quoted.
-const QUOTED_LINES: usize = 3;
 
 /// Where the loader of a sealed image stops its CPU (s390-tools, rust/pvimg/boot: ENOPV and EPV).
 const NO_UNPACK_FACILITY: u64 = 0x4607;
@@ -200,13 +198,15 @@ fn by_sign(lines: &[String]) -> Option<Diagnosis> {
     let found = SIGNS.iter().find_map(|sign| Some((sign, lines.iter().find(|l| l.contains(sign.text))?)));
     found.map(|(sign, line)| Diagnosis {
         cause: sign.cause.to_owned(),
-        evidence: line.chars().take(300).collect(),
+        evidence: line.chars().take(limits::QUOTED_LINE_CHARS).collect(),
         advice: sign.advice.to_owned(),
     })
 }
 
 fn output_tail(evidence: &Evidence) -> String {
-    let end = |lines: &[String]| lines.get(lines.len().saturating_sub(QUOTED_LINES)..).map(|l| l.join(" | "));
+    let end = |lines: &[String]| {
+        lines.get(lines.len().saturating_sub(limits::QUOTED_LINES)..).map(|l| l.join(" | "))
+    };
     let mut words = String::new();
     if let Some(stderr) = end(&evidence.stderr).filter(|s| !s.is_empty()) {
         add(&mut words, &format!("stderr: {stderr}"));

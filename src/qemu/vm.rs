@@ -141,7 +141,7 @@ impl Vm {
         let ended = tokio::select! {
             ended = self.process.wait() => {
                 // Its descriptors are closed: what is left to read is there already.
-                drop(timeout(Duration::from_secs(1), &mut reading).await);
+                drop(timeout(limits::QEMU_OUTPUT_DRAIN, &mut reading).await);
                 ended
             }
             _ = &mut reading => self.process.wait().await,
@@ -152,7 +152,7 @@ impl Vm {
     async fn watch_qmp(&self) {
         let end = self.qmp.read(|event| self.note(event)).await;
         // A QEMU that cannot be managed must not go on; normally it is ending anyway.
-        if timeout(Duration::from_secs(2), self.process.wait()).await.is_err() {
+        if timeout(limits::QMP_LOST, self.process.wait()).await.is_err() {
             self.stderr.add(format!("\n{end}\n").as_bytes());
             drop(self.process.kill(libc::SIGKILL));
         }
@@ -200,7 +200,7 @@ impl Vm {
             Err(failed) => failed,
         };
         let mut gone = self.gone();
-        match timeout(Duration::from_secs(3), gone.wait_for(Option::is_some)).await {
+        match timeout(limits::QEMU_END_KNOWN, gone.wait_for(Option::is_some)).await {
             Ok(Ok(end)) => match &*end {
                 Some(end) => Err(Error::unavailable(end.to_string())),
                 None => Err(failed),
@@ -225,7 +225,7 @@ impl Vm {
 
     /// The console's last lines, for errors while the guest boots.
     pub(crate) fn console_tail(&self) -> Vec<String> {
-        self.console.last_lines(3)
+        self.console.last_lines(limits::QUOTED_LINES)
     }
 
     /// Plugs a disk into the running guest.
@@ -260,7 +260,7 @@ impl Vm {
             return Ok(());
         }
         drop(self.qmp.execute(quit {}).await);
-        if timeout(Duration::from_secs(2), gone.wait_for(Option::is_some)).await.is_ok() {
+        if timeout(limits::QEMU_QUIT, gone.wait_for(Option::is_some)).await.is_ok() {
             return Ok(());
         }
         self.process.kill(libc::SIGKILL)?;

@@ -4,7 +4,6 @@
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -48,19 +47,19 @@ pub(crate) async fn start(program: PathBuf, dir: &Path, leaf: &Path, cpus: CpuLi
         ..Launch::default()
     }
     .spawn()?;
-    let until = Instant::now() + limits::QMP_ANSWER;
+    let until = Instant::now() + limits::VSOCK_DEVICE_READY;
     loop {
         if std::fs::symlink_metadata(&device).is_ok_and(|m| m.file_type().is_socket()) {
             return Ok(child);
         }
         tokio::select! {
             ended = child.wait() => {
-                let mut text = [0_u8; 1000];
+                let mut text = [0_u8; limits::VSOCK_DEVICE_OUTPUT_BYTES];
                 let count = stderr.read(&mut text).await.unwrap_or(0);
                 let text = String::from_utf8_lossy(text.get(..count).unwrap_or_default()).into_owned();
                 return Err(Error::unavailable(format!("vsock device {name} ended with {}: {text}", ended?)));
             }
-            () = sleep(Duration::from_millis(2)) => {}
+            () = sleep(limits::VSOCK_DEVICE_PAUSE) => {}
         }
         if Instant::now() > until {
             return Err(Error::deadline(format!("vsock device {name}: made no socket {}", device.display())));

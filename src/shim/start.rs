@@ -20,7 +20,7 @@ use crate::host::config;
 use crate::host::files::{PodLock, private_dir};
 use crate::host::process::{FdTable, Launch};
 use crate::ids::{ContainerId, Namespace, PodKey};
-use crate::limits;
+use crate::limits::{self, SOCKET_PATH_BYTES};
 use crate::oci::role::Role;
 use crate::pod::cleanup;
 use crate::pod::{journal, record};
