@@ -1,6 +1,6 @@
 //! The one place that knows that a call can hang: deadline, VM gone, error codes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -17,6 +17,7 @@ use crate::config::AgentConfig;
 use crate::error::{Code, Error, Result};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
+use crate::mutex::lock;
 
 /// The connection to one guest's agent; clones share it.
 #[derive(Clone)]
@@ -139,7 +140,7 @@ impl Agent {
     }
 
     fn current(&self) -> Connected {
-        self.inner.service.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.inner.service).clone()
     }
 
     async fn reconnect(&self, lost: u64) -> Result<Connected> {
@@ -152,7 +153,7 @@ impl Agent {
         let limit = self.inner.config.health_timeout;
         let (client, health) = transport::connect(&self.inner.transport, limit, gone, checked).await?;
         let again = Connected { client, health, number: lost + 1 };
-        *self.inner.service.lock().unwrap_or_else(PoisonError::into_inner) = again.clone();
+        *lock(&self.inner.service) = again.clone();
         Ok(again)
     }
 }

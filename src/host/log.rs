@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use nix::libc;
@@ -18,6 +18,7 @@ use crate::config::LogLevel;
 use crate::error::one_line;
 use crate::ids::SandboxId;
 use crate::limits;
+use crate::mutex::lock;
 
 /// The file's name below the pod's directory.
 pub(crate) const FILE: &str = "log";
@@ -129,7 +130,7 @@ impl Drain for Lines {
             line = format!("{{\"msg\":\"a log line of {} bytes was dropped\"}}", line.len());
         }
         line.push('\n');
-        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).write(line.as_bytes());
+        lock(&self.outputs).write(line.as_bytes());
         Ok(())
     }
 }

@@ -1,11 +1,12 @@
 //! The last bytes of a text stream (stderr, guest console): bounded, and escaped when quoted.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::error::one_line;
 use crate::limits;
+use crate::mutex::lock;
 
 /// The last bytes of a stream; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +23,7 @@ impl Tail {
 
     /// Adds what was read; the oldest bytes are dropped above the bound.
     pub(crate) fn add(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.0);
         kept.extend_from_slice(bytes);
         let over = kept.len().saturating_sub(limits::TAIL_BYTES);
         kept.drain(..over);
@@ -30,7 +31,7 @@ impl Tail {
 
     /// The last `count` lines that are not empty, oldest first, printable and bounded.
     pub(crate) fn last_lines(&self, count: usize) -> Vec<String> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock(&self.0);
         let text = String::from_utf8_lossy(&kept);
         let mut lines: Vec<String> = text
             .split(['\n', '\r'])

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io::{ErrorKind, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use qapi::{Command, Execute};
@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use crate::error::{Context, Error, Result};
 use crate::limits;
+use crate::mutex::lock;
 use crate::qemu::event::{QmpEvent, event};
 
 pub(crate) use qapi::qmp::{
@@ -216,8 +217,8 @@ impl Qmp {
         self.lock().pending.is_some()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 }
 

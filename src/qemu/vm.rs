@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::libc;
@@ -19,6 +19,7 @@ use crate::host::tail::Tail;
 use crate::host::{cgroup, cgroup_stats};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
+use crate::mutex::lock;
 use crate::plan::cpus::CpuList;
 use crate::plan::vm::{ChildFd, VmPlan};
 use crate::qemu::args::args;
@@ -159,7 +160,7 @@ impl Vm {
     }
 
     fn note(&self, event: QmpEvent) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.seen);
         match event {
             QmpEvent::Shutdown { guest: true, reason } => seen.guest_shutdown = Some(reason),
             // The first: what follows it follows from it.
@@ -169,7 +170,7 @@ impl Vm {
     }
 
     fn diagnose(&self, ended: Ended) -> VmEnd {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = lock(&self.seen);
         diagnose(&Evidence {
             ended,
             oom_kill: cgroup_stats::oom_kill(&self.leaf),
