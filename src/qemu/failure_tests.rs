@@ -1,0 +1,249 @@
+//! What QEMU, the ultravisor and the guest leave behind, and what the operator is told about it.
+
+use super::*;
+
+fn evidence(ended: Ended) -> Evidence {
+    Evidence {
+        ended,
+        oom_kill: None,
+        asked: false,
+        guest_shutdown: None,
+        panic: None,
+        stderr: vec![],
+        console: vec![],
+    }
+}
+
+fn stopped(psw_address: u64) -> Option<GuestPanic> {
+    let reason = "disabled-wait".to_owned();
+    Some(GuestPanic::Cpu { core: 0, psw_mask: 0x2_0001_8000_0000, psw_address, reason })
+}
+
+fn lines(text: &[&str]) -> Vec<String> {
+    text.iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[test]
+fn the_last_words_are_in_the_text() {
+    let e = Evidence {
+        stderr: vec!["qemu: could not load kernel '/x'".into()],
+        console: vec!["Booting".into(), "oops".into()],
+        ..evidence(Ended::Code(1))
+    };
+    assert_eq!(
+        diagnose(&e).to_string(),
+        "QEMU ended with exit code 1: stderr: qemu: could not load kernel '/x'; console: Booting | oops"
+    );
+    assert_eq!(
+        diagnose(&evidence(Ended::Signal(11))).to_string(),
+        "QEMU was killed by signal 11: it left no message"
+    );
+    let trace = lines(&["[ 3.2] Kernel panic - not syncing: No working init found.", "a", "b", "c"]);
+    let panicked = Evidence { panic: stopped(1), console: trace, ..evidence(Ended::Code(1)) };
+    assert!(
+        diagnose(&panicked)
+            .to_string()
+            .ends_with("console: [ 3.2] Kernel panic - not syncing: No working init found. | … | a | b | c")
+    );
+    let asked = Evidence { asked: true, ..evidence(Ended::Signal(9)) };
+    assert_eq!(diagnose(&asked), VmEnd::AskedToStop);
+}
+
+#[test]
+fn a_vm_that_was_too_large_for_its_cgroup_says_so() {
+    let limit = Some(("kubepods/pod1".into(), 300 << 20));
+    let hit = OomKill { peak: (299 << 20) + 1, limit };
+    let e = Evidence { oom_kill: Some(hit.clone()), ..evidence(Ended::Signal(9)) };
+    assert!(
+        diagnose(&e).to_string().starts_with(
+            "the host's OOM killer ended the VM: QEMU had 300 MiB, the limit of cgroup /kubepods/pod1 is 300 MiB; \
+             QEMU ended with signal 9: raise the overhead of the RuntimeClass"
+        ),
+        "{}",
+        diagnose(&e)
+    );
+    let node = OomKill { limit: None, peak: 0 };
+    let e = Evidence { oom_kill: Some(node), ..e };
+    assert!(diagnose(&e).to_string().contains("its cgroups have no limit"), "{}", diagnose(&e));
+    let helper = Evidence { oom_kill: Some(hit), ..evidence(Ended::Code(1)) };
+    assert!(!diagnose(&helper).to_string().contains("OOM"), "a helper was hit, QEMU ended by itself");
+}
+
+#[test]
+fn another_machines_image_is_named_first() {
+    let e = Evidence {
+        stderr: lines(&[
+            "qemu-system-s390x: KVM PV command 2 (KVM_PV_SET_SEC_PARMS) failed: header rc 108 rrc 5 IOCTL rc: -22",
+            "qemu-system-s390x: Failed to set secure execution parameters",
+            "Please check whether the image is correctly encrypted for this host",
+            "qemu-system-s390x: KVM PV command 1 (KVM_PV_DISABLE) failed: header rc 3 rrc 0 IOCTL rc: -22",
+        ]),
+        panic: stopped(0x4608),
+        console: lines(&["Protected boot failed: 0xa02, KVM_PV_SET_SEC_PARMS - RC: 0x108, RRC:0x5"]),
+        ..evidence(Ended::Code(1))
+    };
+    let end = diagnose(&e);
+    assert_eq!(
+        end.to_string(),
+        "the image was built for another machine: KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5 (no key slot for \
+         this machine); QEMU ended with exit code 1: rebuild it with this \
+         machine's host key document (`kata-se check` shows the machine's keys, `kata-se image inspect` \
+         the image's)"
+    );
+    let VmEnd::Explained { output_tail: words, .. } = end else { panic!("not explained") };
+    assert!(words.contains("KVM_PV_DISABLE") && words.contains("console: Protected boot failed"), "{words}");
+}
+
+/// QEMU's stderr, where the CPU stopped (0: nowhere), the console, and how the answer begins.
+type Row = (&'static [&'static str], u64, &'static [&'static str], &'static str);
+
+const ROWS: [Row; 13] = [
+    (
+        &["KVM PV command 4 (KVM_PV_VERIFY) failed: header rc 102 rrc 1b IOCTL rc: -22"],
+        0x4608,
+        &[],
+        "the image was modified or truncated since it was sealed: KVM_PV_VERIFY: rc 0x102 rrc 0x1b \
+             (content of pages differs",
+    ),
+    (
+        &["KVM PV command 0 (KVM_PV_ENABLE) failed: header rc 0 rrc 0 IOCTL rc: -12"],
+        0x4608,
+        &[],
+        "this machine has no room for another secure guest: KVM_PV_ENABLE: rc 0x0 rrc 0x0 (no more is \
+             told, Cannot allocate memory",
+    ),
+    (
+        &["KVM PV command 3 (KVM_PV_UNPACK) failed: header rc abc rrc 7 IOCTL rc: -22"],
+        0,
+        &[],
+        "the ultravisor refused the guest: KVM_PV_UNPACK: rc 0xabc rrc 0x7 (not a known code",
+    ),
+    (
+        &[
+            "qemu-system-s390x: Failed to set secure execution parameters",
+            "Please check whether the \
+               image is correctly encrypted for this host",
+        ],
+        0x4608,
+        &[],
+        "the image was built for another machine: Please check",
+    ),
+    (
+        &["qemu-system-s390x: CPU model does not support Protected Virtualization"],
+        0,
+        &[],
+        "this machine is not a Secure Execution host: qemu-system-s390x: CPU model",
+    ),
+    (&["S390 PV guests require KVM support"], 0, &[], "QEMU runs without KVM: S390 PV"),
+    (
+        &["qemu: guest does not use protected virtualization mode"],
+        0,
+        &[],
+        "this machine is not a Secure Execution host: ",
+    ),
+    (
+        &["qemu-system-s390x: -object s390-pv-guest,id=pv0: invalid object type: s390-pv-guest"],
+        0,
+        &[],
+        "this QEMU cannot run secure guests: ",
+    ),
+    (
+        &["Could not access KVM kernel module: No such file or directory"],
+        0,
+        &[],
+        "KVM cannot be used: Could not access KVM kernel module: No such file",
+    ),
+    (&[], 0x4607, &[], "this host or this QEMU cannot start secure guests, and the image cannot"),
+    (
+        &[],
+        0x4608,
+        &[
+            "An unsupported plaintext control flag is set.",
+            "Protected boot failed: 0xa02, \
+               KVM_PV_SET_SEC_PARMS - RC: 0x106, RRC:0x30",
+        ],
+        "the image asks for something this machine does not support: KVM_PV_SET_SEC_PARMS: rc 0x106 \
+             rrc 0x30 (unsupported plaintext control flag, such as dumping); CPU 0: disabled-wait, PSW",
+    ),
+    (&[], 0x4608, &["noise"], "the ultravisor refused the image: its codes are lost"),
+    (
+        &[],
+        0,
+        &["Protected boot failed: 0xa02, KVM_PV_VERIFY - RC: 0x102, RRC:0x1d"],
+        "the image was modified or truncated since it was sealed: KVM_PV_VERIFY: rc 0x102 rrc 0x1d",
+    ),
+];
+
+#[test]
+fn every_known_end_is_explained() {
+    for (stderr, at, console, wanted) in ROWS {
+        let e = Evidence {
+            stderr: lines(stderr),
+            console: lines(console),
+            panic: if at == 0 { None } else { stopped(at) },
+            ..evidence(Ended::Code(1))
+        };
+        let text = diagnose(&e).to_string();
+        assert!(text.starts_with(wanted), "{text}");
+        assert!(text.contains("QEMU ended with exit code 1: "), "{text}");
+    }
+}
+
+#[test]
+fn a_later_panic_is_the_guests_own_whatever_its_console_claims() {
+    let e = Evidence {
+        panic: stopped(0x11_2233),
+        console: lines(&["Protected boot failed: 0xa02, KVM_PV_VERIFY - RC: 0x102, RRC:0x1d"]),
+        ..evidence(Ended::Code(1))
+    };
+    let text = diagnose(&e).to_string();
+    assert!(
+        text.starts_with(
+            "the guest kernel panicked: CPU 0: disabled-wait, PSW 0x2000180000000 0x112233; console: "
+        ),
+        "{text}"
+    );
+    let ended = Evidence { panic: None, guest_shutdown: Some("guest-shutdown".into()), ..e };
+    assert!(diagnose(&ended).to_string().starts_with("QEMU ended with exit code 1: the guest ended itself"));
+}
+
+#[test]
+fn any_text_can_be_explained_later() {
+    let starts = |text: &str, wanted: &str| {
+        let said = explain_text(text).map(|d| d.to_string()).unwrap_or_default();
+        assert!(said.starts_with(wanted), "{said}");
+    };
+    let event = r#"{"event":"GUEST_PANICKED","data":{"info":{"type":"s390","core":0,"psw-mask":1,"psw-addr":17928,"reason":"disabled-wait"}}}"#;
+    starts(event, "the ultravisor refused the image");
+    starts(
+        &format!("{event}\nProtected boot failed: 0xa02, KVM_PV_VERIFY - RC: 0x102, RRC:0x1b"),
+        "the image was modified",
+    );
+    starts("a\nCPU 0: disabled-wait, PSW 0x2000180000000 0x4607\n", "this host or this QEMU cannot start");
+    starts("{\"msg\":\"KVM_PV_VERIFY: rc 0x102 rrc 0x1b (content)\"}", "the image was modified");
+    assert_eq!(explain_text("0x46071 all is well rc 5"), None);
+}
+
+proptest::proptest! {
+    /// What a guest prints is text and stays text: one bounded line, whatever is in it.
+    #[test]
+    fn hostile_text_is_one_bounded_line(
+        text in "(KVM PV command|KVM_PV_|Protected boot failed:|rc|rrc|RC:|0x| |[0-9a-f]{1,9}|\\PC|\n|\t|-){0,60}",
+        at in 0_u64..0x5000,
+    ) {
+        if let Some(diagnosis) = explain_text(&text) {
+            proptest::prop_assert!(diagnosis.to_string().len() < 2000);
+        }
+        let tail = crate::host::tail::Tail::default();
+        tail.add(text.as_bytes());
+        let lines = tail.last_lines(crate::limits::SEARCHED_LINES);
+        let e = Evidence {
+            stderr: lines.clone(),
+            console: lines,
+            panic: stopped(at),
+            ..evidence(Ended::Code(1))
+        };
+        let line = diagnose(&e).to_string();
+        proptest::prop_assert!(!line.chars().any(char::is_control), "{}", line);
+    }
+}
