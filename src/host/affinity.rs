@@ -1,4 +1,4 @@
-//! Which CPUs a process' threads run on (`sched_setaffinity`); the kernel keeps it within the process' cpuset.
+//! The CPUs that a process' threads may run on (`sched_setaffinity`); the kernel keeps them within its cpuset.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,14 +11,14 @@ use crate::error::{Context, Result};
 use crate::limits;
 use crate::plan::cpus::CpuList;
 
-/// None for the empty list: nothing is to be set.
+/// None for the empty list, which is no restriction.
 pub(super) fn set_of(cpus: &CpuList) -> Option<CpuSet> {
     let mut set = CpuSet::new();
     cpus.cpus().for_each(|cpu| set.set(cpu).unwrap_or(()));
     (!cpus.is_empty()).then_some(set)
 }
 
-/// Lets all threads of a process run on `cpus` only. All are tried; the first error is told.
+/// Restricts all threads of a process to `cpus`. Tries every thread and returns the first error.
 pub(super) fn set(pid: u32, cpus: &CpuList) -> Result<()> {
     let Some(set) = set_of(cpus) else { return Ok(()) };
     let context = || format!("let process {pid} run on CPUs {cpus}");
@@ -37,7 +37,7 @@ pub(super) fn set(pid: u32, cpus: &CpuList) -> Result<()> {
             done.insert(thread);
             match sched_setaffinity(Pid::from_raw(thread), &set) {
                 Ok(()) | Err(Errno::ESRCH) => {}
-                Err(e) => drop(failed.get_or_insert(e)),
+                Err(e) => failed = failed.or(Some(e)),
             }
         }
     }

@@ -1,12 +1,8 @@
-//! One leaf cgroup per pod (v1 and v2): made, joined, emptied, removed.
+//! One leaf cgroup per pod (v1 and v2): created, entered, emptied, removed.
 //!
-//! The leaf is named `kata-se-<pod key>` and lies beside the place of the pod's first container; no other
-//! cgroup is ever killed. Ancestors that were made on the way, in each hierarchy by itself, are recorded too
-//! and removed only when they are empty.
-//!
-//! `cgroups_rs` finds the hierarchies, makes the groups in all of them with their controllers, and expands
-//! slices. Killing and removing are ours: its `procs` reads an error as empty and an odd line as process 0,
-//! and its `delete` does not wait for processes that are ending.
+//! The only user of `cgroups_rs`, with `shim_cgroup`. The leaf is named `kata-se-<pod key>` and lies beside
+//! the cgroup of the pod's first container; processes of no other cgroup are ever killed. Ancestors that were
+//! created on the way, in each hierarchy separately, are in the journal too and removed only when empty.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -24,10 +20,10 @@ use crate::limits;
 
 const PREFIX: &str = "kata-se-";
 
-/// Below it hierarchies are mounted.
+/// Hierarchies are mounted at or below this directory.
 const TOP: &str = "/sys/fs/cgroup";
 
-/// Where leaves go when nobody names a place.
+/// The parent of leaves when the spec names none.
 const OWN_PARENT: &str = "kata-se";
 
 /// Opened `cgroup.procs` files of one cgroup, one per hierarchy.
@@ -63,18 +59,18 @@ fn slice_path(slice: &str) -> Result<PathBuf> {
     })
 }
 
-/// The folders of a leaf's ancestors in every hierarchy, each by its whole path, innermost first.
+/// The directories of a leaf's ancestors in every hierarchy as absolute paths, innermost first.
 pub(crate) fn above(leaf: &Path) -> Vec<PathBuf> {
     leaf.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).flat_map(dirs).collect()
 }
 
-/// Makes the leaf and opens the way into it.
+/// Creates the leaf and opens its `cgroup.procs` files.
 pub(crate) fn make(leaf: &Path) -> Result<Entry> {
     Cgroup::new(hierarchies::auto(), leaf).with_context(|| format!("make cgroup /{}", leaf.display()))?;
     enter(leaf)
 }
 
-/// Opens the way into an existing leaf.
+/// Opens the `cgroup.procs` files of an existing leaf.
 pub(crate) fn enter(leaf: &Path) -> Result<Entry> {
     let open = |dir: &PathBuf| {
         let procs = dir.join("cgroup.procs");
@@ -90,8 +86,8 @@ pub(crate) fn enter(leaf: &Path) -> Result<Entry> {
     Ok(Entry(files))
 }
 
-/// Kills everything in a leaf of ours and removes it; a shim's leaf is left by everybody before; an ancestor is
-/// only removed when empty. Not there is success.
+/// Removes a cgroup of the journal; one that does not exist is success. A pod's leaf is emptied by SIGKILL, a
+/// shim's leaf by moving its processes back; an ancestor is removed only when it is empty.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let until = Instant::now() + limits::CLEANUP_STEP;
     if path.is_absolute() {
@@ -114,19 +110,19 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether it is a pod's own, by its name.
+/// Whether `path` is a pod's leaf, by its name.
 pub(crate) fn is_leaf(path: &Path) -> bool {
     !path.is_absolute() && name_of(path).is_some_and(|key| PodKey::parse(key).is_ok())
 }
 
-/// The name of a leaf without what all leaves begin with.
+/// The name of a leaf without the prefix of all leaves.
 fn name_of(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)
 }
 
-/// Kills until nobody is left: children may be forked while we kill.
+/// Kills until no process is left: new ones may be forked meanwhile.
 fn empty(dir: &Path, until: Instant) -> Result<()> {
-    drop(fs::write(dir.join("cgroup.kill"), "1")); // v2 since 5.14; the loop covers the rest
+    fs::write(dir.join("cgroup.kill"), "1").ok(); // v2 since 5.14; the loop covers the rest
     loop {
         let pids = match fs::read_to_string(dir.join("cgroup.procs")) {
             Ok(text) => text,
@@ -158,7 +154,7 @@ fn remove_dir(dir: &Path, is_ours: bool, until: Instant) -> Result<()> {
             Err(e)
                 if !is_ours && matches!(e.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::ENOTEMPTY)) =>
             {
-                return Ok(()); // somebody else uses it by now
+                return Ok(()); // others use it
             }
             Err(e) if Instant::now() > until => {
                 return Err(e).with_context(|| format!("remove cgroup {}", dir.display()));
@@ -168,7 +164,7 @@ fn remove_dir(dir: &Path, is_ours: bool, until: Instant) -> Result<()> {
     }
 }
 
-/// Whether this host has cgroup version 2 alone.
+/// Whether this host has cgroup version 2 only.
 pub(crate) fn is_v2() -> bool {
     hierarchies::auto().v2()
 }
@@ -179,7 +175,7 @@ fn pause() {
     std::thread::sleep(limits::CGROUP_PAUSE);
 }
 
-/// The folders of `path` in every mounted hierarchy, each once.
+/// The directories of `path` in every mounted hierarchy, without duplicates.
 pub(super) fn dirs(path: &Path) -> Vec<PathBuf> {
     let hierarchy = hierarchies::auto();
     if hierarchy.v2() {
@@ -199,7 +195,7 @@ mod tests {
     use crate::ids::{Namespace, SandboxId};
 
     #[test]
-    fn the_leaf_stands_beside_the_first_container() {
+    fn the_leaf_is_beside_the_first_container() {
         let ns = Namespace::parse("default").expect("ns");
         let key = PodKey::new("/a", &ns, &SandboxId::parse("s1").expect("id"));
         let leaf = |parent: &str| Ok(PathBuf::from(format!("{parent}/kata-se-{key}")));

@@ -1,10 +1,9 @@
-//! Which image files were found untouched: a small note per file, so that its content is hashed once
-//! and not at every start.
+//! Which image files were verified: a small note per file, so that its content is hashed once and not
+//! at every start.
 //!
-//! A note stands for one state of one file (device, inode, size, times) and one header (its tag). It
-//! counts only when the folder and the note are ours alone; anything else is as if it were not
-//! there. Two shims may write the same note at once: the worst is that both hash the file. Only good
-//! verdicts are noted: a bad one is found again at the next start.
+//! A note is about one state of one file (device, inode, size, times) and one header (its tag). It is
+//! ignored unless only our user can have written it. Two shims may write the same note at once: at
+//! worst both hash the file. Only good verdicts are noted: a bad one is found again at the next start.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -18,11 +17,11 @@ use crate::host::image_file::{Identity, ImageFile};
 use crate::image::{ImageError, SealedImage, Verdict, verify};
 use crate::limits;
 
-/// Begin of every note's name.
+/// Prefix of every note's name.
 const PREFIX: &str = "verified-";
 
-/// The digests' verdict, from a note or by reading the whole file (`progress` is told bytes done and of
-/// all). None: the image has no component list, so that nothing can be checked.
+/// The digests' verdict, from a note or by reading the whole file (`progress` gets the bytes read and their
+/// total). None: the image has no component list, so that nothing can be checked.
 pub(crate) fn verdict(
     folder: &Path,
     file: &ImageFile,
@@ -70,7 +69,7 @@ impl Note {
         }
     }
 
-    /// A note that cannot be written is not worth an error; one too many removes all others.
+    /// A note that cannot be written is no error. At the bound, all others are removed.
     fn write_to(&self, folder: &Path) {
         if !is_ours(folder, true) {
             return;
@@ -82,13 +81,15 @@ impl Note {
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
             .collect();
         if notes.len() >= limits::VERIFIED_NOTES {
-            notes.iter().for_each(|note| drop(fs::remove_file(note.path())));
+            for note in notes {
+                fs::remove_file(note.path()).ok();
+            }
         }
-        drop(write_atomic(folder, &self.name, self.text.as_bytes()));
+        write_atomic(folder, &self.name, self.text.as_bytes()).ok();
     }
 }
 
-/// Is it of the wanted kind, and can nobody else have written it?
+/// Whether it is a directory or file as wanted, and only our user can have written it.
 fn is_ours(path: &Path, folder: bool) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     fs::symlink_metadata(path).is_ok_and(|meta| {
@@ -171,7 +172,7 @@ mod tests {
         let note = fs::read_dir(place.folder()).expect("list").next().expect("note").expect("entry").path();
         fs::set_permissions(&note, Permissions::from_mode(0o620)).expect("chmod");
         assert_eq!(place.check(), (true, true));
-        assert_eq!(place.check(), (true, false), "it was written anew");
+        assert_eq!(place.check(), (true, false), "it was written again");
         fs::set_permissions(place.folder(), Permissions::from_mode(0o770)).expect("chmod");
         assert_eq!(place.check(), (true, true));
         fs::set_permissions(place.folder(), Permissions::from_mode(0o700)).expect("chmod");

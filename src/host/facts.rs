@@ -15,12 +15,12 @@ use crate::plan::cpus::CpuList;
 use crate::plan::host_facts::{Fact, HostFacts, HostKeys, Kvm};
 use crate::plan::size::Capacity;
 
-/// The folder that stands for `/`.
+/// The directory that is taken for `/`.
 #[derive(Clone, Debug)]
 pub struct Root(PathBuf);
 
 impl Root {
-    /// `/`. Test builds take another from the environment (`fake`).
+    /// `/`. Test builds take another from the environment (see `fake`).
     pub fn of_this_machine() -> Self {
         #[cfg(feature = "failpoints")]
         if let Some(root) = fake::from_environment() {
@@ -38,7 +38,7 @@ impl Root {
     }
 }
 
-/// Whether the running secure guests are counted: it reads a file for each process of the machine.
+/// When to count the running secure guests, which reads a file for each process of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
     Always,
@@ -66,7 +66,7 @@ pub(crate) fn read(root: &Root, count: Count) -> HostFacts {
     }
 }
 
-/// Processes whose command line has QEMU's object for a secure guest, whoever started them.
+/// The number of processes with QEMU's object for a secure guest on their command line, also those of others.
 fn running(root: &Root, count: Count, max_guests: &Fact<u64>) -> Option<u64> {
     let is_process = |name: &str| name.parse::<u32>().is_ok();
     let processes: Vec<PathBuf> = std::fs::read_dir(root.at("/proc"))
@@ -121,7 +121,7 @@ fn hexadecimal(text: &str) -> Result<u64, String> {
         .map_err(|e| format!("{}: {e}", quoted(text)))
 }
 
-/// The `facilities` line of /proc/cpuinfo lists numbers.
+/// Whether the `facilities` line of /proc/cpuinfo, a list of numbers, has the ultravisor call.
 fn facility(cpuinfo: &str) -> Result<bool, String> {
     const ULTRAVISOR_CALL: &str = "158";
     let line =
@@ -200,9 +200,9 @@ fn cpu_count(text: &str) -> u32 {
 
 /// A machine made of files, for tests: not in a release build.
 ///
-/// The tree has what the kernel has, except: `proc/sys/kernel/arch` says the architecture (newer
-/// kernels have that file, too), and `dev/kvm` is a file whose text is the answer of KVM to the
-/// question for KVM_CAP_S390_PROTECTED, `1` or `0`.
+/// The tree is as the kernel's, with two exceptions: `proc/sys/kernel/arch` has the architecture (newer
+/// kernels have that file, too), and `dev/kvm` is a text file with KVM's answer for KVM_CAP_S390_PROTECTED,
+/// `1` or `0`.
 #[cfg(any(test, feature = "failpoints"))]
 mod fake {
     #[cfg(feature = "failpoints")]
@@ -223,7 +223,7 @@ mod fake {
     }
 }
 
-/// Names the fake machine's root folder in test builds.
+/// The root directory of the fake machine in test builds.
 #[cfg(feature = "failpoints")]
 pub(crate) const FAKE_ROOT_ENVIRONMENT: &str = "KATA_SE_SYS_ROOT";
 
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_with_its_file() {
+    fn nonsense_is_reported_with_its_file() {
         let (dir, root) = tree(&[
             ("sys/firmware/uv/prot_virt_host", "yes\n"),
             ("sys/firmware/uv/query/max_cpus", "-1\n"),
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_can_be_asked_whatever_it_is() {
+    fn the_facts_of_any_machine_can_be_read() {
         let machine = read(&Root("/".into()), Count::Always);
         assert!(!machine.architecture.is_empty());
         if cfg!(target_arch = "x86_64") {

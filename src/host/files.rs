@@ -12,7 +12,7 @@ use crate::error::{Code, Context, Error, Result};
 /// Reads a whole regular file of at most `max` bytes.
 pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
     let context = || format!("read {}", path.display());
-    // O_NONBLOCK: a fifo in the file's place must not stop us.
+    // O_NONBLOCK: a fifo in the file's place must not block us.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
@@ -36,7 +36,7 @@ pub(super) fn open_error(doing: impl std::fmt::Display, e: &std::io::Error) -> E
     Error::new(code, format!("{doing}: {e}"))
 }
 
-/// Makes a directory that is ours alone (0700), or checks that an existing one is.
+/// Creates a directory for our user only (0700), or checks that an existing one is.
 pub(crate) fn private_dir(path: &Path) -> Result<()> {
     let context = || format!("make directory {}", path.display());
     match DirBuilder::new().mode(0o700).create(path) {
@@ -60,11 +60,11 @@ pub(crate) fn private_dir(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file whole or not at all, mode 0600.
+/// Creates or replaces a file atomically, mode 0600.
 pub(crate) fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let context = || format!("write {}/{name}", dir.display());
     let temporary = dir.join(format!(".{name}.new"));
-    drop(fs::remove_file(&temporary));
+    fs::remove_file(&temporary).ok(); // of a process that was killed
     let result = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -73,19 +73,19 @@ pub(crate) fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
         .and_then(|mut f| f.write_all(bytes))
         .and_then(|()| fs::rename(&temporary, dir.join(name)));
     if result.is_err() {
-        drop(fs::remove_file(&temporary));
+        fs::remove_file(&temporary).ok();
     }
     result.with_context(context)
 }
 
-/// A number nobody can guess, for names.
+/// An unguessable number, for names.
 pub(crate) fn random() -> Result<u64> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("read /dev/urandom")?;
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// Makes an empty file that says something by being there, mode 0600; there already is success.
+/// Creates an empty file as a mark, mode 0600; an existing one is success.
 pub(crate) fn mark(path: &Path) -> Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(e) if e.kind() != ErrorKind::AlreadyExists => {

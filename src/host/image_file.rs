@@ -1,4 +1,4 @@
-//! An image file, opened once and read at offsets; what it says is decided in `image`.
+//! An image file, opened once and read at offsets; `image` reads what is in it.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Result as IoResult;
@@ -18,7 +18,7 @@ pub struct ImageFile {
     identity: Identity,
 }
 
-/// Which file, in which state: equal values mean equal content, as far as a file system tells.
+/// A file in one state: equal values mean equal content, as far as the file system shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     pub device: u64,
@@ -26,15 +26,15 @@ pub struct Identity {
     pub size: u64,
     /// Of the last change of content, seconds and nanoseconds.
     pub modified: (i64, i64),
-    /// Of the last change of anything: can not be set back by `touch`.
+    /// Of the last change of anything; `touch` cannot set it back.
     pub changed: (i64, i64),
 }
 
 impl ImageFile {
-    /// Opens the file; whatever is no regular file is refused without waiting for it.
+    /// Opens the file. Anything but a regular file is refused, without waiting for it.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |e| open_error(format_args!("open image {}", path.display()), &e);
-        // O_NONBLOCK: a fifo in the file's place must not stop us.
+        // O_NONBLOCK: a fifo in the file's place must not block us.
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
@@ -45,7 +45,7 @@ impl ImageFile {
         Ok(Self { file, identity: Identity::of(&meta) })
     }
 
-    /// As it was when it was opened.
+    /// The file as it was when it was opened.
     pub fn identity(&self) -> Identity {
         self.identity
     }

@@ -1,6 +1,6 @@
-//! JSON log lines to containerd's fifo and to a bounded file of the pod's own.
+//! JSON log lines to containerd's fifo and to a bounded file of the pod.
 //!
-//! Neither ever blocks or ends the shim: a fifo nobody reads loses lines, the file keeps the end.
+//! Neither ever blocks or ends the shim: a fifo that is not read loses lines, and the file keeps the newest.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -23,7 +23,7 @@ use crate::mutex::lock;
 /// The file's name below the pod's directory.
 pub(crate) const FILE: &str = "log";
 
-/// Sets the level of a living log.
+/// Changes the level of an open log.
 #[derive(Clone, Debug)]
 pub(crate) struct LevelSwitch(Arc<AtomicUsize>);
 
@@ -32,7 +32,7 @@ impl LevelSwitch {
         Self(Arc::new(AtomicUsize::new(level.as_usize())))
     }
 
-    /// Containerd's own `-debug` stays: a level only becomes more talkative.
+    /// The configured level; containerd's `-debug` takes precedence.
     pub(crate) fn set(&self, level: LogLevel) {
         let level = match level {
             LogLevel::Error => Level::Error,
@@ -62,7 +62,7 @@ pub(crate) fn open(dir: &Path, fifo: &Path, sandbox: &SandboxId, debug: bool) ->
     (Logger::root(lines.ignore_res(), o!()), level)
 }
 
-/// For reading too: so that containerd may go away and come back.
+/// For reading too: otherwise opening it would fail while containerd, its reader, restarts.
 fn open_fifo(path: &Path) -> Option<File> {
     let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()
@@ -88,24 +88,24 @@ struct Outputs {
 impl Outputs {
     fn write(&mut self, line: &[u8]) {
         if let Some(fifo) = &mut self.fifo {
-            drop(fifo.write(line)); // full: containerd does not read
+            let _written = fifo.write(line); // it is full when containerd does not read
         }
         let Some(file) = &mut self.file else { return };
         let over = file.metadata().is_ok_and(|m| m.len() > limits::LOG_FILE_BYTES);
         if over {
             keep_end(&self.path, file);
         }
-        drop(file.write_all(line));
+        file.write_all(line).ok();
     }
 }
 
-/// Cuts the older half off.
+/// Removes the older half.
 fn keep_end(path: &Path, file: &mut File) {
     let Ok(text) = std::fs::read(path) else { return };
     let half = text.get(text.len() / 2..).unwrap_or_default();
     let whole = half.iter().position(|b| *b == b'\n').and_then(|at| half.get(at + 1..)).unwrap_or_default();
     if file.set_len(0).is_ok() {
-        drop(file.write_all(whole));
+        file.write_all(whole).ok();
     }
 }
 
@@ -123,8 +123,8 @@ impl Drain for Lines {
         put("level", record.level().as_str().to_lowercase());
         put("msg", one_line(&record.msg().to_string()));
         put("sandbox", self.sandbox.clone());
-        drop(record.kv().serialize(record, &mut fields));
-        drop(values.serialize(record, &mut fields));
+        record.kv().serialize(record, &mut fields).ok();
+        values.serialize(record, &mut fields).ok();
         let mut line = Value::Object(fields.0).to_string();
         if line.len() > limits::LOG_LINE_BYTES {
             line = format!("{{\"msg\":\"a log line of {} bytes was dropped\"}}", line.len());

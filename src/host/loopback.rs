@@ -1,8 +1,8 @@
-//! Connections to localhost inside a pod's network namespace, whatever their port, for one listener.
+//! One listener for the connections to localhost inside a pod's network namespace, to any port.
 //!
-//! A program in the kernel's socket lookup (`bpf`) chooses the listener; the port that was meant is the
-//! accepted connection's own. Listener and program end with their descriptors: nothing stays on the node
-//! that would have to be removed, however the process ends.
+//! A BPF program of the kernel's socket lookup (`sk_lookup`, Linux 5.9) directs them to the listener; the
+//! local port of an accepted connection is the port that the client meant. Listener and program exist as
+//! long as their descriptors: nothing has to be removed from the node, however the process ends.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
@@ -14,16 +14,16 @@ use nix::sys::socket::SockaddrStorage;
 use crate::error::{Context, Result};
 use crate::host::{bpf, netns};
 
-/// The listener, and what brings connections to it.
+/// The listener, and the attached program that directs connections to it.
 #[derive(Debug)]
 pub(crate) struct Loopback {
-    /// Does not block.
+    /// Non-blocking.
     pub listener: TcpListener,
     pub link: OwnedFd,
 }
 
-/// Takes the connections to 127.0.0.0/8 in the namespace; None: it is gone. Blocks for a moment. What
-/// listens there already loses new connections to this.
+/// Takes the connections to 127.0.0.0/8 in the namespace, also those to ports that others listen on there.
+/// None: the namespace is gone. Blocks for a moment.
 pub(crate) fn intercept(netns: &Path) -> Result<Option<Loopback>> {
     netns::within(netns, || {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on 127.0.0.1")?;
@@ -36,7 +36,7 @@ pub(crate) fn intercept(netns: &Path) -> Result<Option<Loopback>> {
     })
 }
 
-/// Whether this machine itself has the address, in the calling thread's namespace.
+/// Whether the address is one of this machine's, in the calling thread's namespace.
 pub(crate) fn is_of_this_machine(ip: IpAddr) -> Result<bool> {
     let all = nix::ifaddrs::getifaddrs().context("addresses of this machine")?;
     let has = |address: SockaddrStorage| match ip {

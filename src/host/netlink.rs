@@ -1,7 +1,7 @@
 //! Links, addresses, routes, neighbours and mirroring of a network namespace.
 //!
-//! Every function enters the namespace on a thread of its own and blocks: call it on a thread of
-//! `process::blocking`. Mirroring is an ingress qdisc on the pod's interface and on our tap, each
+//! Every function enters the namespace on a separate thread and blocks: call it on a thread of
+//! `spawn::blocking`. Mirroring is an ingress qdisc on the pod's interface and on our tap, each
 //! with one filter that redirects everything to the other.
 
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ use crate::limits;
 use crate::plan::network::{InterfacePlan, NeighbourPlan, NetworkPlan, RoutePlan, prefix_of};
 use crate::plan::vm::MacAddr;
 
-/// Marks our filters among others: their priority, an arbitrary number.
+/// The priority of our filters, by which they are told from others: an arbitrary number.
 const PRIORITY: u16 = 0x4b53;
 
 const ETH_P_ALL: u16 = 0x0003;
@@ -50,7 +50,7 @@ fn within<T: Send>(path: &Path, work: impl AsyncFnOnce(Handle) -> Result<T> + Se
     })
 }
 
-/// What the pod's namespace holds that its guest is to have.
+/// What the guest gets of the pod's namespace.
 pub(crate) fn scan(netns: &Path) -> Result<NetworkPlan> {
     within(netns, async |handle| {
         let mut plan = NetworkPlan::default();
@@ -70,13 +70,13 @@ pub(crate) fn scan(netns: &Path) -> Result<NetworkPlan> {
     })?
     .ok_or_else(|| {
         Error::invalid(format!(
-            "network namespace {}: there is none (was it removed, or is the path wrong?)",
+            "network namespace {}: does not exist (was it removed, or is the path wrong?)",
             netns.display()
         ))
     })
 }
 
-/// An Ethernet interface that is up and is no tap of ours.
+/// The interface, if it is an Ethernet one and up.
 fn interface(link: &LinkMessage) -> Result<Option<InterfacePlan>> {
     let flags = link.header.flags;
     if flags.contains(LinkFlags::Loopback) || !flags.contains(LinkFlags::Up) {
@@ -126,7 +126,7 @@ async fn addresses(handle: &Handle, plan: &mut NetworkPlan, indexes: &[u32]) -> 
     Ok(())
 }
 
-/// The guest's kernel makes its own.
+/// The guest's kernel makes these addresses itself.
 fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.segments().first().is_some_and(|s| s & 0xffc0 == 0xfe80))
 }
@@ -238,10 +238,10 @@ async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>> {
 }
 
 async fn existing(handle: &Handle, name: &str) -> Result<u32> {
-    index_of(handle, name).await?.ok_or_else(|| Error::not_found(format!("link {name}: not there")))
+    index_of(handle, name).await?.ok_or_else(|| Error::not_found(format!("link {name}: does not exist")))
 }
 
-/// Makes a tap of ours in the namespace, up, with the MTU of the link it will mirror.
+/// Creates a tap in the namespace and sets it up, with the MTU of the link that it will mirror.
 pub(crate) fn make_tap(netns: &Path, name: &str, mtu: u32) -> Result<OwnedFd> {
     within(netns, async |handle| {
         let fd = tap::make(name)?;
@@ -253,13 +253,13 @@ pub(crate) fn make_tap(netns: &Path, name: &str, mtu: u32) -> Result<OwnedFd> {
     .ok_or_else(|| Error::not_found(format!("network namespace {}: gone", netns.display())))
 }
 
-/// Refuses a link that somebody else already filters: our mirroring would break theirs.
+/// Refuses a link that has an ingress qdisc: our mirroring would break its filters.
 pub(crate) fn check_free(netns: &Path, link: &str) -> Result<()> {
     within(netns, async |handle| {
         let index = existing(&handle, link).await?;
         if has_ingress(&handle, index).await? {
             return Err(Error::precondition(format!(
-                "link {link}: has an ingress qdisc already; its traffic cannot be given to the guest"
+                "link {link}: has an ingress qdisc already; its traffic cannot be mirrored to the guest"
             )));
         }
         Ok(())
@@ -295,9 +295,9 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<()> {
     filter.redirect(to).context("redirect filter")?.execute().await.context("add redirect filter")
 }
 
-/// Removes our mirroring from a link: our filter, and the qdisc with it unless somebody else has
-/// put filters there. Not there is success.
-pub(crate) fn remove_mirror(netns: &Path, link: &str, _tap: &str) -> Result<()> {
+/// Removes our mirroring from a link: the qdisc with our filter, unless it has filters of others. A link
+/// that does not exist is success.
+pub(crate) fn remove_mirror(netns: &Path, link: &str) -> Result<()> {
     within(netns, async |handle| {
         let Some(index) = index_of(&handle, link).await? else { return Ok(()) };
         if !has_ingress(&handle, index).await? {
@@ -313,7 +313,9 @@ pub(crate) fn remove_mirror(netns: &Path, link: &str, _tap: &str) -> Result<()> 
             .await
             .context("list filters")?;
         if filters.iter().any(|f| f.header.info >> 16 != u32::from(PRIORITY)) {
-            return Err(Error::precondition(format!("link {link}: others filter here; our mirroring stays")));
+            return Err(Error::precondition(format!(
+                "link {link}: has filters of others; our mirroring is not removed"
+            )));
         }
         let mut del = handle.qdisc().del(index);
         let message = del.message_mut();
@@ -324,7 +326,7 @@ pub(crate) fn remove_mirror(netns: &Path, link: &str, _tap: &str) -> Result<()> 
     .map(|_| ())
 }
 
-/// Removes a tap of ours; not there is success. QEMU's end has normally removed it already.
+/// Removes a tap of ours; one that does not exist is success. QEMU's end has normally removed it already.
 pub(crate) fn remove_tap(netns: &Path, name: &str) -> Result<()> {
     if !tap::is_ours(name) {
         return Err(Error::internal(format!("journal: {name:?} is not the name of a tap of ours")));

@@ -1,6 +1,6 @@
-//! Running a piece of work inside another network namespace.
+//! Running work inside another network namespace.
 //!
-//! On a thread of its own that ends with it: setns changes the calling thread for good.
+//! It runs on a separate thread that ends with it: setns changes the calling thread permanently.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -14,8 +14,8 @@ use crate::error::{Context, Error, Result};
 /// `NSFS_MAGIC` of the kernel's include/uapi/linux/magic.h.
 const NSFS: FsType = FsType(0x6e73_6673);
 
-/// Runs `work` in the namespace at `path` and waits for it. None: there is no namespace there any
-/// more (a pod's is unmounted before its cleanup is complete).
+/// Runs `work` in the namespace at `path` and waits for it. None: the namespace is gone (a pod's may be
+/// unmounted before the pod's cleanup is complete).
 pub(crate) fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
     let context = || format!("network namespace {}", path.display());
     let file = match File::open(path) {
@@ -38,14 +38,14 @@ pub(crate) fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Se
     })
 }
 
-/// A pod in the host's own network would get its traffic mirrored away.
+/// In the host's network, mirroring would take the host's own traffic.
 fn refuse_the_hosts(file: &File) -> Result<()> {
     let own = file.metadata().context("stat")?;
     for host in ["/proc/self/ns/net", "/proc/1/ns/net"] {
         let Ok(host) = std::fs::metadata(host) else { continue };
         if (host.ino(), host.dev()) == (own.ino(), own.dev()) {
             return Err(Error::invalid(
-                "this is the host's own network; a confidential pod needs one of its own (hostNetwork is not possible)",
+                "this is the host's own network namespace; a confidential pod needs a separate one (hostNetwork is not possible)",
             ));
         }
     }

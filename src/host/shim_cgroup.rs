@@ -1,7 +1,7 @@
-//! The shim's own leaf beside the pod's: made, entered, left again and removed.
+//! The leaf cgroup of the shim beside the pod's: created, entered, left again and removed.
 //!
-//! It is never killed, so that a shim can pay back what it owes while it lives: whoever is in it, the shim and
-//! programs that write logs, is moved back to where they came from, by `delete` to where that came from.
+//! Its processes are never killed, so that a running shim can remove it. The shim and the programs
+//! that write logs are moved back to the shim's original cgroup; the `delete` command moves them to its own.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -17,31 +17,31 @@ use crate::limits;
 
 const SUFFIX: &str = "-shim";
 
-/// The entry out of the shim's leaf.
+/// Where the processes of the shim's leaf are moved back to.
 #[derive(Debug)]
 pub(crate) struct OriginalCgroup(Vec<Entry>);
 
-/// In one hierarchy.
+/// The same in one hierarchy.
 #[derive(Debug)]
 struct Entry {
     leaf: PathBuf,
-    /// The opened `cgroup.procs` of the place where the process was.
+    /// The opened `cgroup.procs` of the original cgroup.
     back: File,
 }
 
-/// Beside the pod's leaf, which holds what is killed with the pod.
+/// The shim's leaf, beside the pod's: what is in that one is killed with the pod.
 pub(crate) fn leaf_path(pod: &Path) -> PathBuf {
     let mut name = pod.file_name().unwrap_or_default().to_os_string();
     name.push(SUFFIX);
     pod.with_file_name(name)
 }
 
-/// Whether a folder's name is that of a shim's leaf, less `prefix`.
+/// Whether a directory's name, without the prefix of all leaves, is that of a shim's.
 pub(super) fn is_name(name: &str) -> bool {
     name.strip_suffix(SUFFIX).is_some_and(|key| PodKey::parse(key).is_ok())
 }
 
-/// Makes the leaf and moves this process into it; after an error it is where it was.
+/// Creates the leaf and moves this process into it; after an error it is back in its original cgroup.
 pub(crate) fn enter(leaf: &Path) -> Result<OriginalCgroup> {
     let context = || format!("move the shim into cgroup /{}", leaf.display());
     let original_cgroup = OriginalCgroup::of_this_process(leaf).with_context(context)?;
@@ -55,7 +55,7 @@ pub(crate) fn enter(leaf: &Path) -> Result<OriginalCgroup> {
 }
 
 impl OriginalCgroup {
-    /// Where this process is now, if only at the top of a hierarchy.
+    /// The cgroup of this process now, or the top of a hierarchy where that cannot be opened.
     pub(super) fn of_this_process(leaf: &Path) -> Result<Self> {
         let entry = |(root, own): (PathBuf, PathBuf)| {
             let back = open(&own).or_else(|_| open(&root))?;
@@ -64,7 +64,7 @@ impl OriginalCgroup {
         Ok(Self(own_folders()?.into_iter().map(entry).collect::<Result<_>>()?))
     }
 
-    /// Moves everybody in the leaf back.
+    /// Moves all processes of the leaf back.
     pub(crate) fn restore(&self) -> Result<()> {
         self.0.iter().try_for_each(Entry::restore)
     }
@@ -73,19 +73,18 @@ impl OriginalCgroup {
 impl Entry {
     fn restore(&self) -> Result<()> {
         for _ in 0..limits::PROCESS_SCANS {
-            // Gone is empty.
+            // A leaf that is gone is empty.
             let list = fs::read_to_string(self.leaf.join("cgroup.procs")).unwrap_or_default();
             if list.is_empty() {
                 return Ok(());
             }
             for pid in list.lines() {
                 let moved = write(&self.back, pid);
-                // It has ended meanwhile.
                 let ended = fs::symlink_metadata(format!("/proc/{pid}")).is_err();
                 moved.or_else(|e| if ended { Ok(()) } else { Err(e) })?;
             }
         }
-        Err(Error::internal(format!("cgroup {}: there are always more processes in it", self.leaf.display())))
+        Err(Error::internal(format!("cgroup {}: new processes keep appearing in it", self.leaf.display())))
     }
 }
 
@@ -98,7 +97,7 @@ fn write(mut procs: &File, pid: &str) -> Result<()> {
     procs.write_all(pid.as_bytes()).with_context(|| format!("move process {pid} to another cgroup"))
 }
 
-/// The top of each mounted hierarchy with this process' folder in it.
+/// The top of each mounted hierarchy and this process' directory in it.
 fn own_folders() -> Result<Vec<(PathBuf, PathBuf)>> {
     let hierarchy = hierarchies::auto();
     if hierarchy.v2() {
@@ -124,7 +123,7 @@ mod tests {
     use crate::ids::{Namespace, SandboxId};
 
     #[test]
-    fn the_shims_leaf_stands_beside_the_pods_and_has_a_name_of_its_own() {
+    fn the_shims_leaf_is_beside_the_pods_and_has_another_name() {
         let ns = Namespace::parse("default").expect("ns");
         let key = PodKey::new("/a", &ns, &SandboxId::parse("s1").expect("id"));
         let pod = PathBuf::from(format!("kubepods/pod1/kata-se-{key}"));

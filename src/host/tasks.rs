@@ -1,8 +1,8 @@
-//! The pod's own tasks: the only place that spawns on the runtime.
+//! The tasks of a pod: the only place that spawns on the runtime.
 //!
-//! An operation that changes anything runs here and the caller's handler only awaits its result,
-//! because a ttrpc handler is dropped at the client's deadline wherever it stands. A panic in a
-//! task becomes an error of that operation instead of a lost pod.
+//! An operation that changes anything runs as a task, and the caller's handler only awaits its result:
+//! ttrpc drops a handler at the client's deadline, at whatever point it is. A panic in a task becomes
+//! an error of its operation and does not end the shim.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(crate) async fn run<T: Send + 'static>(
     }
 }
 
-/// Starts a task that lives on its own (a pump, a watcher, the supervisor).
+/// Starts a task that runs independently of its caller (a pump, a watcher, the supervisor).
 #[allow(clippy::disallowed_methods)] // the one place meant by the lint's reason
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,

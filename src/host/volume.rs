@@ -1,9 +1,9 @@
 //! Files and folders of the host that are copied into a guest: listed and read with bounds, and never
 //! a byte from outside the volume.
 //!
-//! The source itself is what the node's own kubelet or operator named, links in it included. What lies
-//! in it may be the pod's author's: each element is opened beneath the folder without following any
-//! link, looked at through its descriptor, and only regular files are read.
+//! The source itself is chosen by the node's kubelet or operator, links in its path included. Its content
+//! may be chosen by the pod's author: each element is opened beneath the folder without following any
+//! link, examined through its descriptor, and only regular files are read.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -57,7 +57,7 @@ pub(crate) enum Node {
     Link(Vec<u8>),
 }
 
-/// A volume that was looked through: folders stand before what lies in them.
+/// A volume that was listed: folders come before their content.
 #[derive(Debug)]
 pub(crate) struct Volume {
     root: OwnedFd,
@@ -66,7 +66,7 @@ pub(crate) struct Volume {
     pub skipped: usize,
 }
 
-/// What stands at `source`.
+/// What is at `source`.
 pub(crate) fn kind(source: &Path) -> Result<SourceKind> {
     let file = open_source(source, libc::O_PATH)?;
     let meta = file.metadata().with_context(|| format!("volume {}", source.display()))?;
@@ -95,9 +95,9 @@ fn open_source(source: &Path, flags: i32) -> Result<File> {
 }
 
 impl Volume {
-    /// Looks through the file or folder at `source` and takes what it has from the budget.
+    /// Lists the file or folder at `source` and subtracts it from the budget.
     pub(crate) fn list(source: &Path, budget: &mut Budget) -> Result<Self> {
-        // By its path descriptor first: opening a device for reading may do something to it.
+        // By a path descriptor first: opening a device for reading may have an effect on it.
         let looked = open_source(source, libc::O_PATH)?;
         let meta = looked.metadata().with_context(|| format!("volume {}", source.display()))?;
         if !meta.is_dir() && !meta.is_file() {
@@ -112,7 +112,7 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Breadth first, a folder at a time: one descriptor more is open than the volume's own.
+    /// Breadth first, a folder at a time: only one more descriptor than the volume's is open.
     fn walk(&mut self, budget: &mut Budget) -> Result<()> {
         let mut at = 0;
         while let Some(entry) = self.entries.get(at) {
@@ -179,7 +179,7 @@ impl Volume {
         Ok(names)
     }
 
-    /// What stands at `path` now; None: it is gone, or has no content.
+    /// What is at `path` now; None: it is gone, or has no content.
     fn entry(&self, path: PathBuf) -> Result<Option<(Entry, u64)>> {
         let opened = match self.open_beneath(&path, OFlag::O_PATH) {
             Ok(opened) => opened,
@@ -215,10 +215,10 @@ impl Volume {
         Ok((Entry { path, node, mode, uid: meta.uid(), gid: meta.gid() }, bytes))
     }
 
-    /// Opens a file that was listed, and says how long it is now. None: it is none any more.
+    /// Opens a listed file and returns its length now. None: it is not a file any more.
     pub(crate) fn open(&self, path: &Path) -> Result<Option<(File, u64)>> {
         let opened = if path.as_os_str().is_empty() {
-            // The volume is a file: opened anew, for an offset of its own.
+            // The volume is a file: opened again, for a separate offset.
             let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.root));
             File::open(&again).context("volume")?
         } else {
@@ -233,7 +233,7 @@ impl Volume {
     }
 
     fn open_beneath(&self, path: &Path, flags: OFlag) -> std::result::Result<OwnedFd, Errno> {
-        // A link at the end is opened itself with O_PATH, and refused without.
+        // A link as the last element is itself opened with O_PATH, and refused otherwise.
         let safe = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let resolve = ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_MAGICLINKS

@@ -1,4 +1,4 @@
-//! Volumes that are listed and read while somebody does not want it to go well.
+//! Listing and reading volumes whose content is hostile or changes meanwhile.
 
 use super::*;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The kernel's vhost-vsock device: a context id no other guest has.
+//! The kernel's vhost-vsock device: a context id that no other guest has.
 
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
