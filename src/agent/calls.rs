@@ -18,12 +18,12 @@ use crate::oci::storage::Storage;
 use crate::plan::network::{InterfacePlan, NeighbourPlan, RoutePlan};
 use crate::plan::stats::Stats;
 
-/// What the agent says of itself.
+/// What the agent reports about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestDetails {
     pub version: String,
     pub storage_drivers: Vec<String>,
-    /// It can apply seccomp profiles.
+    /// Whether it can apply seccomp profiles.
     pub seccomp: bool,
 }
 
@@ -42,10 +42,10 @@ pub struct FilePiece {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
-    /// Of the whole file in bytes; the guest takes it as complete when it has them.
+    /// Bytes of the whole file, which is complete in the guest when it has them all.
     pub size: u64,
     pub offset: u64,
-    /// Of a link its text.
+    /// The bytes of a file from `offset` on, or the target of a link.
     pub data: Vec<u8>,
 }
 
@@ -108,7 +108,7 @@ impl Agent {
         })
     }
 
-    /// Never repeated: a second one with the same id makes the agent forget the first.
+    /// Never repeated: a second call with the same id makes the agent forget the first container.
     pub async fn create_container(
         &self,
         id: &ContainerId,
@@ -158,12 +158,12 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits for the end: exit code, or 128 + signal. Unread output is lost with the answer.
+    /// Waits for the process' end: exit code, or 128 + signal. Output not read before the answer is lost.
     pub async fn wait_process(&self, id: &ProcessId) -> Result<u32> {
         self.wait(Method::WaitProcess, id).await
     }
 
-    /// The same for a moment; None: it goes on.
+    /// The same with a short limit; None: the process is still running.
     pub async fn wait_process_shortly(&self, id: &ProcessId) -> Result<Option<u32>> {
         match self.wait(Method::WaitProcessShortly, id).await {
             Err(e) if e.code() == Code::DeadlineExceeded => Ok(None),
@@ -178,11 +178,11 @@ impl Agent {
             ..Default::default()
         };
         let answer = self.call(method, AgentServiceClient::wait_process, &req).await?;
-        // A guest may say anything; an exit status is one byte.
+        // The guest is not trusted; an exit status is one byte.
         Ok(u32::try_from(answer.status).ok().filter(|s| *s <= 255).unwrap_or(255))
     }
 
-    /// What the process wrote, as soon as there is anything; empty at the end of the stream.
+    /// Waits for output of the process and returns it; empty at the end of the stream.
     pub async fn read_output(&self, id: &ProcessId, stream: OutputStream, len: u32) -> Result<Vec<u8>> {
         let req = pb::ReadStreamRequest {
             container_id: id.container.as_str().to_owned(),
@@ -201,19 +201,19 @@ impl Agent {
         match answer {
             Ok(answer) if answer.data.len() > usize::try_from(len).unwrap_or(0) => {
                 Err(Error::internal(format!(
-                    "agent {stream:?}: {} bytes for a read of {len}: the guest breaks the protocol",
+                    "agent {stream:?}: {} bytes for a read of {len}: the guest violates the protocol",
                     answer.data.len()
                 )))
             }
             Ok(answer) => Ok(answer.data),
-            // A terminal's end, and a process already waited for: both are the end of the stream.
+            // EIO from a closed terminal, or a process already waited for: both are the end of the stream.
             Err(e) if e.code() == Code::NotFound => Ok(Vec::new()),
             Err(e) if e.code() == Code::Internal && e.message().contains("os error 5") => Ok(Vec::new()),
             Err(e) => Err(e),
         }
     }
 
-    /// Writes all of `data`; the call ends when the process has taken it.
+    /// Writes all of `data`; returns when the process has taken it.
     pub async fn write_stdin(&self, id: &ProcessId, data: Vec<u8>) -> Result<()> {
         let req = pb::WriteStreamRequest {
             container_id: id.container.as_str().to_owned(),
@@ -247,9 +247,9 @@ impl Agent {
         Ok(())
     }
 
-    /// Makes a file below the guest's shared folder, or writes the next piece of one.
+    /// Creates a file below the guest's shared directory, or writes the next piece of one.
     pub async fn copy_file(&self, piece: FilePiece) -> Result<()> {
-        /// Of folders above it that the guest has to make.
+        /// Of missing parent directories, which the guest creates.
         const FOLDER_MODE: u32 = 0o40_750;
         let id = |id: u32| i32::try_from(id).with_context(|| format!("owner {id}"));
         let size = |n: u64| i64::try_from(n).with_context(|| format!("{n} bytes"));
@@ -268,7 +268,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Kills what still runs and removes the container; unknown to the agent is success.
+    /// Kills the container's processes and removes it; one that the agent does not know is success.
     pub async fn remove_container(&self, id: &ContainerId, limit: Duration) -> Result<()> {
         let req = pb::RemoveContainerRequest {
             container_id: id.as_str().to_owned(),
@@ -306,7 +306,7 @@ impl Agent {
         Ok(())
     }
 
-    /// What the container has used, as the guest says.
+    /// The container's statistics as the guest reports them.
     pub async fn stats_container(&self, id: &ContainerId) -> Result<Stats> {
         let req = pb::StatsContainerRequest { container_id: id.as_str().to_owned(), ..Default::default() };
         let mut answer = self.call(Method::StatsContainer, AgentServiceClient::stats_container, &req).await?;
@@ -320,7 +320,7 @@ impl Agent {
         Ok(())
     }
 
-    /// The next container that the guest's OOM killer hit. One call outstanding at a time.
+    /// Waits for the guest's OOM killer and returns the container that it hit. One call at a time.
     pub async fn oom_event(&self) -> Result<ContainerId> {
         let req = pb::GetOOMEventRequest::new();
         let event = self.call(Method::GetOOMEvent, AgentServiceClient::get_oom_event, &req).await?;

@@ -1,4 +1,6 @@
-//! The one place that knows that a call can hang: deadline, VM gone, error codes.
+//! The connection to the agent and what may happen to a call: its limit, a lost connection, the VM's end.
+//!
+//! Every call goes through [`Agent::call`], so that none can hang.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,9 +32,9 @@ struct Inner {
     config: AgentConfig,
     gone: watch::Receiver<Option<VmEnd>>,
     service: Mutex<Connected>,
-    /// One reconnect at a time.
+    /// Held while reconnecting.
     reconnecting: tokio::sync::Mutex<()>,
-    /// There is reason to ask whether the agent is well.
+    /// Notified when there is reason for a health check.
     suspected: Notify,
 }
 
@@ -40,7 +42,7 @@ struct Inner {
 struct Connected {
     client: AgentServiceClient,
     health: HealthClient,
-    /// Counts connections, to tell a loss already repaired from a new one.
+    /// Counts connections: a lost one that was replaced already is not replaced again.
     number: u64,
 }
 
@@ -51,7 +53,7 @@ impl std::fmt::Debug for Agent {
 }
 
 impl Agent {
-    /// Dials until the agent answers a health check, within `config.connect_timeout`.
+    /// Tries to connect until the agent answers a health check, within `config.connect_timeout`.
     pub async fn connect(
         transport: Transport,
         config: AgentConfig,
@@ -65,17 +67,17 @@ impl Agent {
         Ok(Self { inner: Arc::new(Inner { transport, config, gone, service, reconnecting, suspected }) })
     }
 
-    /// Says that the agent seems dead: a call found no answer in time.
+    /// Reports that the agent seems dead: a call was not answered in time.
     pub(crate) fn suspect(&self) {
         self.inner.suspected.notify_one();
     }
 
-    /// Returns when the agent seems dead; costs nothing before.
+    /// Waits until the agent seems dead.
     pub(crate) async fn suspected(&self) {
         self.inner.suspected.notified().await;
     }
 
-    /// Asks whether the agent is well: any answer will do, on a new connection if the old one is lost.
+    /// Checks the agent's health: any answer will do, on a new connection if the old one is lost.
     pub(crate) async fn health(&self) -> Result<()> {
         let limit = self.inner.config.health_timeout;
         let asking = async {
@@ -114,7 +116,7 @@ impl Agent {
             };
             self.suspect();
             let again = self.reconnect(connected.number).await?;
-            if method.again() {
+            if method.is_repeatable() {
                 return once(&again, limit, &function, request).await.map_err(|e| translate(e, limit));
             }
             Err(Error::unavailable(format!("the connection broke ({lost})")))
@@ -158,24 +160,25 @@ impl Agent {
     }
 }
 
-/// A connection counts when the agent behind it answers.
+/// The clients of a connection whose agent answers a health check.
 async fn checked(socket: ttrpc::r#async::transport::Socket) -> Result<(AgentServiceClient, HealthClient)> {
     let client = Client::new(socket);
     let health = HealthClient::new(client.clone());
-    // Whoever dials sets the limit.
+    // The caller sets the limit.
     let answer = health.check(ttrpc::context::with_timeout(0), &CheckRequest::new()).await;
     answer.map_err(|e| translate(e, None).context("health check"))?;
     Ok((AgentServiceClient::new(client), health))
 }
 
+/// One attempt on one connection.
 async fn once<Q, T>(
     connected: &Connected,
     limit: Option<Duration>,
     function: &impl AsyncFn(&AgentServiceClient, Metadata, &Q) -> ttrpc::Result<T>,
     request: &Q,
 ) -> ttrpc::Result<T> {
-    // Our limit is the one that counts; the library's own, after which it takes the connection for
-    // broken, comes later. The agent keeps that one: a wait that we gave up ends there soon.
+    // Our limit is to be reached first: the library takes the connection for broken after its own. The
+    // agent is given the library's limit, so that a wait that we gave up ends there soon.
     let metadata = match limit {
         Some(limit) => ttrpc::context::with_duration(limit + (limit / 10).min(limits::CALL_SLACK)),
         None => ttrpc::context::with_timeout(0),
@@ -193,9 +196,9 @@ fn is_lost(e: &ttrpc::Error) -> bool {
     !matches!(e, ttrpc::Error::RpcStatus(_))
 }
 
-/// The agent's error to ours: its code, its text without backtrace, in bounds.
+/// The agent's error as ours: its code, and its text without backtrace, bounded.
 ///
-/// "Not found" comes as three codes (unknown process 5, unknown container 3 or 13).
+/// The agent has three codes for "not found" (unknown process 5, unknown container 3 or 13).
 fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
     let status = match e {
         ttrpc::Error::RpcStatus(status) => status,
@@ -222,7 +225,7 @@ fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
         _ if text.contains("internal error policy check") => Code::PermissionDenied,
         _ => Code::Internal,
     };
-    Error::new(code, if text.is_empty() { "failed without a text" } else { &text })
+    Error::new(code, if text.is_empty() { "failed without a message" } else { &text })
 }
 
 #[cfg(test)]
@@ -247,7 +250,7 @@ mod tests {
                 "ExecProcessRequest is blocked by policy:",
             ),
             (ttrpc::Code::INTERNAL, "a\nb", Code::Internal, "a\\nb"),
-            (ttrpc::Code::INTERNAL, "", Code::Internal, "failed without a text"),
+            (ttrpc::Code::INTERNAL, "", Code::Internal, "failed without a message"),
             (ttrpc::Code::DEADLINE_EXCEEDED, "timeout", Code::DeadlineExceeded, "no answer within 7 s"),
         ];
         for (code, text, wanted, message) in cases {

@@ -1,4 +1,4 @@
-//! Our types to the agent's messages.
+//! Our types as the agent's messages.
 
 use std::net::IpAddr;
 
@@ -123,7 +123,7 @@ fn console_size(p: &oci::Process) -> MessageField<grpc::Box> {
 }
 
 fn capabilities(c: &oci::LinuxCapabilities) -> grpc::LinuxCapabilities {
-    // The order of the names carries no meaning; a sorted one makes requests equal.
+    // The order of the names has no meaning; sorting them makes requests comparable.
     let names = |set: &Option<oci::Capabilities>| {
         let mut names: Vec<String> =
             set.iter().flatten().map(|c| format!("CAP_{c}").replace("CAP_CAP_", "CAP_")).collect();

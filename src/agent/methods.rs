@@ -1,29 +1,29 @@
-//! Every call that we make of the agent, in one table: how long it may take, and whether it is asked
-//! again when the connection broke under it.
+//! The agent's methods that we call, in one table: how long a call may take, and whether it is repeated
+//! after a lost connection.
 
 /// How long a call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
-    /// Ends when its process does, takes input or gives output, or with the VM: no limit of its own.
+    /// No limit: ends when its process ends, takes input or writes output, or with the VM.
     LongPoll,
     /// CreateContainer: mounts, image pulls (`agent.create_timeout_s`).
     Create,
     /// Everything else (`agent.call_timeout_s`).
     Call,
-    /// What is asked again every few seconds anyway: as Call, but no longer than `limits::STATS_ANSWER`.
+    /// As Call, but at most `limits::STATS_ANSWER`: callers ask again every few seconds anyway.
     Poll,
-    /// A wait that is asked for again and again (`limits::STUCK_WAIT`).
+    /// One of a series of short waits (`limits::STUCK_WAIT`).
     Short,
 }
 
 macro_rules! methods {
-    ($($name:ident: $limit:ident, again: $again:literal;)*) => {
-        /// A method of `grpc.AgentService`, by one of its uses.
+    ($($name:ident: $limit:ident, repeat: $repeat:literal;)*) => {
+        /// A method of `grpc.AgentService`; one that has two kinds of use is listed twice.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Method { $($name),* }
 
         impl Method {
-            /// Its name in messages.
+            /// The name in messages.
             pub(crate) fn name(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name)),* }
             }
@@ -32,38 +32,38 @@ macro_rules! methods {
                 match self { $(Self::$name => Limit::$limit),* }
             }
 
-            /// It changes nothing, or can be told to have happened: CreateContainer asked twice would
-            /// destroy what runs, WriteStdin asked twice would double the input.
-            pub(crate) fn again(self) -> bool {
-                match self { $(Self::$name => $again),* }
+            /// Whether a second call does no harm: CreateContainer called twice would destroy what runs,
+            /// WriteStdin called twice would double the input.
+            pub(crate) fn is_repeatable(self) -> bool {
+                match self { $(Self::$name => $repeat),* }
             }
         }
     };
 }
 
 methods! {
-    UpdateInterface: Call, again: false;
-    UpdateRoutes: Call, again: false;
-    AddARPNeighbors: Call, again: false;
-    CreateSandbox: Call, again: false;
-    GetGuestDetails: Call, again: false;
-    CopyFile: Call, again: false;
-    CreateContainer: Create, again: false;
-    StartContainer: Call, again: false;
-    ExecProcess: Call, again: false;
-    SignalProcess: Call, again: false;
-    WaitProcess: LongPoll, again: true;
-    WaitProcessShortly: Short, again: true;
-    ReadStdout: LongPoll, again: true;
-    ReadStderr: LongPoll, again: true;
-    WriteStdin: LongPoll, again: false;
-    CloseStdin: Call, again: false;
-    TtyWinResize: Call, again: false;
-    PauseContainer: Call, again: false;
-    ResumeContainer: Call, again: false;
-    UpdateContainer: Call, again: true;
-    StatsContainer: Poll, again: true;
-    RemoveContainer: Call, again: false;
-    DestroySandbox: Call, again: false;
-    GetOOMEvent: LongPoll, again: true;
+    UpdateInterface: Call, repeat: false;
+    UpdateRoutes: Call, repeat: false;
+    AddARPNeighbors: Call, repeat: false;
+    CreateSandbox: Call, repeat: false;
+    GetGuestDetails: Call, repeat: false;
+    CopyFile: Call, repeat: false;
+    CreateContainer: Create, repeat: false;
+    StartContainer: Call, repeat: false;
+    ExecProcess: Call, repeat: false;
+    SignalProcess: Call, repeat: false;
+    WaitProcess: LongPoll, repeat: true;
+    WaitProcessShortly: Short, repeat: true;
+    ReadStdout: LongPoll, repeat: true;
+    ReadStderr: LongPoll, repeat: true;
+    WriteStdin: LongPoll, repeat: false;
+    CloseStdin: Call, repeat: false;
+    TtyWinResize: Call, repeat: false;
+    PauseContainer: Call, repeat: false;
+    ResumeContainer: Call, repeat: false;
+    UpdateContainer: Call, repeat: true;
+    StatsContainer: Poll, repeat: true;
+    RemoveContainer: Call, repeat: false;
+    DestroySandbox: Call, repeat: false;
+    GetOOMEvent: LongPoll, repeat: true;
 }

@@ -1,4 +1,4 @@
-//! The guest agent: how it is reached and what it is asked.
+//! The guest's agent: connecting to it, and its calls.
 
 pub(crate) mod calls;
 pub(crate) mod client;

@@ -1,5 +1,5 @@
-//! From the agent's statistics to ours: every field that is used, by name; nothing is checked here
-//! (see `plan::stats`).
+//! The agent's statistics as ours: every field that is used, by name. Nothing is checked here (see
+//! `plan::stats`).
 
 use crate::agent::messages::agent as pb;
 use crate::plan::stats::{CpuStats, DiskStats, MemoryStats, PidsStats, Stats};

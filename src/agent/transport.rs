@@ -1,8 +1,8 @@
 //! Connecting to the agent: vsock and hybrid vsock.
 //!
-//! Nobody listens while the guest boots, so a refused try is normal; what matters is to try often
-//! at first, to end at the limit, and to end at once when the VM is gone. A hybrid socket answers
-//! a line with `OK` when the guest's port is open; before that it closes or says nothing.
+//! The agent does not listen while the guest boots, so a refused attempt is normal: we try often at first,
+//! until the limit, and stop at once when the VM is gone. A hybrid socket answers `OK` when the guest's
+//! port is open; before that it closes the connection or does not answer.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,7 +50,7 @@ async fn connect_once(transport: &Transport) -> Result<Socket> {
             let mut stream = UnixStream::connect(socket).await.context("connect")?;
             stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await.context("CONNECT")?;
             let mut line = Vec::new();
-            // Byte by byte: what follows the line is the agent's.
+            // Byte by byte: what follows the line belongs to the agent's protocol.
             while line.last() != Some(&b'\n') {
                 match stream.read_u8().await {
                     Ok(byte) if line.len() < limits::HYBRID_ANSWER_BYTES => line.push(byte),
@@ -76,17 +76,17 @@ pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
 ) -> Result<T> {
     let began = Instant::now();
     let (mut pause, longest) = limits::DIAL_PAUSE;
-    let (mut patience, most) = limits::DIAL_TRY;
+    let (mut try_limit, most) = limits::DIAL_TRY;
     let dialing = async {
         loop {
-            let patience_now = patience.min(limit.saturating_sub(began.elapsed()).max(limits::DIAL_TRY.0));
-            let tried = timeout(patience_now, async { attempt(connect_once(transport).await?).await }).await;
+            let this_try = try_limit.min(limit.saturating_sub(began.elapsed()).max(limits::DIAL_TRY.0));
+            let tried = timeout(this_try, async { attempt(connect_once(transport).await?).await }).await;
             let reason = match tried {
                 Ok(Ok(connected)) => return Ok(connected),
                 Ok(Err(e)) => e,
                 Err(_) => {
-                    let e = Error::deadline(format!("no answer within {} ms", patience_now.as_millis()));
-                    patience = (patience * 5 / 4).min(most);
+                    let e = Error::deadline(format!("no answer within {} ms", this_try.as_millis()));
+                    try_limit = (try_limit * 5 / 4).min(most);
                     e
                 }
             };
@@ -107,7 +107,7 @@ pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
     }
 }
 
-/// Waits for the VM's end and makes it an error.
+/// Waits for the VM's end and returns it as an error.
 pub(crate) async fn ended(gone: &mut watch::Receiver<Option<VmEnd>>) -> Error {
     let end = match gone.wait_for(Option::is_some).await {
         Ok(end) => end.as_ref().map(ToString::to_string),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_says_no_is_tried_again() {
+    async fn a_socket_that_refuses_is_tried_again() {
         let dir = tempfile::tempdir().expect("dir");
         let socket = dir.path().join("s");
         let listener = UnixListener::bind(&socket).expect("bind");
@@ -176,7 +176,7 @@ mod tests {
         let transport = Transport::Hybrid { socket: "/nonexistent/s".into() };
         let e = connect(&transport, Duration::from_secs(3), gone, |_| async { Ok(()) })
             .await
-            .expect_err("nobody");
+            .expect_err("no listener");
         assert!(
             e.to_string().starts_with(
                 "the guest agent did not answer on /nonexistent/s port 1024 within 3 s (last try: connect: No such"
