@@ -1,9 +1,9 @@
-//! The pure way from a `VmPlan` to QEMU's argument vector.
+//! A `VmPlan` as QEMU's argument vector: pure.
 //!
 //! Nothing is left to QEMU's defaults; every virtio device has an explicit device number. A
 //! protected guest gets its image and nothing that could change it: no command line, no initrd.
-//! The pv object alone protects nothing (QEMU boots a plain kernel with it too): that the image is
-//! a sealed one is checked before the plan is made.
+//! The pv object alone protects nothing (QEMU boots a plain kernel with it too): whoever makes the
+//! plan has checked that the image is a sealed one.
 
 use std::ffi::OsString;
 
@@ -17,7 +17,7 @@ use crate::qemu::opt::{Opt, plain};
 pub fn args(plan: &VmPlan) -> Result<Vec<OsString>> {
     let mut all = Args(Vec::new());
     all.option("-name", Opt::new("").set("guest", format!("sandbox-{}", plan.sandbox)));
-    all.words(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]);
+    all.flags(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]);
     all.machine(plan);
     all.boot(&plan.boot)?;
     all.option("-chardev", Opt::new("socket").set("id", "qmp").set("fd", plan.qmp.0.to_string()));
@@ -31,10 +31,10 @@ pub fn args(plan: &VmPlan) -> Result<Vec<OsString>> {
     for (index, disk) in plan.disks.iter().enumerate() {
         all.disk(index, disk, plan.confidential());
     }
-    // A refused or crashed guest ends QEMU with a failure instead of exit code 0.
-    all.words(&["-action", "panic=exit-failure"]);
-    // Nothing below needs what is denied: descriptors are passed in, the uid is not changed.
-    all.words(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    // With a refused or crashed guest, QEMU ends with a failure instead of exit code 0.
+    all.flags(&["-action", "panic=exit-failure"]);
+    // QEMU needs nothing of what is denied: descriptors are passed in, the uid is not changed.
+    all.flags(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     Ok(all.0)
 }
 
@@ -48,8 +48,8 @@ impl VmPlan {
 struct Args(Vec<OsString>);
 
 impl Args {
-    fn words(&mut self, words: &[&str]) {
-        self.0.extend(words.iter().map(Into::into));
+    fn flags(&mut self, args: &[&str]) {
+        self.0.extend(args.iter().map(Into::into));
     }
 
     fn option(&mut self, name: &str, opt: Opt) {
@@ -79,7 +79,7 @@ impl Args {
         if plan.confidential() {
             self.option("-object", Opt::new("s390-pv-guest").set("id", "pv0"));
         }
-        self.words(&["-cpu", cpu, "-m", &size, "-smp", &plan.vcpus.to_string()]);
+        self.flags(&["-cpu", cpu, "-m", &size, "-smp", &plan.vcpus.to_string()]);
     }
 
     fn boot(&mut self, boot: &Boot) -> Result<()> {
@@ -156,7 +156,7 @@ impl Args {
     }
 }
 
-/// A protected guest's devices use bounce buffers; QEMU sets this by itself, older ones do not.
+/// A protected guest's devices use bounce buffers; older versions of QEMU do not set this by themselves.
 fn bounced(device: Opt, confidential: bool) -> Opt {
     if confidential { device.set("iommu_platform", "on") } else { device }
 }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_path_that_the_kernel_would_cut_is_refused() {
+    fn a_socket_path_that_is_too_long_for_the_kernel_is_refused() {
         let socket = format!("/{}", "x".repeat(107)).into();
         let plan = VmPlan { vsock: VsockPlan::VhostUser { socket }, ..emulated() };
         assert!(args(&plan).expect_err("long").to_string().ends_with("longer than 107 bytes"));

@@ -1,4 +1,4 @@
-//! QMP events to our own: pure. An event that is not known is data, not an error.
+//! QMP events as our own: pure. An unknown event is data, not an error.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 use crate::error::one_line;
 use crate::limits;
 
-/// What QEMU told without being asked.
+/// An event of QEMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum QmpEvent {
     /// The device with this id is unplugged completely.
     DeviceDeleted {
         device: String,
     },
-    /// QEMU is about to end; `guest`: the guest asked for it.
+    /// QEMU is about to end; `guest`: at the guest's request.
     Shutdown {
         guest: bool,
         reason: String,
@@ -26,10 +26,10 @@ pub(crate) enum QmpEvent {
 /// What QEMU knows about a crashed guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum GuestPanic {
-    /// A CPU stopped for good (QEMU: qapi/run-state.json, GuestPanicInformationS390). The loader in
-    /// front of a sealed image says by the address why it gave up.
+    /// A CPU stopped for good (QEMU: qapi/run-state.json, GuestPanicInformationS390). The address shows why
+    /// the loader in front of a sealed image gave up.
     Cpu { core: u64, psw_mask: u64, psw_address: u64, reason: String },
-    /// Another kind, as QEMU said it, shortened.
+    /// Another kind in QEMU's words, shortened.
     Other { text: String },
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for GuestPanic {
 pub(crate) fn event(object: &Value) -> QmpEvent {
     let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
     match object.get("event").and_then(Value::as_str) {
-        // The first of two events for one unplug names no device: it is its back end.
+        // The first of the two events of one unplug is that of the device's back end and names no device.
         Some("DEVICE_DELETED") if object.pointer("/data/device").is_some() => {
             QmpEvent::DeviceDeleted { device: text("/data/device") }
         }
@@ -63,7 +63,7 @@ pub(crate) fn event(object: &Value) -> QmpEvent {
 
 fn panic(object: &Value) -> GuestPanic {
     let Some(info) = object.pointer("/data/info") else {
-        let action = object.pointer("/data/action").and_then(Value::as_str).unwrap_or("no more is known");
+        let action = object.pointer("/data/action").and_then(Value::as_str).unwrap_or("no further detail");
         return GuestPanic::Other { text: short(action) };
     };
     let number = |key: &str| info.get(key).and_then(Value::as_u64);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_cpu_is_told_with_its_psw() {
+    fn a_stopped_cpu_is_reported_with_its_psw() {
         let info = json!({"type": "s390", "core": 0, "psw-mask": 0x0002_0001_8000_0000_u64,
             "psw-addr": 0x4608, "reason": "disabled-wait"});
         let stopped = json!({"event": "GUEST_PANICKED", "data": {"action": "shutdown", "info": info}});
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(panic.to_string(), "CPU 0: disabled-wait, PSW 0x2000180000000 0x4608");
         for (data, wanted) in [
             (json!({"action": "pause"}), "pause"),
-            (json!({}), "no more is known"),
+            (json!({}), "no further detail"),
             (json!({"info": {"type": "s390", "core": -1}}), r#"{"core":-1,"type":"s390"}"#),
             (json!({"info": {"reason": "a\nb"}}), r#"{"reason":"a\nb"}"#),
         ] {

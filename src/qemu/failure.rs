@@ -1,7 +1,7 @@
-//! QEMU's end (exit status, stderr, console, events) to what it means: pure.
+//! What QEMU's end means, from its exit status, stderr, console and events: pure.
 //!
-//! What QEMU says itself comes first. The console is the guest's: what stands there is believed
-//! about the boot only while the loader in front of the image speaks, and is never more than text.
+//! QEMU's own messages come first. The console is written by the guest, which is not trusted: it counts only
+//! for the time in which the loader in front of the image runs, and is otherwise merely quoted.
 
 use nix::libc;
 
@@ -21,7 +21,7 @@ pub(crate) struct Evidence {
     pub oom_kill: Option<OomKill>,
     /// We asked for the end (quit, kill, DestroySandbox).
     pub asked: bool,
-    /// The guest asked for it: `SHUTDOWN` with this reason.
+    /// The guest asked for it: the reason of the `SHUTDOWN` event.
     pub guest_shutdown: Option<String>,
     pub panic: Option<GuestPanic>,
     /// Last lines of QEMU's stderr and of the guest console, escaped and bounded.
@@ -33,7 +33,7 @@ pub(crate) struct Evidence {
 const NO_UNPACK_FACILITY: u64 = 0x4607;
 const PROTECTED_BOOT_REFUSED: u64 = 0x4608;
 
-/// The end, with its last words in one line, or explained where it is a known one.
+/// The VM's end: explained if its reason is known, otherwise with the last output in one line.
 pub(crate) fn diagnose(evidence: &Evidence) -> VmEnd {
     if evidence.asked {
         return VmEnd::AskedToStop;
@@ -52,7 +52,7 @@ pub(crate) fn diagnose(evidence: &Evidence) -> VmEnd {
     }
 }
 
-/// Only a QEMU that was killed: the helpers stand in the same cgroup.
+/// Only if QEMU was killed: its helpers are in the same cgroup.
 fn out_of_memory(evidence: &Evidence) -> Option<Diagnosis> {
     let oom = evidence.oom_kill.as_ref().filter(|_| evidence.ended == Ended::Signal(libc::SIGKILL))?;
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
@@ -91,20 +91,20 @@ pub(crate) fn explain_text(text: &str) -> Option<Diagnosis> {
 fn explained(evidence: &Evidence) -> Option<Diagnosis> {
     refused(&evidence.stderr).or_else(|| known_message(&evidence.stderr)).or_else(|| match &evidence.panic {
         Some(panic) => by_stop(panic, &evidence.console),
-        // The event was lost, or an older QEMU does not send it. A guest that ended itself does
-        // not speak for the machine.
+        // The event was lost, or an older QEMU does not send it. The console of a guest that ended itself
+        // says nothing about the machine.
         None if evidence.guest_shutdown.is_none() => refused(&evidence.console),
         None => None,
     })
 }
 
-/// The first refusal that is not one of the way down: the others follow from it.
+/// The first refusal that is not one of tearing down: the others follow from it.
 fn refused(lines: &[String]) -> Option<Diagnosis> {
     let found: Vec<_> = lines.iter().filter_map(|line| ultravisor::refusal(line)).collect();
     found.iter().find(|refusal| refusal.is_of_boot()).map(ultravisor::Refusal::explain)
 }
 
-/// A CPU stopped where the loader stops it.
+/// A CPU that stopped where the loader stops it.
 fn by_stop(panic: &GuestPanic, console: &[String]) -> Option<Diagnosis> {
     let GuestPanic::Cpu { psw_address, .. } = panic else { return None };
     let mut diagnosis = stopped_at(*psw_address, console)?;
@@ -130,7 +130,7 @@ fn stopped_at(psw_address: u64, console: &[String]) -> Option<Diagnosis> {
     }
 }
 
-/// The address as our own messages and the CPU's state are printed.
+/// The same in text: the address as our own messages and QEMU print it.
 fn stop_in_text(lines: &[String]) -> Option<Diagnosis> {
     let has = |address: u64| {
         let word = format!("{address:#x}");
@@ -212,20 +212,20 @@ fn output_tail(evidence: &Evidence) -> String {
     let end = |lines: &[String]| {
         lines.get(lines.len().saturating_sub(limits::QUOTED_LINES)..).map(|l| l.join(" | "))
     };
-    let mut words = String::new();
+    let mut tail = String::new();
     if let Some(stderr) = end(&evidence.stderr).filter(|s| !s.is_empty()) {
-        add(&mut words, &format!("stderr: {stderr}"));
+        add(&mut tail, &format!("stderr: {stderr}"));
     }
     if let Some(reason) = &evidence.guest_shutdown {
-        add(&mut words, &format!("the guest ended itself ({reason})"));
+        add(&mut tail, &format!("the guest ended itself ({reason})"));
     }
     if let Some(console) = end(&evidence.console).filter(|s| !s.is_empty()) {
-        // A kernel says why it panics, and then much about where.
+        // A kernel first prints why it panics, and then a long trace.
         let why = evidence.console.iter().rev().find(|line| line.contains("Kernel panic - "));
         let why = why.filter(|line| !console.contains(line.as_str())).map(|line| format!("{line} | … | "));
-        add(&mut words, &format!("console: {}{console}", why.unwrap_or_default()));
+        add(&mut tail, &format!("console: {}{console}", why.unwrap_or_default()));
     }
-    if words.is_empty() { "it left no message".to_owned() } else { words }
+    if tail.is_empty() { "it left no message".to_owned() } else { tail }
 }
 
 fn add(text: &mut String, more: &str) {

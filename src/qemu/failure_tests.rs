@@ -1,4 +1,4 @@
-//! What QEMU, the ultravisor and the guest leave behind, and what the operator is told about it.
+//! The output that QEMU, the ultravisor and the guest leave behind, and its explanation.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn lines(text: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn the_last_words_are_in_the_text() {
+fn the_last_output_is_in_the_text() {
     let e = Evidence {
         stderr: vec!["qemu: could not load kernel '/x'".into()],
         console: vec!["Booting".into(), "oops".into()],
@@ -90,8 +90,11 @@ fn another_machines_image_is_named_first() {
          machine's host key document (`kata-se check` shows the machine's keys, `kata-se image inspect` \
          the image's)"
     );
-    let VmEnd::Explained { output_tail: words, .. } = end else { panic!("not explained") };
-    assert!(words.contains("KVM_PV_DISABLE") && words.contains("console: Protected boot failed"), "{words}");
+    let VmEnd::Explained { output_tail, .. } = end else { panic!("not explained") };
+    assert!(
+        output_tail.contains("KVM_PV_DISABLE") && output_tail.contains("console: Protected boot failed"),
+        "{output_tail}"
+    );
 }
 
 /// QEMU's stderr, where the CPU stopped (0: nowhere), the console, and how the answer begins.
@@ -109,8 +112,8 @@ const ROWS: [Row; 13] = [
         &["KVM PV command 0 (KVM_PV_ENABLE) failed: header rc 0 rrc 0 IOCTL rc: -12"],
         0x4608,
         &[],
-        "this machine has no room for another secure guest: KVM_PV_ENABLE: rc 0x0 rrc 0x0 (no more is \
-             told, Cannot allocate memory",
+        "this machine has no room for another secure guest: KVM_PV_ENABLE: rc 0x0 rrc 0x0 (no further \
+             detail, Cannot allocate memory",
     ),
     (
         &["KVM PV command 3 (KVM_PV_UNPACK) failed: header rc abc rrc 7 IOCTL rc: -22"],
@@ -225,7 +228,7 @@ fn any_text_can_be_explained_later() {
 }
 
 proptest::proptest! {
-    /// What a guest prints is text and stays text: one bounded line, whatever is in it.
+    /// Whatever a guest prints becomes one bounded line.
     #[test]
     fn hostile_text_is_one_bounded_line(
         text in "(KVM PV command|KVM_PV_|Protected boot failed:|rc|rrc|RC:|0x| |[0-9a-f]{1,9}|\\PC|\n|\t|-){0,60}",

@@ -1,7 +1,7 @@
 //! Plugging and unplugging disks over QMP, by descriptor.
 //!
-//! The file is named by QEMU's descriptor set, never by a path, and always read as raw bytes:
-//! a file whose content looks like another image format stays what it is.
+//! QEMU knows the file by a descriptor set, never by a path, and always reads it as raw bytes, also a
+//! file whose content looks like another image format.
 
 use std::os::fd::OwnedFd;
 
@@ -31,7 +31,7 @@ fn device(devno: DevNo) -> String {
     format!("disk-{}", devno.guest())
 }
 
-/// Plugs a disk; what was done is undone when a step fails.
+/// Plugs a disk; a failed step undoes those before.
 pub(crate) async fn plug(qmp: &Qmp, disk: &Disk) -> Result<()> {
     let added = qmp
         .execute_with(add_fd { fdset_id: None, opaque: None }, Some(&disk.file))
@@ -39,7 +39,7 @@ pub(crate) async fn plug(qmp: &Qmp, disk: &Disk) -> Result<()> {
         .with_context(|| format!("plug disk {}", disk.devno))?;
     let set = added.fdset_id;
     let opened = qmp.execute(BlockdevAdd(blockdev(disk, set))).await;
-    // The set keeps its descriptor open for the connection's life unless it is taken out again.
+    // The set would keep its descriptor open until the connection's end.
     let removed = qmp.execute(remove_fd { fdset_id: set, fd: Some(added.fd) }).await;
     opened.with_context(|| format!("plug disk {}", disk.devno))?;
     let plugged = match removed {
@@ -47,7 +47,7 @@ pub(crate) async fn plug(qmp: &Qmp, disk: &Disk) -> Result<()> {
         Err(e) => Err(e),
     };
     if plugged.is_err() {
-        drop(qmp.execute(blockdev_del { node_name: node(disk.devno) }).await);
+        qmp.execute(blockdev_del { node_name: node(disk.devno) }).await.ok();
     }
     plugged.with_context(|| format!("plug disk {}", disk.devno))
 }
@@ -69,7 +69,7 @@ fn blockdev(disk: &Disk, set: i64) -> Value {
             "driver": "file",
             "filename": format!("/dev/fdset/{set}"),
             "read-only": disk.read_only,
-            // The image cache's own lock says who uses a file; a read-only image has many users.
+            // A read-only image has many users; the layer cache has a lock of its own for them.
             "locking": if disk.read_only { "off" } else { "on" },
         },
     })

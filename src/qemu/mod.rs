@@ -1,4 +1,4 @@
-//! QEMU: its command line, its life, and QMP.
+//! QEMU: its command line, its process, QMP, and what its end means.
 
 pub(crate) mod args;
 pub(crate) mod event;

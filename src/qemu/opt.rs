@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub(crate) struct Opt(Vec<u8>);
 
 impl Opt {
-    /// Starts with the implied first value (a device or machine name of ours).
+    /// Starts with the implied first value, the name of a device or machine.
     pub(crate) fn new(name: &str) -> Self {
         Self(name.as_bytes().to_vec())
     }
@@ -38,7 +38,7 @@ impl Opt {
     }
 }
 
-/// A value that no option syntax stands around (`-kernel`, `-append`): everything but NUL is fine.
+/// A value outside of the option syntax (`-kernel`, `-append`): anything without NUL.
 pub(crate) fn plain(what: &str, value: impl AsRef<OsStr>) -> Result<OsString> {
     let value = value.as_ref();
     if value.as_bytes().contains(&0) {
@@ -54,8 +54,8 @@ mod tests {
 
     type Pair = (Vec<u8>, Vec<u8>);
 
-    /// QEMU's own reading of an option string, written from its manual: values end at a single
-    /// comma; two commas stand for one.
+    /// How QEMU parses an option string, according to its manual: values end at a single comma; two
+    /// commas are one.
     fn parse(text: &[u8]) -> (Vec<u8>, Vec<Pair>) {
         let mut parts: Vec<Vec<u8>> = vec![Vec::new()];
         let mut at = 0;

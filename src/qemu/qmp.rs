@@ -1,17 +1,15 @@
-//! QMP over a socketpair.
+//! QMP over a socketpair: bounded lines, and descriptors passed with commands, which qapi's own codec
+//! does not have.
 //!
-//! Commands and events are those of the crate qapi; its codec is not used, because it reads lines without
-//! a limit and cannot send a descriptor beside a command.
-//!
-//! Lines are read with a limit; answers to no command and unknown events are skipped; anything that is
-//! not QMP ends the connection. QEMU lives on when its QMP peer closes, so the end of the connection must
-//! be followed by a kill.
+//! Answers without a command and unknown events are ignored; anything that is not QMP ends the
+//! connection. QEMU goes on running when its QMP peer closes, so our side must kill it then.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use qapi::{Command, Execute};
@@ -37,7 +35,7 @@ pub(crate) struct Qmp {
     stream: UnixStream,
     next: AtomicU64,
     state: Mutex<State>,
-    /// Held while a command is written, so that two never mix.
+    /// Held while a command is written, so that two never interleave.
     writing: tokio::sync::Mutex<()>,
     greeted: tokio::sync::watch::Sender<bool>,
 }
@@ -49,7 +47,7 @@ struct State {
     deleted: HashMap<String, oneshot::Sender<()>>,
 }
 
-/// Shell around `blockdev-add`, whose schema is not needed for one fixed shape of it.
+/// `blockdev-add` with the arguments as JSON: we need only one fixed form of its large schema.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct BlockdevAdd(pub(crate) Value);
 
@@ -77,7 +75,7 @@ impl Qmp {
         match hello {
             Ok(true) if self.is_open() => {}
             Ok(_) => return Err(ended()),
-            Err(_) => return Err(late("greeting")),
+            Err(_) => return Err(late("greeting", limits::QMP_ANSWER)),
         }
         self.execute(qmp_capabilities { enable: None }).await?;
         Ok(())
@@ -88,7 +86,7 @@ impl Qmp {
         self.execute_with(command, None).await
     }
 
-    /// As [`Self::execute`], with a descriptor beside the command.
+    /// As [`Self::execute`], with a descriptor passed along.
     pub(crate) async fn execute_with<C: Command>(&self, command: C, fd: Option<&OwnedFd>) -> Result<C::Ok> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
@@ -103,7 +101,9 @@ impl Qmp {
         if let Some(pending) = &mut self.lock().pending {
             pending.remove(&id);
         }
-        let value = result.unwrap_or_else(|_| Err(late(C::NAME))).context(format!("QMP {}", C::NAME))?;
+        let value = result
+            .unwrap_or_else(|_| Err(late(C::NAME, limits::QMP_ANSWER)))
+            .context(format!("QMP {}", C::NAME))?;
         C::Ok::deserialize(value).with_context(|| format!("QMP {}: answer", C::NAME))
     }
 
@@ -116,7 +116,7 @@ impl Qmp {
             match timeout(limits::DEVICE_DELETED, deleted).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) => Err(ended()),
-                Err(_) => Err(late("DEVICE_DELETED")),
+                Err(_) => Err(late("DEVICE_DELETED", limits::DEVICE_DELETED)),
             }
         }
         .await;
@@ -147,8 +147,8 @@ impl Qmp {
         Ok(())
     }
 
-    /// Reads until the connection ends; events other than ours go to `on_event`. What the end was
-    /// is returned; every waiting command fails with it.
+    /// Reads until the connection ends and returns why; every waiting command fails. `on_event` gets all
+    /// events but those that [`Self::delete_device`] waits for.
     pub(crate) async fn read(&self, on_event: impl FnMut(QmpEvent)) -> Error {
         let end = self.read_lines(on_event).await;
         let mut state = self.lock();
@@ -203,11 +203,11 @@ impl Qmp {
         } else if let Some(id) = object.get("id").and_then(Value::as_u64) {
             let answer = match object.get_mut("return") {
                 Some(value) => Ok(value.take()),
-                None => Err(Error::internal(refusal(&object))),
+                None => Err(Error::internal(error_text(&object))),
             };
             let waiter = self.lock().pending.as_mut().and_then(|pending| pending.remove(&id));
             if let Some(waiter) = waiter {
-                drop(waiter.send(answer));
+                waiter.send(answer).ok(); // the command may have timed out
             }
         }
         Ok(())
@@ -222,8 +222,9 @@ impl Qmp {
     }
 }
 
-fn refusal(object: &Value) -> String {
-    let text = object.pointer("/error/desc").and_then(Value::as_str).unwrap_or("an error without a text");
+fn error_text(object: &Value) -> String {
+    let text =
+        object.pointer("/error/desc").and_then(Value::as_str).unwrap_or("an error without a description");
     text.chars().take(limits::FOREIGN_TEXT_BYTES / 4).collect()
 }
 
@@ -231,8 +232,8 @@ fn ended() -> Error {
     Error::unavailable("QEMU closed its QMP connection")
 }
 
-fn late(what: &str) -> Error {
-    Error::deadline(format!("no {what} from QEMU within {} s", limits::QMP_ANSWER.as_secs()))
+fn late(what: &str, limit: Duration) -> Error {
+    Error::deadline(format!("no {what} from QEMU within {} s", limit.as_secs()))
 }
 
 #[cfg(test)]
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_carries_qemus_words() {
+    async fn an_error_has_qemus_description() {
         let (qmp, mut peer) = connect();
         let server = async move {
             peer.write_all(b"{\"error\": {\"desc\": \"Device fe.0.0007 already exists\"}, \"id\": 1}\n")
@@ -297,7 +298,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_without_end_ends_the_connection_and_every_command() {
         let (qmp, mut peer) = connect();
-        // It does not close: that would reset the connection, and be the end that is seen.
+        // It does not close the connection: that would be the end that is seen.
         let flood = async {
             let block = vec![b'['; 64 << 10];
             while peer.write_all(&block).await.is_ok() {}
@@ -313,13 +314,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_closes_in_mid_line_or_sends_nonsense_ends_it() {
-        for words in ["{\"QMP\": {", "nonsense\n", &format!("{}\n", "[".repeat(100_000))] {
+    async fn a_peer_that_closes_in_mid_line_or_sends_nonsense_ends_the_connection() {
+        for text in ["{\"QMP\": {", "nonsense\n", &format!("{}\n", "[".repeat(100_000))] {
             let (qmp, mut peer) = connect();
-            peer.write_all(words.as_bytes()).await.expect("write");
+            peer.write_all(text.as_bytes()).await.expect("write");
             drop(peer);
             let (_, hello) = tokio::join!(qmp.read(|_| ()), qmp.negotiate());
-            assert!(hello.is_err(), "{words:.20}");
+            assert!(hello.is_err(), "{text:.20}");
         }
     }
 }

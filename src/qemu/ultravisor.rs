@@ -1,4 +1,4 @@
-//! The ultravisor's refusals as QEMU and the guest's loader print them, and what they mean: pure.
+//! The ultravisor's refusals, as QEMU and the guest's loader print them, and their meaning: pure.
 //!
 //! Commands: Linux, include/uapi/linux/kvm.h, `pv_cmd_id`. Codes: s390-tools,
 //! rust/pvimg/boot/stage3a.c, which calls its own list not exhaustive: an unknown code is printed
@@ -9,11 +9,11 @@ use crate::diagnosis::Diagnosis;
 /// One refused command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// By its name, `KVM_PV_…`; a word of the text (letters, digits, `_`) when it is not known.
+    /// The name, `KVM_PV_…`; for an unknown command what the text has (letters, digits, `_`).
     pub command: String,
     pub rc: u32,
     pub rrc: u32,
-    /// The kernel's own answer, as a positive errno; 0: not told.
+    /// The kernel's answer as a positive errno; 0: unknown.
     pub errno: i32,
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn refusal(line: &str) -> Option<Refusal> {
     let loader = words.windows(3).position(|three| three == ["protected", "boot", "failed"]);
     let at = match words.iter().position(|word| word.starts_with("kvm_pv_")) {
         Some(at) => at,
-        None => loader? + 4, // the loader's own word for a command that it does not know
+        None => loader? + 4, // the loader's text for a command that it does not know
     };
     let rest = words.get(at + 1..)?;
     let after = |names: &[&str]| {
@@ -70,7 +70,7 @@ fn name(word: &str) -> String {
 }
 
 impl Refusal {
-    /// Does it end a boot? The way down of a guest that never came up prints lines, too.
+    /// Whether it ends a boot: tearing down a guest that never started causes refusals, too.
     pub(crate) fn is_of_boot(&self) -> bool {
         let down = ["KVM_PV_DISABLE", "KVM_PV_ASYNC_CLEANUP_PREPARE", "KVM_PV_ASYNC_CLEANUP_PERFORM"];
         !down.contains(&self.command.as_str())
@@ -79,7 +79,7 @@ impl Refusal {
     /// What it means.
     pub(crate) fn explain(&self) -> Diagnosis {
         let meaning = self.meaning();
-        // Beside a code of the ultravisor the errno says nothing.
+        // The errno adds nothing to a code of the ultravisor.
         let errno = match (self.rc, self.errno) {
             (0, 1..) => format!(", {}", std::io::Error::from_raw_os_error(self.errno)),
             _ => String::new(),
@@ -124,7 +124,7 @@ struct Meaning {
 
 const NO_ROOM: Meaning = Meaning {
     cause: "this machine has no room for another secure guest",
-    detail: "no more is told",
+    detail: "no further detail",
     advice: "compare the running secure guests with /sys/firmware/uv/query/max_guests, and the free memory \
              with guest.memory_mib",
 };
@@ -242,7 +242,7 @@ mod tests {
         }
     }
 
-    /// One row per code; the whole table in front of a reader.
+    /// One row per code.
     #[test]
     fn every_known_code_is_explained_with_its_numbers() {
         let mut text = String::new();

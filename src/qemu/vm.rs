@@ -1,4 +1,6 @@
-//! Launching QEMU and watching over it: spawn, QMP, cont, and the one end it has.
+//! A QEMU process from its launch to its end: spawn, QMP, `cont`, stop, and why it ended.
+//!
+//! It has one end, which the task that runs [`Vm::watch`] publishes to all who wait for it.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -28,18 +30,18 @@ use crate::qemu::failure::{Evidence, diagnose};
 use crate::qemu::hotplug::{self, Disk};
 use crate::qemu::qmp::{Qmp, cont, quit};
 
-/// Our ends of the connections to a QEMU that is not yet started.
+/// Our ends of the connections to a QEMU that is not started yet.
 #[derive(Debug)]
 pub(crate) struct ControlSockets {
     qmp: UnixStream,
     console: UnixStream,
-    /// The numbers of QEMU's ends, for the plan.
+    /// The descriptor numbers of QEMU's ends, for the plan.
     pub qmp_fd: ChildFd,
     pub console_fd: ChildFd,
 }
 
 impl ControlSockets {
-    /// Makes both connections; QEMU's ends go into its descriptor table.
+    /// Creates both connections; QEMU's ends go into its descriptor table.
     pub(crate) fn new(fds: &mut FdTable) -> Result<Self> {
         let pair = || UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, blocking(theirs)?)));
         let (qmp, theirs) = pair().context("make the QMP socketpair")?;
@@ -129,7 +131,7 @@ impl VmLaunch<'_> {
 }
 
 impl Vm {
-    /// Watches over QEMU until its end, which is then known to everyone. A task of its own.
+    /// Watches QEMU until its end and publishes it. Runs as a separate task.
     pub(crate) async fn watch(self: Arc<Self>, streams: Streams) {
         let reading = async {
             tokio::join!(
@@ -141,8 +143,8 @@ impl Vm {
         tokio::pin!(reading);
         let ended = tokio::select! {
             ended = self.process.wait() => {
-                // Its descriptors are closed: what is left to read is there already.
-                drop(timeout(limits::QEMU_OUTPUT_DRAIN, &mut reading).await);
+                // Its descriptors are closed: all output is in the pipes already.
+                timeout(limits::QEMU_OUTPUT_DRAIN, &mut reading).await.ok();
                 ended
             }
             _ = &mut reading => self.process.wait().await,
@@ -152,10 +154,10 @@ impl Vm {
 
     async fn watch_qmp(&self) {
         let end = self.qmp.read(|event| self.note(event)).await;
-        // A QEMU that cannot be managed must not go on; normally it is ending anyway.
+        // A QEMU that cannot be managed must not go on; normally it is about to end.
         if timeout(limits::QMP_LOST, self.process.wait()).await.is_err() {
             self.stderr.add(format!("\n{end}\n").as_bytes());
-            drop(self.process.kill(libc::SIGKILL));
+            self.kill();
         }
     }
 
@@ -163,9 +165,12 @@ impl Vm {
         let mut seen = lock(&self.seen);
         match event {
             QmpEvent::Shutdown { guest: true, reason } => seen.guest_shutdown = Some(reason),
-            // The first: what follows it follows from it.
-            QmpEvent::GuestPanicked(panic) => drop(seen.panic.get_or_insert(panic)),
-            QmpEvent::Shutdown { guest: false, .. } | QmpEvent::DeviceDeleted { .. } | QmpEvent::Other => {}
+            // The first one counts: others follow from it.
+            QmpEvent::GuestPanicked(panic) if seen.panic.is_none() => seen.panic = Some(panic),
+            QmpEvent::GuestPanicked(_)
+            | QmpEvent::Shutdown { guest: false, .. }
+            | QmpEvent::DeviceDeleted { .. }
+            | QmpEvent::Other => {}
         }
     }
 
@@ -182,7 +187,7 @@ impl Vm {
         })
     }
 
-    /// Waits until QMP works. When QEMU ends instead, its last words are the error.
+    /// Waits until QMP works. If QEMU ends instead, the error has its last output.
     pub(crate) async fn ready(&self) -> Result<()> {
         self.or_its_end(self.qmp.negotiate()).await.context("start QEMU")
     }
@@ -194,7 +199,7 @@ impl Vm {
             .context("start the guest")
     }
 
-    /// A QMP failure is often QEMU's end seen from the wrong side: then the end is the error.
+    /// A QMP failure is often a consequence of QEMU's end: then the end is the error.
     async fn or_its_end<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let failed = match work.await {
             Ok(done) => return Ok(done),
@@ -219,12 +224,12 @@ impl Vm {
         self.process.pid()
     }
 
-    /// Some when the VM has ended; set once.
+    /// Becomes Some when the VM has ended, once.
     pub(crate) fn gone(&self) -> watch::Receiver<Option<VmEnd>> {
         self.gone.subscribe()
     }
 
-    /// The console's last lines, for errors while the guest boots.
+    /// The last lines of the console, for errors while the guest boots.
     pub(crate) fn console_tail(&self) -> Vec<String> {
         self.console.last_lines(limits::QUOTED_LINES)
     }
@@ -247,20 +252,20 @@ impl Vm {
         hotplug::unplug(&self.qmp, devno).await
     }
 
-    /// From now on the VM's end is what we wanted.
+    /// From now on the VM's end is expected.
     pub(crate) fn expect_end(&self) {
         self.stop_expected.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the VM: waits `grace` for an end already under way, then `quit`, then SIGKILL; returns
-    /// when QEMU is reaped.
+    /// Ends the VM: waits `grace` for it to end by itself, then sends `quit`, then SIGKILL. Returns when QEMU is
+    /// reaped.
     pub(crate) async fn stop(&self, grace: Duration) -> Result<()> {
         self.expect_end();
         let mut gone = self.gone();
         if timeout(grace, gone.wait_for(Option::is_some)).await.is_ok() {
             return Ok(());
         }
-        drop(self.qmp.execute(quit {}).await);
+        self.qmp.execute(quit {}).await.ok();
         if timeout(limits::QEMU_QUIT, gone.wait_for(Option::is_some)).await.is_ok() {
             return Ok(());
         }
@@ -275,7 +280,7 @@ impl Vm {
         }
     }
 
-    /// SIGKILL, without waiting; `why` is among QEMU's last words.
+    /// SIGKILL, without waiting; `why` is added to QEMU's last output.
     pub(crate) fn kill_because(&self, why: &str) {
         self.stderr.add(format!("\n{why}\n").as_bytes());
         self.kill();
@@ -283,6 +288,6 @@ impl Vm {
 
     /// SIGKILL, without waiting.
     pub(crate) fn kill(&self) {
-        drop(self.process.kill(libc::SIGKILL));
+        self.process.kill(libc::SIGKILL).ok(); // a signal to our own child is not refused
     }
 }

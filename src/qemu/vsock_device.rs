@@ -1,6 +1,6 @@
-//! The vhost-user vsock program beside QEMU, on hosts without a vhost-vsock driver (emulation).
+//! The vhost-user vsock program, for hosts without a vhost-vsock driver (emulation).
 //!
-//! QEMU connects to `device`; the agent is reached through `agent` by writing `CONNECT <port>`.
+//! QEMU connects to the device socket; the agent is reached through the agent socket by `CONNECT <port>`.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ use crate::qemu::opt::Opt;
 pub(crate) const DEVICE_SOCKET: &str = "vsock-device";
 pub(crate) const AGENT_SOCKET: &str = "vsock";
 
-/// The guest's context id: private to this one device, so any will do.
+/// The guest's context id: it is private to this device, so any value will do.
 const CID: &str = "3";
 
-/// Without this a guest's write of more than some 32,000 bytes stalls the connection for good.
+/// With the default, a guest's write of more than some 32,000 bytes stalls the connection for ever.
 const TX_BUFFER: &str = "32768";
 
 /// Starts the program in the cgroup `leaf` and waits until QEMU can connect to it.
@@ -62,7 +62,10 @@ pub(crate) async fn start(program: PathBuf, dir: &Path, leaf: &Path, cpus: CpuLi
             () = sleep(limits::VSOCK_DEVICE_PAUSE) => {}
         }
         if Instant::now() > until {
-            return Err(Error::deadline(format!("vsock device {name}: made no socket {}", device.display())));
+            return Err(Error::deadline(format!(
+                "vsock device {name}: did not create its socket {}",
+                device.display()
+            )));
         }
     }
 }
