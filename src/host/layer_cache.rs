@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_made_anew_is_another_layer() {
+    fn a_replaced_directory_is_another_layer() {
         let dir = tempfile::tempdir().expect("dir");
         let layer = dir.path().join("l");
         fs::create_dir(&layer).expect("mkdir");

@@ -24,7 +24,7 @@ use crate::limits;
 use crate::plan::network::{InterfacePlan, NeighbourPlan, NetworkPlan, RoutePlan, prefix_of};
 use crate::plan::vm::MacAddr;
 
-/// The priority of our filters, by which they are told from others: an arbitrary number.
+/// The priority of our filters, which tells them from others: an arbitrary number.
 const PRIORITY: u16 = 0x4b53;
 
 const ETH_P_ALL: u16 = 0x0003;

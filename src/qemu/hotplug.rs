@@ -69,7 +69,7 @@ fn blockdev(disk: &Disk, set: i64) -> Value {
             "driver": "file",
             "filename": format!("/dev/fdset/{set}"),
             "read-only": disk.read_only,
-            // A read-only image has many users; the layer cache has a lock of its own for them.
+            // A read-only image has many users; the layer cache locks it for them.
             "locking": if disk.read_only { "off" } else { "on" },
         },
     })
