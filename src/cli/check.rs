@@ -10,7 +10,7 @@ use crate::config::{Boot, Config, VsockConfig};
 use crate::error::{Error, Result};
 use crate::host::config;
 use crate::host::facts::{Count, Root};
-use crate::host::probe::{self, ImageFound, PreflightInputs};
+use crate::host::probe::{self, PreflightInputs};
 use crate::image::PlainFlags;
 use crate::plan::finding::{Finding, Severity, fatal, pass, warning};
 
@@ -122,8 +122,8 @@ fn check_program(check: &'static str, key: &str, path: &Path, advice: &str) -> F
 
 /// Whether the image allows access for debugging. The shim itself never enables any for a protected guest.
 fn debug_access(inputs: &PreflightInputs) -> Finding {
-    if let ImageFound::Sealed { image, .. } = &inputs.image {
-        if image.header.flags.has(PlainFlags::DUMP) {
+    if let Ok(opened) = &inputs.image {
+        if opened.image.header.flags.has(PlainFlags::DUMP) {
             return warning(
                 "debug-access",
                 "the image lets its guests be dumped",
@@ -156,7 +156,7 @@ mod tests {
             running_guests: Some(3),
         };
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/image/testdata/by-hand.img");
-        PreflightInputs { machine, documents: vec![], image: ImageFound::at(&path) }
+        PreflightInputs { machine, documents: vec![], image: probe::open_image(&path) }
     }
 
     #[test]

@@ -6,31 +6,26 @@ use crate::host::facts::{self, Count, Root};
 use crate::host::files::read_bounded;
 use crate::host::image_file::ImageFile;
 use crate::hostkey::key_hash;
-use crate::image::{self, ImageError, SealedImage};
+use crate::image::{self, SealedImage};
 use crate::limits;
-use crate::plan::checks::{self, CheckInputs, ImageFacts};
+use crate::plan::checks::{self, CheckInputs, ImageProblem};
 use crate::plan::finding::Finding;
 use crate::plan::host_facts::HostFacts;
 use crate::plan::key_slot::KnownDocument;
 
-/// What was found; findings are made of it.
+/// What was collected.
 #[derive(Debug)]
 pub struct PreflightInputs {
     pub machine: HostFacts,
     pub documents: Vec<KnownDocument>,
-    pub image: ImageFound,
+    pub image: Result<OpenedImage, ImageProblem>,
 }
 
-/// The image file as far as it could be read.
+/// A sealed image and its file.
 #[derive(Debug)]
-pub enum ImageFound {
-    Sealed {
-        file: ImageFile,
-        image: Box<SealedImage>,
-    },
-    Invalid(ImageError),
-    /// It could not be opened, and why.
-    Unreadable(String),
+pub struct OpenedImage {
+    pub file: ImageFile,
+    pub image: SealedImage,
 }
 
 /// Reads all of it; blocks for a few milliseconds and never fails.
@@ -38,21 +33,16 @@ pub fn collect(root: &Root, count: Count, image: &Path, documents: &[PathBuf]) -
     PreflightInputs {
         machine: facts::read(root, count),
         documents: documents.iter().map(|path| document(path)).collect(),
-        image: ImageFound::at(image),
+        image: open_image(image),
     }
 }
 
 impl PreflightInputs {
-    /// What it means for a VM of this size.
+    /// The findings for a VM of this size.
     pub fn findings(&self, memory_mib: u32, vcpus: u32) -> Vec<Finding> {
-        let image = match &self.image {
-            ImageFound::Sealed { image, .. } => ImageFacts::Sealed(image),
-            ImageFound::Invalid(error) => ImageFacts::Invalid(error),
-            ImageFound::Unreadable(why) => ImageFacts::Unreadable(why),
-        };
         checks::run(&CheckInputs {
             host: &self.machine,
-            image,
+            image: self.image.as_ref().map(|opened| &opened.image),
             documents: &self.documents,
             memory_mib,
             vcpus,
@@ -60,18 +50,10 @@ impl PreflightInputs {
     }
 }
 
-impl ImageFound {
-    /// Opens and reads the file.
-    pub(crate) fn at(path: &Path) -> Self {
-        let file = match ImageFile::open(path) {
-            Ok(file) => file,
-            Err(e) => return Self::Unreadable(e.to_string()),
-        };
-        match image::read(&file) {
-            Ok(image) => Self::Sealed { file, image: Box::new(image) },
-            Err(error) => Self::Invalid(error),
-        }
-    }
+pub(crate) fn open_image(path: &Path) -> Result<OpenedImage, ImageProblem> {
+    let file = ImageFile::open(path).map_err(|e| ImageProblem::Unreadable(e.to_string()))?;
+    let image = image::read(&file).map_err(ImageProblem::Invalid)?;
+    Ok(OpenedImage { file, image })
 }
 
 fn document(path: &Path) -> KnownDocument {

@@ -14,20 +14,19 @@ use crate::plan::key_slot::{self, KnownDocument};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CheckInputs<'a> {
     pub host: &'a HostFacts,
-    pub image: ImageFacts<'a>,
+    pub image: Result<&'a SealedImage, &'a ImageProblem>,
     /// Host key documents that the configuration names, for kernels that do not list the machine's keys.
     pub documents: &'a [KnownDocument],
     pub memory_mib: u32,
     pub vcpus: u32,
 }
 
-/// The result of reading the image.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum ImageFacts<'a> {
-    Sealed(&'a SealedImage),
-    Invalid(&'a ImageError),
+/// Why there is no sealed image.
+#[derive(Debug)]
+pub enum ImageProblem {
+    Invalid(ImageError),
     /// The file cannot be opened; why, with its path.
-    Unreadable(&'a str),
+    Unreadable(String),
 }
 
 /// The architecture of IBM Z and LinuxONE.
@@ -41,7 +40,7 @@ pub(crate) fn run(inputs: &CheckInputs<'_>) -> Vec<Finding> {
     let mut findings = machine(inputs.host);
     let is_z = inputs.host.architecture == S390X;
     match inputs.image {
-        ImageFacts::Sealed(image) => {
+        Ok(image) => {
             findings.push(sealed(image));
             // Another architecture has none of these facts.
             if is_z {
@@ -51,8 +50,8 @@ pub(crate) fn run(inputs: &CheckInputs<'_>) -> Vec<Finding> {
             }
             findings.push(memory(image, inputs));
         }
-        ImageFacts::Invalid(error) => findings.push(invalid(error)),
-        ImageFacts::Unreadable(why) => findings.push(fatal(
+        Err(ImageProblem::Invalid(error)) => findings.push(invalid(error)),
+        Err(ImageProblem::Unreadable(why)) => findings.push(fatal(
             "image",
             "the image cannot be read",
             why,

@@ -63,7 +63,7 @@ fn case() -> Case {
 }
 
 impl Case {
-    fn findings(&self, image: ImageFacts<'_>) -> Vec<Finding> {
+    fn findings(&self, image: Result<&SealedImage, &ImageProblem>) -> Vec<Finding> {
         run(&CheckInputs {
             host: &self.host,
             image,
@@ -75,7 +75,7 @@ impl Case {
 
     /// All findings other than a pass.
     fn complaints(&self) -> Vec<String> {
-        let findings = self.findings(ImageFacts::Sealed(&self.image));
+        let findings = self.findings(Ok(&self.image));
         let complaints = findings.iter().filter(|f| f.severity != Severity::Pass);
         complaints.map(|f| format!("{:?} {}: {}", f.severity, f.check, f.text)).collect()
     }
@@ -97,7 +97,7 @@ fn unclear<T>() -> Fact<T> {
 
 #[test]
 fn a_good_machine_and_a_good_image_pass_every_check() {
-    let findings = case().findings(ImageFacts::Sealed(&image()));
+    let findings = case().findings(Ok(&image()));
     let text: Vec<_> = findings.iter().map(|f| format!("{:?} {}: {}", f.severity, f.check, f.text)).collect();
     assert_eq!(
         text,
@@ -176,9 +176,9 @@ fn a_machine_that_is_no_z_has_one_finding_that_says_so() {
 
 #[test]
 fn an_image_that_is_not_sealed_is_always_refused() {
-    let first = |image: ImageFacts<'_>| refusal(&case().findings(image)).expect("fatal");
+    let first = |problem| refusal(&case().findings(Err(&problem))).expect("fatal");
     assert_eq!(
-        first(ImageFacts::Invalid(&ImageError::NotSealed { size: 77 })),
+        first(ImageProblem::Invalid(ImageError::NotSealed { size: 77 })),
         "not a Secure Execution image: QEMU would boot it unprotected: there is no header in its 77 bytes: \
          seal kernel, initrd and parameters with pvimg, and name the result in guest.image"
     );
@@ -189,15 +189,15 @@ fn an_image_that_is_not_sealed_is_always_refused() {
         bound: Bound::AtMost(8192),
         text: "no header is larger",
     };
-    assert!(first(ImageFacts::Invalid(&field)).starts_with(
+    assert!(first(ImageProblem::Invalid(field)).starts_with(
         "the image is damaged: damaged image: header size at 0x1400c is 0x2328, must be at most 0x2000"
     ));
     let shrank = ImageError::Shrank { field: "header", offset: 1, wanted: 2, size: 3 };
-    assert!(first(ImageFacts::Invalid(&shrank)).starts_with("the image changes while it is read: "));
+    assert!(first(ImageProblem::Invalid(shrank)).starts_with("the image changes while it is read: "));
     let unreadable = ImageError::Unreadable { field: "header", offset: 1, text: "I/O error".into() };
-    assert!(first(ImageFacts::Invalid(&unreadable)).starts_with("the image cannot be read: "));
+    assert!(first(ImageProblem::Invalid(unreadable)).starts_with("the image cannot be read: "));
     assert_eq!(
-        first(ImageFacts::Unreadable("/i: No such file")),
+        first(ImageProblem::Unreadable("/i: No such file".into())),
         "the image cannot be read: /i: No such file: check guest.image in the configuration"
     );
 }
@@ -323,7 +323,7 @@ fn several_reasons_are_one_line_and_the_first_is_complete() {
     let mut case = case();
     case.host.kvm = Kvm::Missing;
     case.vcpus = 300;
-    let line = refusal(&case.findings(ImageFacts::Sealed(&image()))).expect("fatal");
+    let line = refusal(&case.findings(Ok(&image()))).expect("fatal");
     assert_eq!(
         line,
         "KVM is not available: /dev/kvm does not exist: load the module: modprobe kvm; also: the VM has more CPUs \
