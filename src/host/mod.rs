@@ -2,6 +2,8 @@
 //! `bpf`, `child_setup` and `sys`.
 
 pub(crate) mod affinity;
+#[allow(unsafe_code)]
+mod bpf;
 pub(crate) mod cgroup;
 pub(crate) mod cgroup_stats;
 #[allow(unsafe_code)]

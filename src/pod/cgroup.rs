@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
+use crate::host::cgroup;
+use crate::host::lock::lock_folder;
 use crate::host::process::blocking;
-use crate::host::{cgroup, files};
 use crate::limits;
 use crate::pod::Pod;
 use crate::pod::journal::{self, Cleanup};
@@ -18,7 +19,7 @@ use crate::pod::journal::{self, Cleanup};
 pub(crate) async fn make(pod: &Pod, leaf: &Path) -> Result<()> {
     let (own, path) = (pod.parts.dir.clone(), leaf.to_path_buf());
     let (_lock, to_record) = blocking("look for cgroups", move || {
-        let lock = files::lock_folder(own.parent().unwrap_or(&own), limits::CLEANUP_STEP);
+        let lock = lock_folder(own.parent().unwrap_or(&own), limits::CLEANUP_STEP);
         Ok((lock, to_record(&path, &own)))
     })
     .await?;

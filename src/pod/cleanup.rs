@@ -37,11 +37,11 @@ fn remove(entry: &Cleanup, dir: &Path) -> Result<()> {
         Cleanup::Cgroup { path } => {
             // Another pod may be about to make a leaf below it (`pod::cgroup`).
             let folder = dir.parent().filter(|_| !cgroup::is_leaf(path));
-            let _lock = folder.and_then(|all| files::lock_folder(all, limits::CLEANUP_STEP));
+            let _lock = folder.and_then(|all| lock_folder(all, limits::CLEANUP_STEP));
             cgroup::remove(path)
         }
         Cleanup::Tap { netns, name } => netlink::remove_tap(netns, name),
-        Cleanup::Mirror { netns, link, tap } => netlink::remove_mirror(netns, link, tap),
+        Cleanup::Mirror { netns, link, .. } => netlink::remove_mirror(netns, link),
         Cleanup::Path { name } => remove_file(dir, name),
     }
 }

@@ -22,7 +22,7 @@ use crate::pod::preflight::CheckedImage;
 use crate::pod::prepare::LaunchContext;
 use crate::pod::scheduling::Scheduling;
 use crate::pod::{Pod, etc_files, port_forward, supervise, vsock};
-use crate::qemu::vm::{ControlSockets, Vm};
+use crate::qemu::vm::{ControlSockets, Vm, VmLaunch};
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
 pub(crate) async fn launch(pod: &Pod, context: &LaunchContext, spec: &PodSpec) -> Result<Guest> {
@@ -99,7 +99,8 @@ async fn start_vm(
     scheduling: Scheduling,
 ) -> Result<Arc<Vm>> {
     let program = context.config.qemu.path.clone();
-    let (vm, streams) = Vm::spawn(program, plan, fds, (&context.leaf, context.cpus), sockets)?;
+    let (leaf, cpus) = (context.leaf.as_path(), context.cpus);
+    let (vm, streams) = VmLaunch { program, plan, fds, sockets, leaf, cpus }.spawn()?;
     scheduling.apply(pod, &vm);
     tasks::detach(Arc::clone(&vm).watch(streams));
     tasks::detach(supervise::record_end(pod.log().clone(), pod.parts.dir.clone(), Arc::clone(&vm)));

@@ -10,7 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::digest_cache;
 use crate::host::facts::{Count, Root};
 use crate::host::image_file::{Identity, ImageFile};
-use crate::host::probe::{self, ImageFound};
+use crate::host::probe::{self, OpenedImage};
 use crate::host::process::blocking;
 use crate::plan::checks::{digests, tag};
 use crate::plan::finding::{Finding, Severity, refusal, warning};

@@ -9,7 +9,7 @@ use crate::config::{Config, annotations};
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
 use crate::host::process::blocking;
-use crate::host::{capacity, cgroup, config, shim_cgroup};
+use crate::host::{cgroup, config, facts, shim_cgroup};
 use crate::oci::pod_spec::PodSpec;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::{self, Capacity, Requested, Size, VmMaximum};
@@ -41,7 +41,7 @@ pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpe
     let config = annotations::apply(config, |key| spec.annotation(key))?;
     pod.parts.level.set(config.log);
     hit(Step::ConfigRead)?;
-    let capacity = blocking("host's size", || Ok(capacity::read())).await?;
+    let capacity = blocking("host's size", || Ok(facts::capacity())).await?;
     let size = size_of(pod, &config, spec.requested, capacity)?;
     let image = preflight::check_boot(pod, &config, size).await?;
     let leaf = cgroup::leaf_path(spec.cgroups_path.as_deref(), &pod.parts.key)?;

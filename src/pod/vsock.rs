@@ -8,7 +8,7 @@ use crate::config::VsockConfig;
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
 use crate::host::process::{Child, FdTable};
-use crate::host::{cgroup, tasks, vsock};
+use crate::host::{tasks, vsock};
 use crate::plan::vm::VsockPlan;
 use crate::pod::Pod;
 use crate::pod::journal::Cleanup;
@@ -42,8 +42,7 @@ pub(crate) async fn open(
             for name in [vsock_device::DEVICE_SOCKET, vsock_device::AGENT_SOCKET] {
                 pod.journal.record(&Cleanup::Path { name: name.to_owned() })?;
             }
-            let place = (cgroup::enter(&context.leaf)?, context.cpus);
-            let child = vsock_device::start(program.clone(), dir, place).await?;
+            let child = vsock_device::start(program.clone(), dir, &context.leaf, context.cpus).await?;
             let child = tasks::reaped(child);
             hit(Step::HelperSpawned)?;
             let plan = VsockPlan::VhostUser { socket: dir.join(vsock_device::DEVICE_SOCKET) };

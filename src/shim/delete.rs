@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
-use crate::host::files::{PodLock, lock_holder};
+use crate::host::lock::{PodLock, lock_holder};
 use crate::ids::PodKey;
 use crate::limits;
 use crate::oci::role::Role;

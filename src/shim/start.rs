@@ -17,7 +17,8 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use crate::error::{Context, Error, Result};
 use crate::host::config;
-use crate::host::files::{PodLock, private_dir};
+use crate::host::files::private_dir;
+use crate::host::lock::PodLock;
 use crate::host::process::{FdTable, Launch};
 use crate::ids::{ContainerId, Namespace, PodKey};
 use crate::limits::{self, SOCKET_PATH_BYTES};
@@ -27,9 +28,6 @@ use crate::pod::{journal, record};
 use crate::shim::convert::config_path;
 use crate::shim::flags::Flags;
 use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, poll_pause, role_of, run_dir, serve};
-
-/// The longest path a Unix socket can have.
-const SOCKET_PATH_BYTES: usize = 107;
 
 /// Which bootstrap protocol the caller uses.
 #[derive(Clone, Debug, PartialEq)]
