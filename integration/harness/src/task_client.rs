@@ -1,6 +1,6 @@
 //! A client of the shim that calls it as containerd does: `start` and `delete` as commands, tasks over ttrpc.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::TaskClient;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 pub use ttrpc::Code;
 use ttrpc::r#async::Client;
 use ttrpc::context::{Context, with_duration};
@@ -20,12 +21,27 @@ pub const NO_STREAMS: [&str; 3] = ["", "", ""];
 /// Longer than anything that works.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Reads a fifo to its end, on a thread.
+/// Reads a fifo to its end, on a thread. It is open when this returns: what a process writes before the thread
+/// runs is not lost, even if the shim closes its end at once.
 pub fn reader(path: PathBuf) -> std::thread::JoinHandle<Vec<u8>> {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::File::options();
+    let fifo = options.read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+    let mut fifo = fifo.expect("open");
     std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path).expect("open").read_to_end(&mut bytes).expect("read");
-        bytes
+        let (mut bytes, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+        loop {
+            // The end is reported only once a writer was there; a read alone would find it at once.
+            let mut waited = [PollFd::new(fifo.as_fd(), PollFlags::POLLIN)];
+            poll(&mut waited, PollTimeout::NONE).expect("poll");
+            match fifo.read(&mut chunk) {
+                Ok(0) => return bytes,
+                Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => panic!("read: {e}"),
+            }
+        }
     })
 }
 
