@@ -14,8 +14,8 @@ use crate::limits;
 /// Checks `text`; the error names the first invalid character and its position, counted from 0.
 fn check(what: &str, text: &str, min: usize) -> Result<()> {
     let refuse = |why: String| Err(Error::invalid(format!("{what} {}: {why}", shown(text))));
-    if text.len() < min || text.len() > limits::ID_BYTES {
-        return refuse(format!("{} bytes long, allowed are {min} to {}", text.len(), limits::ID_BYTES));
+    if text.len() < min || text.len() > limits::text::ID_BYTES {
+        return refuse(format!("{} bytes long, allowed are {min} to {}", text.len(), limits::text::ID_BYTES));
     }
     for (at, c) in text.char_indices() {
         let fine = c.is_ascii_alphanumeric() || (at > 0 && matches!(c, '.' | '_' | '-'));
@@ -30,10 +30,10 @@ fn check(what: &str, text: &str, min: usize) -> Result<()> {
 
 /// A bounded, quoted form for messages.
 fn shown(text: &str) -> String {
-    if text.chars().count() <= limits::QUOTED_ID_CHARS {
+    if text.chars().count() <= limits::text::QUOTED_ID_CHARS {
         format!("{text:?}")
     } else {
-        let start: String = text.chars().take(limits::QUOTED_ID_CHARS).collect();
+        let start: String = text.chars().take(limits::text::QUOTED_ID_CHARS).collect();
         format!("{start:?}...")
     }
 }

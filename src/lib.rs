@@ -68,7 +68,7 @@ pub mod test_api {
     pub use crate::host::probe::collect;
     pub use crate::host::process::{FdTable, Launch};
     pub use crate::ids::{ContainerId, ExecId, Namespace, ProcessId, SandboxId};
-    pub use crate::limits::READ_BYTES;
+    pub use crate::limits::stdio::READ_BYTES;
     pub use crate::oci::guest_spec::guest_process;
     pub use crate::oci::spec::parse_process;
     pub use crate::plan::checks::tag;

@@ -94,7 +94,7 @@ impl Agent {
             self.call(Method::GetGuestDetails, AgentServiceClient::get_guest_details, &req).await?;
         let details = answer.agent_details.take().unwrap_or_default();
         let short = |text: String| {
-            crate::error::one_line(&text.chars().take(limits::GUEST_DETAIL_CHARS).collect::<String>())
+            crate::error::one_line(&text.chars().take(limits::agent::GUEST_DETAIL_CHARS).collect::<String>())
         };
         Ok(GuestDetails {
             version: short(details.version),
@@ -102,7 +102,7 @@ impl Agent {
             storage_drivers: details
                 .storage_handlers
                 .into_iter()
-                .take(limits::GUEST_DETAILS)
+                .take(limits::agent::GUEST_DETAILS)
                 .map(short)
                 .collect(),
         })

@@ -136,8 +136,8 @@ impl Agent {
             Limit::LongPoll => None,
             Limit::Create => Some(self.inner.config.create_timeout),
             Limit::Call => Some(self.inner.config.call_timeout),
-            Limit::Poll => Some(self.inner.config.call_timeout.min(limits::STATS_ANSWER)),
-            Limit::Short => Some(limits::STUCK_WAIT),
+            Limit::Poll => Some(self.inner.config.call_timeout.min(limits::agent::STATS_ANSWER)),
+            Limit::Short => Some(limits::stdio::STUCK_WAIT),
         }
     }
 
@@ -180,7 +180,7 @@ async fn once<Q, T>(
     // Our limit is to be reached first: the library takes the connection for broken after its own. The
     // agent is given the library's limit, so that a wait that we gave up ends there soon.
     let metadata = match limit {
-        Some(limit) => ttrpc::context::with_duration(limit + (limit / 10).min(limits::CALL_SLACK)),
+        Some(limit) => ttrpc::context::with_duration(limit + (limit / 10).min(limits::agent::CALL_SLACK)),
         None => ttrpc::context::with_timeout(0),
     };
     let answer = function(&connected.client, metadata, request);
@@ -206,7 +206,7 @@ fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
     };
     let whole = status.message();
     let text = whole.split("Stack backtrace:").next().unwrap_or(whole).trim();
-    let text: String = text.chars().take(limits::FOREIGN_TEXT_BYTES / 4).collect();
+    let text: String = text.chars().take(limits::text::FOREIGN_TEXT_BYTES / 4).collect();
     let unknown = text.to_ascii_lowercase().contains("invalid container id")
         || text.contains("InvalidContainerId")
         || text.contains("InvalidExecId")

@@ -10,9 +10,9 @@ pub(crate) enum Limit {
     Create,
     /// Everything else (`agent.call_timeout_s`).
     Call,
-    /// As Call, but at most `limits::STATS_ANSWER`: callers ask again every few seconds anyway.
+    /// As Call, but at most `limits::agent::STATS_ANSWER`: callers ask again every few seconds anyway.
     Poll,
-    /// One of a series of short waits (`limits::STUCK_WAIT`).
+    /// One of a series of short waits (`limits::stdio::STUCK_WAIT`).
     Short,
 }
 

@@ -53,7 +53,7 @@ async fn connect_once(transport: &Transport) -> Result<Socket> {
             // Byte by byte: what follows the line belongs to the agent's protocol.
             while line.last() != Some(&b'\n') {
                 match stream.read_u8().await {
-                    Ok(byte) if line.len() < limits::HYBRID_ANSWER_BYTES => line.push(byte),
+                    Ok(byte) if line.len() < limits::agent::HYBRID_ANSWER_BYTES => line.push(byte),
                     Ok(_) => return Err(Error::unavailable("an endless answer to CONNECT")),
                     Err(_) => return Err(Error::unavailable("the guest's port is not open yet")),
                 }
@@ -75,11 +75,12 @@ pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
     attempt: impl Fn(Socket) -> F + Send + Sync,
 ) -> Result<T> {
     let began = Instant::now();
-    let (mut pause, longest) = limits::DIAL_PAUSE;
-    let (mut try_limit, most) = limits::DIAL_TRY;
+    let (mut pause, longest) = limits::agent::DIAL_PAUSE;
+    let (mut try_limit, most) = limits::agent::DIAL_TRY;
     let dialing = async {
         loop {
-            let this_try = try_limit.min(limit.saturating_sub(began.elapsed()).max(limits::DIAL_TRY.0));
+            let this_try =
+                try_limit.min(limit.saturating_sub(began.elapsed()).max(limits::agent::DIAL_TRY.0));
             let tried = timeout(this_try, async { attempt(connect_once(transport).await?).await }).await;
             let reason = match tried {
                 Ok(Ok(connected)) => return Ok(connected),

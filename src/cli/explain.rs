@@ -44,7 +44,7 @@ fn explain(what: &str, run_dir: &Path, style: Style) -> Result<Report> {
     if let Some(record) = found {
         return Ok(record_report(&record, style));
     }
-    let bytes = read_bounded(Path::new(what), limits::EXPLAINED_BYTES).map_err(|e| match e.code() {
+    let bytes = read_bounded(Path::new(what), limits::text::EXPLAINED_BYTES).map_err(|e| match e.code() {
         Code::NotFound => neither_sandbox_nor_file(what, &unreadable),
         _ => e,
     })?;
@@ -71,7 +71,11 @@ fn read_piped_text() -> Result<String> {
         return Err(Error::invalid("nothing to explain: name a sandbox or a file, or pipe text in"));
     }
     let mut bytes = Vec::new();
-    stdin.lock().take(limits::EXPLAINED_BYTES).read_to_end(&mut bytes).context("read standard input")?;
+    stdin
+        .lock()
+        .take(limits::text::EXPLAINED_BYTES)
+        .read_to_end(&mut bytes)
+        .context("read standard input")?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

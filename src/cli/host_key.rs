@@ -65,7 +65,7 @@ impl TrustFiles {
             let name = format!("revocation list {}", path.display());
             lists.extend(RevocationList::parse_all(
                 &name,
-                &read_bounded(path, limits::REVOCATION_LIST_BYTES)?,
+                &read_bounded(path, limits::image::REVOCATION_LIST_BYTES)?,
             )?);
         }
         let mut intermediates = Vec::new();
@@ -84,7 +84,7 @@ impl TrustFiles {
 fn read_certificates(what: &str, path: &Path) -> Result<Vec<Certificate>> {
     Certificate::parse_all(
         &format!("{what} {}", path.display()),
-        &read_bounded(path, limits::CERTIFICATE_BYTES)?,
+        &read_bounded(path, limits::image::CERTIFICATE_BYTES)?,
     )
 }
 

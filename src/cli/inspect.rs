@@ -71,7 +71,7 @@ pub(crate) fn open_image(path: &Path) -> Result<(ImageFile, SealedImage)> {
 
 pub(crate) fn read_documents(paths: &[PathBuf]) -> Result<Vec<Document>> {
     let read = |path: &PathBuf| {
-        Document::parse(&path.display().to_string(), &read_bounded(path, limits::CERTIFICATE_BYTES)?)
+        Document::parse(&path.display().to_string(), &read_bounded(path, limits::image::CERTIFICATE_BYTES)?)
     };
     paths.iter().map(read).collect()
 }

@@ -24,7 +24,7 @@ pub(super) fn set(pid: u32, cpus: &CpuList) -> Result<()> {
     let context = || format!("let process {pid} run on CPUs {cpus}");
     let mut done = BTreeSet::new();
     let mut failed = None;
-    for _ in 0..limits::PROCESS_SCANS {
+    for _ in 0..limits::host::PROCESS_SCANS {
         let threads: Vec<i32> = fs::read_dir(format!("/proc/{pid}/task"))
             .with_context(context)?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())

@@ -89,7 +89,7 @@ pub(crate) fn enter(leaf: &Path) -> Result<Entry> {
 /// Removes a cgroup of the journal; one that does not exist is success. A pod's leaf is emptied by SIGKILL, a
 /// shim's leaf by moving its processes back; an ancestor is removed only when it is empty.
 pub(crate) fn remove(path: &Path) -> Result<()> {
-    let until = Instant::now() + limits::CLEANUP_STEP;
+    let until = Instant::now() + limits::host::CLEANUP_STEP;
     if path.is_absolute() {
         if !path.starts_with(TOP) || path.components().any(|c| c == Component::ParentDir) {
             return Err(Error::internal(format!("journal: {} is not a cgroup", path.display())));
@@ -139,7 +139,7 @@ fn empty(dir: &Path, until: Instant) -> Result<()> {
             return Err(Error::deadline(format!(
                 "cgroup {}: processes {pids:?} are still there {} s after SIGKILL",
                 dir.display(),
-                limits::CLEANUP_STEP.as_secs()
+                limits::host::CLEANUP_STEP.as_secs()
             )));
         }
         pause();
@@ -172,7 +172,7 @@ pub(crate) fn is_v2() -> bool {
 /// A short wait on a thread of `process::blocking`; never on the executor.
 #[allow(clippy::disallowed_methods)]
 fn pause() {
-    std::thread::sleep(limits::CGROUP_PAUSE);
+    std::thread::sleep(limits::host::CGROUP_PAUSE);
 }
 
 /// The directories of `path` in every mounted hierarchy, without duplicates.

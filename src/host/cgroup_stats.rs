@@ -54,7 +54,7 @@ pub(crate) fn oom_kill(leaf: &Path) -> Option<OomKill> {
 
 /// A file of the cgroup whose directories these are, from the hierarchy that has it.
 fn text(dirs: &[PathBuf], name: &str) -> Option<String> {
-    let bytes = dirs.iter().find_map(|dir| read_bounded(&dir.join(name), limits::CGROUP_BYTES).ok());
+    let bytes = dirs.iter().find_map(|dir| read_bounded(&dir.join(name), limits::host::CGROUP_BYTES).ok());
     bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -41,7 +41,7 @@ fn first_there() -> Result<Option<(PathBuf, String)>> {
 }
 
 fn read(path: &Path) -> Result<(PathBuf, String)> {
-    let bytes = read_bounded(path, limits::CONFIG_BYTES)?;
+    let bytes = read_bounded(path, limits::host::CONFIG_BYTES)?;
     let text = String::from_utf8(bytes)
         .map_err(|e| Error::invalid(format!("{}: not UTF-8 text: {e}", path.display())))?;
     Ok((path.to_path_buf(), text))

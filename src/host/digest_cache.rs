@@ -80,7 +80,7 @@ impl Note {
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
             .collect();
-        if notes.len() >= limits::VERIFIED_NOTES {
+        if notes.len() >= limits::host::VERIFIED_NOTES {
             for note in notes {
                 fs::remove_file(note.path()).ok();
             }
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn notes_do_not_pile_up() {
         let place = Place::new();
-        for n in 0..limits::VERIFIED_NOTES {
+        for n in 0..limits::host::VERIFIED_NOTES {
             fs::write(place.folder().join(format!("{PREFIX}{n}")), "").expect("write");
         }
         fs::create_dir(place.folder().join("a-pod")).expect("mkdir");

@@ -81,14 +81,14 @@ fn running(root: &Root, count: Count, max_guests: &Fact<u64>) -> Option<u64> {
     }
     let object: &[u8] = b"s390-pv-guest";
     let is_secure = |process: &&PathBuf| {
-        let line = read_bounded(&process.join("cmdline"), limits::FACT_BYTES).unwrap_or_default();
+        let line = read_bounded(&process.join("cmdline"), limits::host::FACT_BYTES).unwrap_or_default();
         line.windows(object.len()).any(|part| part == object)
     };
     Some(processes.iter().filter(is_secure).count() as u64)
 }
 
 fn fact<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Fact<T> {
-    let bytes = match read_bounded(path, limits::FACT_BYTES) {
+    let bytes = match read_bounded(path, limits::host::FACT_BYTES) {
         Ok(bytes) => bytes,
         Err(e) if e.code() == Code::NotFound => return Fact::Absent,
         Err(e) => return Fact::Unclear(e.to_string()),
@@ -100,7 +100,7 @@ fn fact<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Fact<T
 }
 
 fn quoted(text: &str) -> String {
-    let start: String = text.chars().take(limits::QUOTED_CHARS).collect();
+    let start: String = text.chars().take(limits::text::QUOTED_CHARS).collect();
     format!("{start:?}")
 }
 
@@ -177,7 +177,7 @@ fn protected(root: &Root, device: &File) -> std::io::Result<bool> {
 /// The memory and CPUs of this machine; zero: unknown.
 pub(crate) fn capacity() -> Capacity {
     let file = |path: &str| {
-        let bytes = read_bounded(Path::new(path), limits::FACT_BYTES).unwrap_or_default();
+        let bytes = read_bounded(Path::new(path), limits::host::FACT_BYTES).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     };
     Capacity {

@@ -69,7 +69,7 @@ impl Packer {
         match ended? {
             Ended::Code(0) => Ok(image),
             ended => {
-                let output = output.last_lines(limits::QUOTED_LINES).join(" | ");
+                let output = output.last_lines(limits::text::QUOTED_LINES).join(" | ");
                 let no_space = output.contains("No space left") || output.contains("ENOSPC");
                 let code = if no_space { Code::ResourceExhausted } else { Code::Internal };
                 let program = self.mkfs.display();

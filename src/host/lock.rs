@@ -28,7 +28,7 @@ impl PodLock {
     /// it in between.
     pub(crate) fn try_take(path: &Path) -> Result<Option<Self>> {
         let context = || format!("lock {}", path.display());
-        for _ in 0..limits::LOCK_TRIES {
+        for _ in 0..limits::host::LOCK_TRIES {
             let locked = match Flock::lock(open_or_create(path)?, FlockArg::LockExclusiveNonblock) {
                 Ok(locked) => locked,
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
@@ -104,7 +104,7 @@ pub(crate) fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>>
             Err((_, e)) if e != Errno::EWOULDBLOCK || Instant::now() > until => return None,
             Err((again, _)) => file = again,
         }
-        std::thread::sleep(limits::LOCK_PAUSE);
+        std::thread::sleep(limits::host::LOCK_PAUSE);
     }
 }
 

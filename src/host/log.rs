@@ -91,7 +91,7 @@ impl Outputs {
             let _written = fifo.write(line); // it is full when containerd does not read
         }
         let Some(file) = &mut self.file else { return };
-        let over = file.metadata().is_ok_and(|m| m.len() > limits::LOG_FILE_BYTES);
+        let over = file.metadata().is_ok_and(|m| m.len() > limits::host::LOG_FILE_BYTES);
         if over {
             keep_end(&self.path, file);
         }
@@ -126,7 +126,7 @@ impl Drain for Lines {
         record.kv().serialize(record, &mut fields).ok();
         values.serialize(record, &mut fields).ok();
         let mut line = Value::Object(fields.0).to_string();
-        if line.len() > limits::LOG_LINE_BYTES {
+        if line.len() > limits::host::LOG_LINE_BYTES {
             line = format!("{{\"msg\":\"a log line of {} bytes was dropped\"}}", line.len());
         }
         line.push('\n');
@@ -182,6 +182,6 @@ mod tests {
             info!(log, "{}", "x".repeat(300));
         }
         let size = std::fs::metadata(dir.path().join(FILE)).expect("stat").len();
-        assert!(size <= limits::LOG_FILE_BYTES + 1024, "{size}");
+        assert!(size <= limits::host::LOG_FILE_BYTES + 1024, "{size}");
     }
 }

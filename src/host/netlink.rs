@@ -41,7 +41,7 @@ fn within<T: Send>(path: &Path, work: impl AsyncFnOnce(Handle) -> Result<T> + Se
             let work = work(handle);
             tokio::pin!(work);
             tokio::select! {
-                result = tokio::time::timeout(limits::NETLINK, work) => {
+                result = tokio::time::timeout(limits::host::NETLINK, work) => {
                     result.unwrap_or_else(|_| Err(Error::deadline("netlink: no answer from the kernel")))
                 }
                 () = &mut connection => Err(Error::internal("netlink: the connection ended")),
@@ -57,7 +57,7 @@ pub(crate) fn scan(netns: &Path) -> Result<NetworkPlan> {
         let mut indexes = Vec::new();
         let links: Vec<LinkMessage> =
             handle.link().get().execute().try_collect().await.context("list links")?;
-        for link in links.iter().take(limits::NETWORK_ITEMS) {
+        for link in links.iter().take(limits::host::NETWORK_ITEMS) {
             if let Some(interface) = interface(link)? {
                 plan.interfaces.push(interface);
                 indexes.push(link.header.index);
@@ -107,7 +107,7 @@ fn interface(link: &LinkMessage) -> Result<Option<InterfacePlan>> {
 
 async fn addresses(handle: &Handle, plan: &mut NetworkPlan, indexes: &[u32]) -> Result<()> {
     let found: Vec<_> = handle.address().get().execute().try_collect().await.context("list addresses")?;
-    for address in found.iter().take(limits::NETWORK_ITEMS) {
+    for address in found.iter().take(limits::host::NETWORK_ITEMS) {
         let Some(at) = indexes.iter().position(|i| *i == address.header.index) else { continue };
         let mut ip = None;
         for attribute in &address.attributes {
@@ -139,7 +139,7 @@ async fn routes(handle: &Handle, plan: &mut NetworkPlan, indexes: &[u32]) -> Res
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build()
         };
         let found: Vec<_> = handle.route().get(query).execute().try_collect().await.context("list routes")?;
-        for message in found.iter().take(limits::NETWORK_ITEMS) {
+        for message in found.iter().take(limits::host::NETWORK_ITEMS) {
             if let Some(route) = route(message, plan, indexes, v6) {
                 plan.routes.push(route);
             }
@@ -195,7 +195,7 @@ fn route(message: &RouteMessage, plan: &NetworkPlan, indexes: &[u32], ipv6: bool
 
 async fn neighbours(handle: &Handle, plan: &mut NetworkPlan, indexes: &[u32]) -> Result<()> {
     let found: Vec<_> = handle.neighbours().get().execute().try_collect().await.context("list neighbours")?;
-    for message in found.iter().take(limits::NETWORK_ITEMS) {
+    for message in found.iter().take(limits::host::NETWORK_ITEMS) {
         let Some(at) = indexes.iter().position(|i| *i == message.header.ifindex) else { continue };
         if message.header.state != NeighbourState::Permanent {
             continue;

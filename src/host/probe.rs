@@ -58,7 +58,7 @@ pub(crate) fn open_image(path: &Path) -> Result<OpenedImage, ImageProblem> {
 
 fn document(path: &Path) -> KnownDocument {
     let name = path.display().to_string();
-    let key = read_bounded(path, limits::CERTIFICATE_BYTES).and_then(|bytes| key_hash(&name, &bytes));
+    let key = read_bounded(path, limits::image::CERTIFICATE_BYTES).and_then(|bytes| key_hash(&name, &bytes));
     KnownDocument { path: name, key: key.map_err(|e| e.to_string()) }
 }
 

@@ -72,7 +72,7 @@ impl OriginalCgroup {
 
 impl Entry {
     fn restore(&self) -> Result<()> {
-        for _ in 0..limits::PROCESS_SCANS {
+        for _ in 0..limits::host::PROCESS_SCANS {
             // A leaf that is gone is empty.
             let list = fs::read_to_string(self.leaf.join("cgroup.procs")).unwrap_or_default();
             if list.is_empty() {

@@ -25,7 +25,7 @@ impl Tail {
     pub(crate) fn add(&self, bytes: &[u8]) {
         let mut kept = lock(&self.0);
         kept.extend_from_slice(bytes);
-        let over = kept.len().saturating_sub(limits::TAIL_BYTES);
+        let over = kept.len().saturating_sub(limits::qemu::TAIL_BYTES);
         kept.drain(..over);
     }
 
@@ -36,7 +36,9 @@ impl Tail {
         let mut lines: Vec<String> = text
             .split(['\n', '\r'])
             .rev()
-            .map(|line| one_line(&line.chars().take(limits::FOREIGN_TEXT_BYTES / 8).collect::<String>()))
+            .map(|line| {
+                one_line(&line.chars().take(limits::text::FOREIGN_TEXT_BYTES / 8).collect::<String>())
+            })
             .filter(|line| !line.is_empty())
             .take(count)
             .collect();
@@ -56,7 +58,7 @@ mod tests {
             tail.add(format!("line {n}\r\n").as_bytes());
         }
         tail.add(b"\x1b[31mred\xff\n\n");
-        assert!(tail.0.lock().expect("lock").len() <= limits::TAIL_BYTES);
+        assert!(tail.0.lock().expect("lock").len() <= limits::qemu::TAIL_BYTES);
         assert_eq!(tail.last_lines(2), vec!["line 19999", "\\u{1b}[31mred\u{fffd}"]);
     }
 }

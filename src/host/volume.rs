@@ -33,7 +33,7 @@ pub(crate) struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { bytes: limits::COPIED_BYTES, entries: limits::COPIED_ENTRIES }
+        Self { bytes: limits::volumes::COPIED_BYTES, entries: limits::volumes::COPIED_ENTRIES }
     }
 }
 
@@ -121,11 +121,11 @@ impl Volume {
                 continue;
             }
             let folder = entry.path.clone();
-            if folder.components().count() >= limits::COPIED_DEPTH {
+            if folder.components().count() >= limits::volumes::COPIED_DEPTH {
                 return Err(Error::invalid(format!(
                     "{}: folders nested deeper than {}",
                     folder.display(),
-                    limits::COPIED_DEPTH
+                    limits::volumes::COPIED_DEPTH
                 )));
             }
             for name in self.names(&folder, budget.entries)? {
@@ -152,11 +152,11 @@ impl Volume {
         budget.bytes = budget
             .bytes
             .checked_sub(bytes)
-            .ok_or_else(|| too_much("larger", format!("{} MiB", limits::COPIED_BYTES >> 20)))?;
+            .ok_or_else(|| too_much("larger", format!("{} MiB", limits::volumes::COPIED_BYTES >> 20)))?;
         budget.entries = budget
             .entries
             .checked_sub(1)
-            .ok_or_else(|| too_much("more files and folders", limits::COPIED_ENTRIES.to_string()))?;
+            .ok_or_else(|| too_much("more files and folders", limits::volumes::COPIED_ENTRIES.to_string()))?;
         self.entries.push(entry);
         Ok(())
     }
@@ -246,7 +246,7 @@ impl Volume {
 
 /// The next piece of a file: as long as asked, or shorter at its end.
 pub(crate) fn read_piece(file: &mut File, length: u64) -> Result<Vec<u8>> {
-    let length = length.min(limits::COPY_PIECE as u64);
+    let length = length.min(limits::volumes::COPY_PIECE as u64);
     let mut piece = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     file.take(length).read_to_end(&mut piece).context("read")?;
     Ok(piece)

@@ -14,7 +14,7 @@ pub(crate) fn claim() -> Result<(File, u32)> {
     let device = OpenOptions::new().read(true).write(true).open(path).with_context(|| {
         format!("open {} (load the module vhost_vsock, or set vsock.device = \"vhost-user\")", path.display())
     })?;
-    for _ in 0..limits::VSOCK_CID_TRIES {
+    for _ in 0..limits::host::VSOCK_CID_TRIES {
         let random = RandomState::new().build_hasher().finish();
         let cid = u32::try_from(random % 0xffff_fff0).unwrap_or(0).saturating_add(3);
         match sys::vhost_vsock_set_cid(&device, cid.into()) {
@@ -25,6 +25,6 @@ pub(crate) fn claim() -> Result<(File, u32)> {
     }
     Err(Error::unavailable(format!(
         "claim guest CID: {} random ones are all in use",
-        limits::VSOCK_CID_TRIES
+        limits::host::VSOCK_CID_TRIES
     )))
 }

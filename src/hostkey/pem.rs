@@ -19,8 +19,8 @@ pub(crate) fn blocks(bytes: &[u8], label: &str) -> std::result::Result<Vec<Vec<u
         let whole = format!("{begin}\n{}\n{end}\n", body.trim());
         let (_, der) = decode_vec(whole.as_bytes()).map_err(|e| format!("PEM: {e}"))?;
         found.push(der);
-        if found.len() > limits::PEM_BLOCKS {
-            return Err(format!("more than {} PEM blocks", limits::PEM_BLOCKS));
+        if found.len() > limits::image::PEM_BLOCKS {
+            return Err(format!("more than {} PEM blocks", limits::image::PEM_BLOCKS));
         }
         rest = next;
     }
@@ -49,8 +49,8 @@ mod tests {
     #[test]
     fn the_number_of_blocks_is_bounded() {
         let block = encode("CERTIFICATE", b"certificate").expect("encode");
-        let most = blocks(&block.repeat(limits::PEM_BLOCKS), "CERTIFICATE").expect("most");
-        assert_eq!(most.len(), limits::PEM_BLOCKS);
-        assert!(blocks(&block.repeat(limits::PEM_BLOCKS + 1), "CERTIFICATE").is_err());
+        let most = blocks(&block.repeat(limits::image::PEM_BLOCKS), "CERTIFICATE").expect("most");
+        assert_eq!(most.len(), limits::image::PEM_BLOCKS);
+        assert!(blocks(&block.repeat(limits::image::PEM_BLOCKS + 1), "CERTIFICATE").is_err());
     }
 }

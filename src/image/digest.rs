@@ -15,7 +15,8 @@ use crate::image::fields::read_exactly;
 use crate::image::header::Header;
 use crate::image::ipib::{Component, Ipib, PAGE};
 use crate::image::source::ReadAt;
-use crate::limits::{DIGEST_CHUNK_BYTES, DIGEST_CHUNKS};
+use crate::limits::image::DIGEST_CHUNK_BYTES;
+use crate::limits::image::DIGEST_CHUNKS;
 
 /// Which values equal those in the header; if all do, the file is complete and unmodified since it was sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

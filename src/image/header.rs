@@ -182,7 +182,7 @@ impl FromStr for KeyHash {
     /// 64 hexadecimal digits, as the kernel and the tools print a hash; white space around them is skipped.
     fn from_str(text: &str) -> Result<Self, Error> {
         parse_hex(text.trim()).map(Self).ok_or_else(|| {
-            let start: String = text.chars().take(limits::QUOTED_CHARS).collect();
+            let start: String = text.chars().take(limits::text::QUOTED_CHARS).collect();
             Error::invalid(format!("{start:?} is not a hash of 64 hexadecimal digits"))
         })
     }

@@ -50,7 +50,7 @@ pub(crate) fn from_limits(memory: i64, quota: i64, period: u64) -> Requested {
 fn number(annotations: &HashMap<String, String>, key: &str) -> Result<i64> {
     let Some(text) = annotations.get(key) else { return Ok(0) };
     text.parse().map_err(|e| {
-        let start: String = text.chars().take(limits::QUOTED_CHARS).collect();
+        let start: String = text.chars().take(limits::text::QUOTED_CHARS).collect();
         Error::invalid(format!("annotation {key} = {start:?}: {e}: expected a whole number"))
     })
 }

@@ -31,10 +31,10 @@ pub(crate) fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
         return Err(missing("linux"));
     }
     let mounts = spec.mounts().as_ref().map_or(0, Vec::len);
-    if mounts > limits::SPEC_MOUNTS {
+    if mounts > limits::spec::SPEC_MOUNTS {
         return Err(Error::invalid(format!(
             "config.json: {mounts} mounts, at most {} are allowed",
-            limits::SPEC_MOUNTS
+            limits::spec::SPEC_MOUNTS
         )));
     }
     let none = HashMap::new();
@@ -44,7 +44,7 @@ pub(crate) fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
 
 /// Truncates a name that the kernel would refuse as too long. None: it is empty.
 pub(crate) fn hostname(name: &str) -> Option<String> {
-    let mut end = name.len().min(limits::HOSTNAME_BYTES);
+    let mut end = name.len().min(limits::spec::HOSTNAME_BYTES);
     while !name.is_char_boundary(end) {
         end -= 1;
     }
@@ -71,10 +71,10 @@ fn check_process(process: &Process) -> Result<()> {
     }
     let strings = process.args().iter().flatten().chain(process.env().iter().flatten());
     let bytes: usize = strings.map(|s| s.len() + 1).sum();
-    if bytes > limits::PROCESS_BYTES {
+    if bytes > limits::spec::PROCESS_BYTES {
         return Err(Error::invalid(format!(
             "process: arguments and environment have {bytes} bytes, at most {} are allowed",
-            limits::PROCESS_BYTES
+            limits::spec::PROCESS_BYTES
         )));
     }
     Ok(())

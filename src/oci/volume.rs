@@ -128,10 +128,10 @@ impl Planner<'_> {
 
     fn copied(&mut self, mount: &Mount, source: &Path) -> Result<Mount> {
         let copies = &mut self.volumes.copies;
-        if copies.len() >= limits::COPIED_VOLUMES {
+        if copies.len() >= limits::volumes::COPIED_VOLUMES {
             return Err(Error::invalid(format!(
                 "more than {} volumes to copy into the guest",
-                limits::COPIED_VOLUMES
+                limits::volumes::COPIED_VOLUMES
             )));
         }
         let number = self.unique.wrapping_add(copies.len() as u64);

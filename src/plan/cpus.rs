@@ -11,7 +11,7 @@ use crate::limits;
 
 /// A set of CPUs. Empty: no restriction, all may be used.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct CpuList([u64; limits::CPUS / 64]);
+pub struct CpuList([u64; limits::spec::CPUS / 64]);
 
 impl CpuList {
     /// Parses `0-3,8`; an empty text is the empty list.
@@ -20,12 +20,13 @@ impl CpuList {
         let mut list = Self::default();
         for part in text.split(',').filter(|_| !text.is_empty()) {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let number = |digits: &str| digits.trim().parse::<usize>().ok().filter(|cpu| *cpu < limits::CPUS);
+            let number =
+                |digits: &str| digits.trim().parse::<usize>().ok().filter(|cpu| *cpu < limits::spec::CPUS);
             match (number(first), number(last)) {
                 (Some(first), Some(last)) if first <= last => (first..=last).for_each(|cpu| list.add(cpu)),
                 _ => {
                     let (part, most): (String, _) =
-                        (part.chars().take(limits::QUOTED_CHARS).collect(), limits::CPUS - 1);
+                        (part.chars().take(limits::text::QUOTED_CHARS).collect(), limits::spec::CPUS - 1);
                     return Err(Error::invalid(format!(
                         "list of CPUs: {part:?}: expected numbers and ranges up to {most}, such as 0-3,8"
                     )));
@@ -37,10 +38,10 @@ impl CpuList {
 
     /// Every CPU that can be named.
     pub fn all() -> Self {
-        Self([u64::MAX; limits::CPUS / 64])
+        Self([u64::MAX; limits::spec::CPUS / 64])
     }
 
-    /// Numbers from [`limits::CPUS`] on are ignored.
+    /// Numbers from [`limits::spec::CPUS`] on are ignored.
     pub fn add(&mut self, cpu: usize) {
         if let Some(word) = self.0.get_mut(cpu / 64) {
             *word |= 1 << (cpu % 64);
@@ -52,7 +53,7 @@ impl CpuList {
     }
 
     pub fn cpus(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..limits::CPUS).filter(|cpu| self.has(*cpu))
+        (0..limits::spec::CPUS).filter(|cpu| self.has(*cpu))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -80,7 +81,7 @@ impl fmt::Display for CpuList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";
         for first in self.cpus().filter(|cpu| *cpu == 0 || !self.has(cpu - 1)) {
-            let last = (first..limits::CPUS).take_while(|cpu| self.has(*cpu)).last().unwrap_or(first);
+            let last = (first..limits::spec::CPUS).take_while(|cpu| self.has(*cpu)).last().unwrap_or(first);
             write!(f, "{comma}{first}")?;
             if last > first {
                 write!(f, "-{last}")?;
@@ -138,12 +139,12 @@ mod tests {
         assert_eq!(list("0-1").with(&list("3,70")), list("0-1,3,70"));
         assert_eq!(list("0-3").without(&list("1,9")), list("0,2-3"));
         assert!(list("1").without(&CpuList::all()).is_empty());
-        assert!(!list("1").has(limits::CPUS));
+        assert!(!list("1").has(limits::spec::CPUS));
     }
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(cpus in prop::collection::vec(0..limits::CPUS, 0..20)) {
+        fn what_is_written_reads_back(cpus in prop::collection::vec(0..limits::spec::CPUS, 0..20)) {
             let mut written = CpuList::default();
             cpus.iter().for_each(|cpu| written.add(*cpu));
             prop_assert_eq!(CpuList::parse(&written.to_string()), Ok(written));

@@ -98,9 +98,10 @@ fn both(image: &SealedImage, own: &[KeyHash], whose: &str) -> String {
 }
 
 fn list(keys: &[KeyHash]) -> String {
-    let mut text = keys.iter().take(limits::LISTED_KEYS).map(KeyHash::short).collect::<Vec<_>>().join(", ");
-    if keys.len() > limits::LISTED_KEYS {
-        text.push_str(&format!(" and {} more", keys.len() - limits::LISTED_KEYS));
+    let mut text =
+        keys.iter().take(limits::image::LISTED_KEYS).map(KeyHash::short).collect::<Vec<_>>().join(", ");
+    if keys.len() > limits::image::LISTED_KEYS {
+        text.push_str(&format!(" and {} more", keys.len() - limits::image::LISTED_KEYS));
     }
     text
 }

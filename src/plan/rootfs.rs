@@ -68,11 +68,11 @@ fn overlay(mount: &RootfsMount) -> Result<RootfsPlan> {
         .ok_or_else(|| Error::invalid("overlay root file system: its mount has no lowerdir option"))?;
     let layers =
         split_layers(lower).iter().map(|layer| absolute("lowerdir", layer)).collect::<Result<Vec<_>>>()?;
-    if layers.len() > limits::ROOTFS_LAYERS {
+    if layers.len() > limits::spec::ROOTFS_LAYERS {
         return Err(Error::invalid(format!(
             "overlay root file system: {} layers, at most {} are allowed",
             layers.len(),
-            limits::ROOTFS_LAYERS
+            limits::spec::ROOTFS_LAYERS
         )));
     }
     let upper = value("upperdir").map(|path| absolute("upperdir", path)).transpose()?;

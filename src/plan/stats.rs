@@ -95,7 +95,7 @@ impl Stats {
     /// The disk `major:minor`, added if it is new; None if there are too many.
     pub fn disk(&mut self, major: u64, minor: u64) -> Option<&mut DiskStats> {
         let known = self.disks.iter().position(|d| (d.major, d.minor) == (major, minor));
-        if known.is_none() && self.disks.len() >= limits::STATS_DISKS {
+        if known.is_none() && self.disks.len() >= limits::agent::STATS_DISKS {
             return None;
         }
         let at = known.unwrap_or_else(|| {
@@ -141,9 +141,9 @@ impl Stats {
         }
         // Callers subtract the usage from it; agents report 0 if there is no limit.
         memory.limit = if memory.limit == 0 { u64::MAX } else { memory.limit.max(memory.usage) };
-        self.pids.current = self.pids.current.min(limits::GUEST_TASKS);
-        self.pids.limit = if self.pids.limit > limits::GUEST_TASKS { 0 } else { self.pids.limit };
-        self.disks.truncate(limits::STATS_DISKS);
+        self.pids.current = self.pids.current.min(limits::agent::GUEST_TASKS);
+        self.pids.limit = if self.pids.limit > limits::agent::GUEST_TASKS { 0 } else { self.pids.limit };
+        self.disks.truncate(limits::agent::STATS_DISKS);
         for disk in &mut self.disks {
             let DiskStats { major, minor, read_bytes, written_bytes, reads, writes } = disk;
             for count in [major, minor, read_bytes, written_bytes, reads, writes] {
@@ -196,8 +196,8 @@ mod tests {
         assert_eq!(lies.cpu.periods, i64::MAX.unsigned_abs());
         assert_eq!((lies.memory.usage, lies.memory.inactive_file), (512 << 20, 512 << 20));
         assert_eq!((lies.memory.limit, lies.memory.faults), (u64::MAX, i64::MAX.unsigned_abs()));
-        assert_eq!((lies.pids.current, lies.pids.limit), (limits::GUEST_TASKS, 0));
-        assert_eq!(lies.disks.len(), limits::STATS_DISKS);
+        assert_eq!((lies.pids.current, lies.pids.limit), (limits::agent::GUEST_TASKS, 0));
+        assert_eq!(lies.disks.len(), limits::agent::STATS_DISKS);
         let truth = all(7);
         assert_eq!((truth.cpu.total, truth.memory.usage, truth.pids.current), (7, 7, 7));
         assert_eq!(all(0).memory.limit, u64::MAX, "no limit is known");

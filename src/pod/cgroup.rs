@@ -19,7 +19,7 @@ use crate::pod::journal::{self, Cleanup};
 pub(crate) async fn make(pod: &Pod, leaf: &Path) -> Result<()> {
     let (own, path) = (pod.parts.dir.clone(), leaf.to_path_buf());
     let (_lock, to_record) = blocking("look for cgroups", move || {
-        let lock = lock_folder(own.parent().unwrap_or(&own), limits::CLEANUP_STEP);
+        let lock = lock_folder(own.parent().unwrap_or(&own), limits::host::CLEANUP_STEP);
         Ok((lock, to_record(&path, &own)))
     })
     .await?;

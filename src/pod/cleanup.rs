@@ -37,7 +37,7 @@ fn remove(entry: &Cleanup, dir: &Path) -> Result<()> {
         Cleanup::Cgroup { path } => {
             // Another pod may be about to make a leaf below it (`pod::cgroup`).
             let folder = dir.parent().filter(|_| !cgroup::is_leaf(path));
-            let _lock = folder.and_then(|all| lock_folder(all, limits::CLEANUP_STEP));
+            let _lock = folder.and_then(|all| lock_folder(all, limits::host::CLEANUP_STEP));
             cgroup::remove(path)
         }
         Cleanup::Tap { netns, name } => netlink::remove_tap(netns, name),

@@ -17,7 +17,7 @@ const NAMES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 /// Makes them in the pod's directory, with which they go. `resolver`: the lines of resolv.conf.
 pub(crate) fn write(dir: &Path, hostname: &str, resolver: &[String]) -> Result<()> {
     // The node's, as the plugin does it; the kubelet brings each pod's own.
-    let hosts = match read_bounded(Path::new("/etc/hosts"), limits::HOSTS_BYTES) {
+    let hosts = match read_bounded(Path::new("/etc/hosts"), limits::spec::HOSTS_BYTES) {
         Err(e) if e.code() == Code::NotFound => b"127.0.0.1\tlocalhost\n".to_vec(),
         hosts => hosts?,
     };
@@ -45,7 +45,7 @@ pub(crate) fn resolver_lines(resolver: &Resolver) -> Result<Vec<String>> {
         Resolver::None => Ok(Vec::new()),
         Resolver::Lines(lines) => Ok(lines.clone()),
         Resolver::File(path) => {
-            let read = read_bounded(path, limits::RESOLV_CONF_BYTES);
+            let read = read_bounded(path, limits::spec::RESOLV_CONF_BYTES);
             let bytes = read.context("resolv.conf of the pod")?;
             Ok(String::from_utf8_lossy(&bytes).split('\n').map(str::to_owned).collect())
         }

@@ -85,7 +85,7 @@ impl EventQueue {
         if matches!(event, Event::Oom { .. }) && waiting.events.contains(&event) {
             return;
         }
-        if waiting.events.len() >= limits::EVENT_QUEUE {
+        if waiting.events.len() >= limits::shim::EVENT_QUEUE {
             let victim = waiting.events.iter().position(|e| !matches!(e, Event::Exit { .. }));
             if let Some(at) = victim {
                 waiting.events.remove(at);
@@ -177,12 +177,12 @@ mod tests {
         let queue = EventQueue::default();
         let id = ContainerId::parse("c1").expect("id");
         queue.push(exit(0));
-        for _ in 0..limits::EVENT_QUEUE {
+        for _ in 0..limits::shim::EVENT_QUEUE {
             queue.push(Event::Start { id: id.clone(), pid: 1 });
         }
         queue.push(exit(1));
         let waiting = queue.lock();
-        assert_eq!(waiting.events.len(), limits::EVENT_QUEUE);
+        assert_eq!(waiting.events.len(), limits::shim::EVENT_QUEUE);
         assert_eq!((waiting.events.front(), waiting.events.back()), (Some(&exit(0)), Some(&exit(1))));
         drop(waiting);
         assert_eq!(queue.take_dropped(), 2);

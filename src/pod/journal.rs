@@ -89,7 +89,7 @@ pub(crate) fn read(dir: &Path) -> Result<Vec<Cleanup>> {
         Err(e) => return Err(e).with_context(context),
     };
     let mut text = String::new();
-    file.take(limits::JOURNAL_BYTES).read_to_string(&mut text).with_context(context)?;
+    file.take(limits::host::JOURNAL_BYTES).read_to_string(&mut text).with_context(context)?;
     parse(&text).with_context(context)
 }
 

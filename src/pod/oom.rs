@@ -39,6 +39,6 @@ impl Pod {
             Ok(container) if !container.kill_asked => container.oom.subscribe(),
             _ => return,
         };
-        timeout(limits::OOM_REPORT, oom.wait_for(|hit| *hit)).await.ok();
+        timeout(limits::agent::OOM_REPORT, oom.wait_for(|hit| *hit)).await.ok();
     }
 }

@@ -60,14 +60,14 @@ async fn forward(netns: PathBuf, addresses: &[IpAddr], log: &slog::Logger) -> Re
     let accept = async || match listener.accept().await {
         Ok((client, _)) => Some(client),
         Err(_) => {
-            sleep(limits::FORWARD_PAUSE).await; // no descriptor is free, say
+            sleep(limits::host::FORWARD_PAUSE).await; // no descriptor is free, say
             None
         }
     };
     let mut open = FuturesUnordered::new();
     loop {
         tokio::select! {
-            client = accept(), if open.len() < limits::FORWARDED_CONNECTIONS => {
+            client = accept(), if open.len() < limits::host::FORWARDED_CONNECTIONS => {
                 open.extend(client.map(|client| proxy(client, addresses, log)));
             }
             Some(()) = open.next() => {}
@@ -97,7 +97,7 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<TcpStream> {
             failed = Error::precondition(format!("{to}: is the node's own address"));
             continue;
         }
-        match timeout(limits::FORWARD_CONNECT, TcpStream::connect(to)).await {
+        match timeout(limits::host::FORWARD_CONNECT, TcpStream::connect(to)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(e)) => failed = Error::unavailable(format!("{to}: {e}")),
             Err(_) => failed = Error::unavailable(format!("{to}: no answer")),

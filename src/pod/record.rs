@@ -63,7 +63,7 @@ impl Record {
     /// Reads the record of the pod in `dir`.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let bytes = read_bounded(&path, limits::RECORD_BYTES)?;
+        let bytes = read_bounded(&path, limits::host::RECORD_BYTES)?;
         let record: Self =
             serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
         if record.version != VERSION {

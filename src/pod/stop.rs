@@ -32,7 +32,7 @@ pub(crate) async fn stop(pod: &Pod) -> Result<()> {
     run_cleanup(pod).await?;
     // Its cgroup was emptied: what is left is to take its exit status.
     if let Some(device) = guest.as_ref().and_then(|guest| guest.vsock_device.as_ref()) {
-        timeout(limits::CLEANUP_STEP, device.wait()).await.ok();
+        timeout(limits::host::CLEANUP_STEP, device.wait()).await.ok();
     }
     Ok(())
 }
@@ -78,10 +78,10 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
     let mut grace = Duration::ZERO;
     if running {
         guest.vm.expect_end();
-        match timeout(limits::GUEST_POWER_OFF, guest.agent.destroy_sandbox()).await {
-            Ok(Ok(())) => grace = limits::GUEST_POWER_OFF,
+        match timeout(limits::qemu::GUEST_POWER_OFF, guest.agent.destroy_sandbox()).await {
+            Ok(Ok(())) => grace = limits::qemu::GUEST_POWER_OFF,
             // The agent may power off before it answers.
-            Ok(Err(_)) => grace = limits::POWER_OFF_WITHOUT_ANSWER,
+            Ok(Err(_)) => grace = limits::qemu::POWER_OFF_WITHOUT_ANSWER,
             Err(_) => {}
         }
     }

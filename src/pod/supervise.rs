@@ -111,7 +111,7 @@ async fn poll_oom(pod: Arc<Pod>, guest: Arc<Guest>) {
                     said = true;
                     warn!(pod.log(), "the guest reports OOM of {}, which is not in this pod", id);
                 }
-                tokio::time::sleep(crate::limits::OOM_EVENT_PAUSE).await;
+                tokio::time::sleep(crate::limits::agent::OOM_EVENT_PAUSE).await;
             }
             Err(e) => {
                 if guest.vm.gone().borrow().is_some() {
@@ -121,7 +121,7 @@ async fn poll_oom(pod: Arc<Pod>, guest: Arc<Guest>) {
                 if matches!(e.code(), Code::PermissionDenied | Code::Unimplemented) {
                     return;
                 }
-                tokio::time::sleep(crate::limits::OOM_POLL_PAUSE).await;
+                tokio::time::sleep(crate::limits::agent::OOM_POLL_PAUSE).await;
             }
         }
     }

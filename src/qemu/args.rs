@@ -108,11 +108,11 @@ impl Args {
                 self.option("-device", bounced(device, plan.confidential()));
             }
             VsockPlan::VhostUser { socket } => {
-                if socket.as_os_str().len() > limits::SOCKET_PATH_BYTES {
+                if socket.as_os_str().len() > limits::qemu::SOCKET_PATH_BYTES {
                     return Err(Error::invalid(format!(
                         "vsock socket {}: longer than {} bytes",
                         socket.display(),
-                        limits::SOCKET_PATH_BYTES
+                        limits::qemu::SOCKET_PATH_BYTES
                     )));
                 }
                 self.option("-chardev", Opt::new("socket").set("id", "vsock").set("path", socket));

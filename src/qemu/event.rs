@@ -79,7 +79,7 @@ fn panic(object: &Value) -> GuestPanic {
 }
 
 fn short(text: &str) -> String {
-    one_line(&text.chars().take(limits::QUOTED_LINE_CHARS).collect::<String>())
+    one_line(&text.chars().take(limits::text::QUOTED_LINE_CHARS).collect::<String>())
 }
 
 #[cfg(test)]

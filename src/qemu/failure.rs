@@ -203,14 +203,14 @@ fn known_message(lines: &[String]) -> Option<Diagnosis> {
         KNOWN_MESSAGES.iter().find_map(|known| Some((known, lines.iter().find(|l| l.contains(known.text))?)));
     found.map(|(known, line)| Diagnosis {
         cause: known.cause.to_owned(),
-        evidence: line.chars().take(limits::QUOTED_LINE_CHARS).collect(),
+        evidence: line.chars().take(limits::text::QUOTED_LINE_CHARS).collect(),
         advice: known.advice.to_owned(),
     })
 }
 
 fn output_tail(evidence: &Evidence) -> String {
     let end = |lines: &[String]| {
-        lines.get(lines.len().saturating_sub(limits::QUOTED_LINES)..).map(|l| l.join(" | "))
+        lines.get(lines.len().saturating_sub(limits::text::QUOTED_LINES)..).map(|l| l.join(" | "))
     };
     let mut tail = String::new();
     if let Some(stderr) = end(&evidence.stderr).filter(|s| !s.is_empty()) {

@@ -239,7 +239,7 @@ proptest::proptest! {
         }
         let tail = crate::host::tail::Tail::default();
         tail.add(text.as_bytes());
-        let lines = tail.last_lines(crate::limits::SEARCHED_LINES);
+        let lines = tail.last_lines(crate::limits::text::SEARCHED_LINES);
         let e = Evidence {
             stderr: lines.clone(),
             console: lines,

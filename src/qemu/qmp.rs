@@ -71,11 +71,12 @@ impl Qmp {
     /// Waits for QEMU's greeting and leaves the negotiation mode.
     pub(crate) async fn negotiate(&self) -> Result<()> {
         let mut greeted = self.greeted.subscribe();
-        let hello = timeout(limits::QMP_ANSWER, greeted.wait_for(|yes| *yes)).await.map(|seen| seen.is_ok());
+        let hello =
+            timeout(limits::qemu::QMP_ANSWER, greeted.wait_for(|yes| *yes)).await.map(|seen| seen.is_ok());
         match hello {
             Ok(true) if self.is_open() => {}
             Ok(_) => return Err(ended()),
-            Err(_) => return Err(late("greeting", limits::QMP_ANSWER)),
+            Err(_) => return Err(late("greeting", limits::qemu::QMP_ANSWER)),
         }
         self.execute(qmp_capabilities { enable: None }).await?;
         Ok(())
@@ -91,7 +92,7 @@ impl Qmp {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.lock().pending.as_mut().ok_or_else(ended)?.insert(id, answer);
-        let result = timeout(limits::QMP_ANSWER, async {
+        let result = timeout(limits::qemu::QMP_ANSWER, async {
             let mut line = serde_json::to_vec(&Execute::with_id(command, id)).context("QMP")?;
             line.push(b'\n');
             self.send(&line, fd).await?;
@@ -102,7 +103,7 @@ impl Qmp {
             pending.remove(&id);
         }
         let value = result
-            .unwrap_or_else(|_| Err(late(C::NAME, limits::QMP_ANSWER)))
+            .unwrap_or_else(|_| Err(late(C::NAME, limits::qemu::QMP_ANSWER)))
             .context(format!("QMP {}", C::NAME))?;
         C::Ok::deserialize(value).with_context(|| format!("QMP {}: answer", C::NAME))
     }
@@ -113,10 +114,10 @@ impl Qmp {
         self.lock().deleted.insert(id.to_owned(), gone);
         let result = async {
             self.execute(device_del { id: id.to_owned() }).await?;
-            match timeout(limits::DEVICE_DELETED, deleted).await {
+            match timeout(limits::qemu::DEVICE_DELETED, deleted).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) => Err(ended()),
-                Err(_) => Err(late("DEVICE_DELETED", limits::DEVICE_DELETED)),
+                Err(_) => Err(late("DEVICE_DELETED", limits::qemu::DEVICE_DELETED)),
             }
         }
         .await;
@@ -169,8 +170,11 @@ impl Qmp {
                     return e;
                 }
             }
-            if buffer.len() > limits::QMP_LINE_BYTES {
-                return Error::internal(format!("QMP: a line longer than {} bytes", limits::QMP_LINE_BYTES));
+            if buffer.len() > limits::qemu::QMP_LINE_BYTES {
+                return Error::internal(format!(
+                    "QMP: a line longer than {} bytes",
+                    limits::qemu::QMP_LINE_BYTES
+                ));
             }
             if let Err(e) = self.stream.readable().await {
                 return Error::internal(format!("QMP: {e}"));
@@ -225,7 +229,7 @@ impl Qmp {
 fn error_text(object: &Value) -> String {
     let text =
         object.pointer("/error/desc").and_then(Value::as_str).unwrap_or("an error without a description");
-    text.chars().take(limits::FOREIGN_TEXT_BYTES / 4).collect()
+    text.chars().take(limits::text::FOREIGN_TEXT_BYTES / 4).collect()
 }
 
 fn ended() -> Error {
@@ -309,7 +313,10 @@ mod tests {
             both = tokio::time::timeout(std::time::Duration::from_secs(60), ended) => both.expect("an end"),
             () = flood => unreachable!(),
         };
-        assert_eq!(end.to_string(), format!("QMP: a line longer than {} bytes", limits::QMP_LINE_BYTES));
+        assert_eq!(
+            end.to_string(),
+            format!("QMP: a line longer than {} bytes", limits::qemu::QMP_LINE_BYTES)
+        );
         assert!(answer.is_err());
     }
 

@@ -144,7 +144,7 @@ impl Vm {
         let ended = tokio::select! {
             ended = self.process.wait() => {
                 // Its descriptors are closed: all output is in the pipes already.
-                timeout(limits::QEMU_OUTPUT_DRAIN, &mut reading).await.ok();
+                timeout(limits::qemu::QEMU_OUTPUT_DRAIN, &mut reading).await.ok();
                 ended
             }
             _ = &mut reading => self.process.wait().await,
@@ -155,7 +155,7 @@ impl Vm {
     async fn watch_qmp(&self) {
         let end = self.qmp.read(|event| self.note(event)).await;
         // A QEMU that cannot be managed must not go on; normally it is about to end.
-        if timeout(limits::QMP_LOST, self.process.wait()).await.is_err() {
+        if timeout(limits::qemu::QMP_LOST, self.process.wait()).await.is_err() {
             self.stderr.add(format!("\n{end}\n").as_bytes());
             self.kill();
         }
@@ -182,8 +182,8 @@ impl Vm {
             asked: self.stop_expected.load(Ordering::Relaxed),
             guest_shutdown: seen.guest_shutdown.clone(),
             panic: seen.panic.clone(),
-            stderr: self.stderr.last_lines(limits::SEARCHED_LINES),
-            console: self.console.last_lines(limits::SEARCHED_LINES),
+            stderr: self.stderr.last_lines(limits::text::SEARCHED_LINES),
+            console: self.console.last_lines(limits::text::SEARCHED_LINES),
         })
     }
 
@@ -206,7 +206,7 @@ impl Vm {
             Err(failed) => failed,
         };
         let mut gone = self.gone();
-        match timeout(limits::QEMU_END_KNOWN, gone.wait_for(Option::is_some)).await {
+        match timeout(limits::qemu::QEMU_END_KNOWN, gone.wait_for(Option::is_some)).await {
             Ok(Ok(end)) => match &*end {
                 Some(end) => Err(Error::unavailable(end.to_string())),
                 None => Err(failed),
@@ -231,7 +231,7 @@ impl Vm {
 
     /// The last lines of the console, for errors while the guest boots.
     pub(crate) fn console_tail(&self) -> Vec<String> {
-        self.console.last_lines(limits::QUOTED_LINES)
+        self.console.last_lines(limits::text::QUOTED_LINES)
     }
 
     /// Plugs a disk into the running guest.
@@ -266,16 +266,16 @@ impl Vm {
             return Ok(());
         }
         self.qmp.execute(quit {}).await.ok();
-        if timeout(limits::QEMU_QUIT, gone.wait_for(Option::is_some)).await.is_ok() {
+        if timeout(limits::qemu::QEMU_QUIT, gone.wait_for(Option::is_some)).await.is_ok() {
             return Ok(());
         }
         self.process.kill(libc::SIGKILL)?;
-        match timeout(limits::QEMU_EXIT, gone.wait_for(Option::is_some)).await {
+        match timeout(limits::qemu::QEMU_EXIT, gone.wait_for(Option::is_some)).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::deadline(format!(
                 "QEMU (process {}) did not end within {} s of SIGKILL",
                 self.process.pid(),
-                limits::QEMU_EXIT.as_secs()
+                limits::qemu::QEMU_EXIT.as_secs()
             ))),
         }
     }

@@ -47,19 +47,19 @@ pub(crate) async fn start(program: PathBuf, dir: &Path, leaf: &Path, cpus: CpuLi
         ..Launch::default()
     }
     .spawn()?;
-    let until = Instant::now() + limits::VSOCK_DEVICE_READY;
+    let until = Instant::now() + limits::qemu::VSOCK_DEVICE_READY;
     loop {
         if std::fs::symlink_metadata(&device).is_ok_and(|m| m.file_type().is_socket()) {
             return Ok(child);
         }
         tokio::select! {
             ended = child.wait() => {
-                let mut text = [0_u8; limits::VSOCK_DEVICE_OUTPUT_BYTES];
+                let mut text = [0_u8; limits::qemu::VSOCK_DEVICE_OUTPUT_BYTES];
                 let count = stderr.read(&mut text).await.unwrap_or(0);
                 let text = String::from_utf8_lossy(text.get(..count).unwrap_or_default()).into_owned();
                 return Err(Error::unavailable(format!("vsock device {name} ended with {}: {text}", ended?)));
             }
-            () = sleep(limits::VSOCK_DEVICE_PAUSE) => {}
+            () = sleep(limits::qemu::VSOCK_DEVICE_PAUSE) => {}
         }
         if Instant::now() > until {
             return Err(Error::deadline(format!(

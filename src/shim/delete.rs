@@ -69,12 +69,12 @@ fn lock_dead_pod(path: &Path) -> Result<Option<PodLock>> {
             Err(_) if fs::symlink_metadata(path).is_err() => return Ok(None),
             Err(e) => return Err(e),
         }
-        if began.elapsed() > limits::DELETE_GRACE {
+        if began.elapsed() > limits::shim::DELETE_GRACE {
             if let Some(pid) = lock_holder(path) {
                 kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
             }
         }
-        if began.elapsed() > limits::DELETE_GRACE + limits::CLEANUP_STEP {
+        if began.elapsed() > limits::shim::DELETE_GRACE + limits::host::CLEANUP_STEP {
             return Err(Error::deadline(format!(
                 "lock {}: its shim does not exit after SIGKILL",
                 path.display()

@@ -25,7 +25,7 @@ use crate::shim::convert::{mount, timestamp};
 /// Runs until the queue is closed and empty. Without an address (CRI-O) events are discarded.
 pub(crate) async fn send(pod: Arc<Pod>, address: Option<String>, namespace: Namespace) {
     let mut client = None;
-    let (first_pause, longest) = limits::EVENT_RETRY;
+    let (first_pause, longest) = limits::shim::EVENT_RETRY;
     let mut pause = first_pause;
     while let Some(event) = pod.events.head().await {
         if let Some(address) = &address {
@@ -76,7 +76,7 @@ async fn forward(
         ..Default::default()
     };
     let request = ForwardRequest { envelope: MessageField::some(envelope), ..Default::default() };
-    let sent = connected.forward(ttrpc::context::with_duration(limits::EVENT_SEND), &request).await;
+    let sent = connected.forward(ttrpc::context::with_duration(limits::shim::EVENT_SEND), &request).await;
     sent.map_err(|e| Error::unavailable(format!("{topic}: {e}")))?;
     *client = Some(connected);
     Ok(())

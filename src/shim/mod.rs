@@ -37,7 +37,7 @@ const SOCKET: &str = "s";
 /// The role of a bundle's container in its pod. The Sandbox API has no container for the pod itself: such a
 /// bundle has no config.json, only the `rootfs` folder that every bundle has.
 fn role_of(bundle: &Path, id: &ContainerId) -> Result<Role> {
-    match read_bounded(&bundle.join("config.json"), limits::SPEC_BYTES) {
+    match read_bounded(&bundle.join("config.json"), limits::spec::SPEC_BYTES) {
         Ok(config) => spec::parse(&config, id).map(|bundle| bundle.role),
         Err(e) if e.code() == Code::NotFound && bundle.join("rootfs").is_dir() => Ok(Role::Sandbox),
         Err(e) => Err(e),

@@ -57,8 +57,11 @@ fn resolv_conf(dns: &DNSConfig) -> Result<Vec<String>> {
         }
         bytes += word.len() as u64;
     }
-    if bytes > limits::RESOLV_CONF_BYTES {
-        return Err(Error::invalid(format!("{bytes} bytes, allowed are {}", limits::RESOLV_CONF_BYTES)));
+    if bytes > limits::spec::RESOLV_CONF_BYTES {
+        return Err(Error::invalid(format!(
+            "{bytes} bytes, allowed are {}",
+            limits::spec::RESOLV_CONF_BYTES
+        )));
     }
     let mut lines = Vec::new();
     if !dns.searches.is_empty() {

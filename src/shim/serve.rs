@@ -67,7 +67,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     drop(lock);
     // Only the last events may be left: a containerd that waited for the end of this shim's service accepts them now.
     if let Some(sender) = result? {
-        runtime.block_on(async { timeout(limits::EVENT_FLUSH_LATE, sender).await }).ok();
+        runtime.block_on(async { timeout(limits::shim::EVENT_FLUSH_LATE, sender).await }).ok();
     }
     Ok(())
 }
@@ -99,13 +99,13 @@ async fn run_server(parts: PodParts, listener: UnixListener) -> Result<Option<Jo
     pod.events.close();
     // Normally containerd accepts them at once. One that cleans up during its own start accepts none until this
     // shim's connection is closed.
-    let sent = timeout(limits::EVENT_FLUSH, &mut sender).await.is_ok();
+    let sent = timeout(limits::shim::EVENT_FLUSH, &mut sender).await.is_ok();
     if pod.has_sandbox() {
         // containerd's client may treat a response as lost when the connection closes right after it. Its Task
         // service tolerates that, its sandbox controller does not.
-        timeout(limits::CLIENT_HANGUP, connections.wait_for(|open| *open == 0)).await.ok();
+        timeout(limits::shim::CLIENT_HANGUP, connections.wait_for(|open| *open == 0)).await.ok();
     }
-    timeout(limits::SERVER_SHUTDOWN, server.shutdown()).await.ok();
+    timeout(limits::shim::SERVER_SHUTDOWN, server.shutdown()).await.ok();
     Ok((!sent).then_some(sender))
 }
 

@@ -21,7 +21,8 @@ use crate::host::files::private_dir;
 use crate::host::lock::PodLock;
 use crate::host::process::{FdTable, Launch};
 use crate::ids::{ContainerId, Namespace, PodKey};
-use crate::limits::{self, SOCKET_PATH_BYTES};
+use crate::limits;
+use crate::limits::qemu::SOCKET_PATH_BYTES;
 use crate::oci::role::Role;
 use crate::pod::cleanup;
 use crate::pod::{journal, record};
@@ -82,9 +83,9 @@ fn read_start_input() -> Result<Vec<u8>> {
         return Ok(Vec::new());
     }
     let mut input = Vec::new();
-    stdin.lock().take(limits::START_INPUT_BYTES + 1).read_to_end(&mut input).context("read stdin")?;
-    if input.len() as u64 > limits::START_INPUT_BYTES {
-        return Err(Error::invalid(format!("stdin: more than {} bytes", limits::START_INPUT_BYTES)));
+    stdin.lock().take(limits::shim::START_INPUT_BYTES + 1).read_to_end(&mut input).context("read stdin")?;
+    if input.len() as u64 > limits::shim::START_INPUT_BYTES {
+        return Err(Error::invalid(format!("stdin: more than {} bytes", limits::shim::START_INPUT_BYTES)));
     }
     Ok(input)
 }
@@ -124,7 +125,7 @@ fn start_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Re
 /// Makes the pod's directory and takes its lock. An older shim of the same sandbox removes the directory a moment
 /// after its response to Shutdown: we wait for that.
 fn lock_pod_dir(dir: &Path) -> Result<PodLock> {
-    let until = Instant::now() + limits::START_GRACE;
+    let until = Instant::now() + limits::shim::START_GRACE;
     loop {
         let taken = private_dir(dir).and_then(|()| PodLock::try_take(&dir.join(LOCK)));
         let leaving = matches!(taken, Ok(None)) || fs::symlink_metadata(dir).is_err();

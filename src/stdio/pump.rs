@@ -69,7 +69,7 @@ impl PumpHandle {
             tokio::select! {
                 changed = self.state.changed() => if changed.is_err() { return true },
                 asked = killed.wait_for(|yes| *yes), if !dead => if asked.is_err() { return true },
-                () = sleep(limits::KILLED_SILENCE), if dead && state == StreamState::Reading => return true,
+                () = sleep(limits::stdio::KILLED_SILENCE), if dead && state == StreamState::Reading => return true,
             }
         }
     }
@@ -92,7 +92,7 @@ impl Pump {
         mut self,
         read: impl Fn(u32) -> F + Send + Sync,
     ) {
-        let (held, waiting) = tokio::io::duplex(limits::STREAM_BUFFER);
+        let (held, waiting) = tokio::io::duplex(limits::stdio::STREAM_BUFFER);
         let (read, reading) = (&read, &self.reading);
         let read = |len| async move {
             let _reading = reading.lock().await;
@@ -105,7 +105,7 @@ impl Pump {
 }
 
 async fn write_all(mut waiting: DuplexStream, sink: &mut Sink) {
-    let mut chunk = vec![0; limits::SINK_BYTES];
+    let mut chunk = vec![0; limits::stdio::SINK_BYTES];
     let mut broken = false;
     while let Ok(count @ 1..) = waiting.read(&mut chunk).await {
         // After a failure the sink is not written to any more, but the process must not block on it.
@@ -119,9 +119,9 @@ async fn read_all<F: Future<Output = Result<Vec<u8>>> + Send>(
     exited: &mut watch::Receiver<bool>,
     state: &watch::Sender<StreamState>,
 ) {
-    let (first_pause, longest) = limits::EMPTY_READ_PAUSE;
+    let (first_pause, longest) = limits::stdio::EMPTY_READ_PAUSE;
     let mut pause = first_pause;
-    while let Ok(chunk) = read(limits::READ_BYTES).await {
+    while let Ok(chunk) = read(limits::stdio::READ_BYTES).await {
         if !chunk.is_empty() {
             pause = first_pause;
             set_state(state, StreamState::Writing);
@@ -155,7 +155,7 @@ fn set_state(state: &watch::Sender<StreamState>, now: StreamState) {
 async fn hold(held: &mut DuplexStream, chunk: &[u8], state: &watch::Sender<StreamState>) -> bool {
     let taking = held.write_all(chunk);
     tokio::pin!(taking);
-    if let Ok(taken) = timeout(limits::OUTPUT_DRAIN, &mut taking).await {
+    if let Ok(taken) = timeout(limits::stdio::OUTPUT_DRAIN, &mut taking).await {
         return taken.is_ok();
     }
     let before = state.send_replace(StreamState::Stuck);

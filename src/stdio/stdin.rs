@@ -37,7 +37,7 @@ impl Stdin {
 
     /// The next bytes; empty at the end.
     async fn read(&self) -> Vec<u8> {
-        let mut chunk = vec![0; limits::WRITE_BYTES];
+        let mut chunk = vec![0; limits::stdio::WRITE_BYTES];
         loop {
             let Ok(mut ready) = self.0.readable().await else { return Vec::new() };
             match ready.try_io(|fd| fd.get_ref().read(&mut chunk)) {
@@ -54,7 +54,7 @@ impl Stdin {
 
     /// What is available now, without waiting.
     fn read_rest(&self) -> Vec<u8> {
-        let mut chunk = vec![0; limits::WRITE_BYTES];
+        let mut chunk = vec![0; limits::stdio::WRITE_BYTES];
         let count = self.0.get_ref().read(&mut chunk).unwrap_or(0);
         chunk.truncate(count);
         chunk

@@ -36,7 +36,7 @@ impl Pod {
     pub(crate) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         let began = tokio::time::Instant::now();
         let config = request.bundle.join("config.json");
-        let mut bundle = spec::parse(&files::read_bounded(&config, limits::SPEC_BYTES)?, &request.id)?;
+        let mut bundle = spec::parse(&files::read_bounded(&config, limits::spec::SPEC_BYTES)?, &request.id)?;
         self.join_sandbox(&mut bundle);
         self.admit(&request, &bundle)?;
         let id = ProcessId::init(request.id.clone());
@@ -154,7 +154,7 @@ impl Pod {
             stop::undo_boot(self).await;
         } else if let Ok(guest) = self.guest() {
             // It may have been made although its answer was lost.
-            guest.agent.remove_container(id, limits::REMOVE_CONTAINER).await.ok();
+            guest.agent.remove_container(id, limits::agent::REMOVE_CONTAINER).await.ok();
         }
         self.lock().containers.remove(id);
         self.container_removed.notify_one();

@@ -55,7 +55,7 @@ impl Pod {
         if guest.vm.gone().borrow().is_some() {
             return Ok(());
         }
-        match guest.agent.remove_container(id, limits::REMOVE_CONTAINER).await {
+        match guest.agent.remove_container(id, limits::agent::REMOVE_CONTAINER).await {
             Err(e) if e.code() == Code::Unavailable => warn!(self.log(), "remove container {}: {}", id, e),
             other => other?,
         }

@@ -31,8 +31,8 @@ impl Pod {
             }
         }
         let asking = guest.agent.signal_process(id, signal, all && is_kill);
-        let asked = timeout(limits::KILL_ANSWER, asking).await.unwrap_or_else(|_| {
-            let seconds = limits::KILL_ANSWER.as_secs();
+        let asked = timeout(limits::agent::KILL_ANSWER, asking).await.unwrap_or_else(|_| {
+            let seconds = limits::agent::KILL_ANSWER.as_secs();
             guest.agent.suspect();
             Err(Error::deadline(format!("the guest did not answer within {seconds} s")))
         });
@@ -76,7 +76,8 @@ impl Pod {
             running.map(|(exec, _)| of(exec)).collect()
         };
         for exec in execs {
-            match timeout(limits::KILL_ANSWER, guest.agent.signal_process(&exec, signal, false)).await {
+            match timeout(limits::agent::KILL_ANSWER, guest.agent.signal_process(&exec, signal, false)).await
+            {
                 Ok(Err(e)) if e.code() != Code::NotFound => {
                     warn!(self.log(), "signal {} to {}: {}", signal, exec, e);
                 }
@@ -101,14 +102,14 @@ impl Pod {
     fn watch_unstarted(self: &Arc<Self>, guest: &Arc<Guest>, id: &ProcessId) {
         let (pod, guest, id) = (Arc::clone(self), Arc::clone(guest), id.clone());
         tasks::detach(async move {
-            let until = Instant::now() + limits::KILL_ANSWER;
+            let until = Instant::now() + limits::agent::KILL_ANSWER;
             let unstarted = || pod.lock().process(&id).is_ok_and(|p| p.phase() == Phase::Created);
             while unstarted() && Instant::now() < until {
                 match guest.agent.wait_process_shortly(&id).await {
                     Ok(Some(status)) => {
                         return pod.end_process(&id, Input::Exited, status, std::time::SystemTime::now());
                     }
-                    Ok(None) => sleep(limits::EMPTY_READ_PAUSE.0).await,
+                    Ok(None) => sleep(limits::stdio::EMPTY_READ_PAUSE.0).await,
                     Err(_) => return,
                 }
             }
@@ -118,7 +119,7 @@ impl Pod {
     /// Waits until Create has ended, either way.
     async fn created(&self, id: &ProcessId) -> Result<()> {
         let created = self.wait_while(&id.container, Phase::Creating);
-        let waited = timeout(limits::KILL_OF_CREATING, created).await;
+        let waited = timeout(limits::agent::KILL_OF_CREATING, created).await;
         waited.map_err(|_elapsed| Error::deadline(format!("{id}: is still being created")))
     }
 }

@@ -117,8 +117,11 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
             end_execs(&pod, &id.container).await;
         }
     };
-    let (_drained, _execs, ()) =
-        tokio::join!(timeout(limits::OUTPUT_DRAIN, draining), timeout(limits::OUTPUT_DRAIN, execs), oom);
+    let (_drained, _execs, ()) = tokio::join!(
+        timeout(limits::stdio::OUTPUT_DRAIN, draining),
+        timeout(limits::stdio::OUTPUT_DRAIN, execs),
+        oom
+    );
     if pumps.iter().any(|pump| !pump.task.is_finished()) {
         warn!(pod.log(), "{}: its output has no reader; the rest is dropped", id);
     }
@@ -187,9 +190,9 @@ async fn wait_for_end(
             return Ok(status);
         }
         // The guest counts the same time from a little later.
-        tokio::time::sleep(limits::STUCK_WAIT).await;
+        tokio::time::sleep(limits::stdio::STUCK_WAIT).await;
         drop(held);
-        tokio::time::sleep(limits::STUCK_PAUSE).await;
+        tokio::time::sleep(limits::stdio::STUCK_PAUSE).await;
     }
 }
 

@@ -19,16 +19,16 @@ impl Pod {
 
     /// Returns when the pod has had no container for long and has shut itself down.
     pub(crate) async fn orphaned(self: &Arc<Self>) {
-        let mut pause = limits::UNUSED_TIMEOUT;
+        let mut pause = limits::shim::UNUSED_TIMEOUT;
         loop {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.container_removed.notified() => {
-                    pause = limits::ORPHAN_TIMEOUT;
+                    pause = limits::shim::ORPHAN_TIMEOUT;
                     continue;
                 }
             }
-            pause = limits::ORPHAN_TIMEOUT;
+            pause = limits::shim::ORPHAN_TIMEOUT;
             if !self.is_empty() {
                 self.container_removed.notified().await;
             } else if self.events.is_empty() && matches!(self.shutdown(false).await, Ok(true)) {

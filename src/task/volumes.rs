@@ -83,7 +83,7 @@ async fn send(agent: &Agent, volume: &Arc<Volume>, entry: &Entry, target: &str) 
             agent.copy_file(FilePiece { size, data, ..piece }).await
         }
         Node::File => {
-            for _ in 0..limits::COPY_TRIES {
+            for _ in 0..limits::volumes::COPY_TRIES {
                 if send_file(agent, volume, entry, &piece).await? {
                     return Ok(());
                 }
@@ -99,7 +99,7 @@ async fn send_file(agent: &Agent, volume: &Arc<Volume>, entry: &Entry, piece: &F
     let Some((mut file, size)) = blocking("open file", move || listed.open(&path)).await? else {
         return Ok(true);
     };
-    if size > limits::COPIED_BYTES {
+    if size > limits::volumes::COPIED_BYTES {
         return Ok(false);
     }
     let mut offset = 0;
