@@ -26,9 +26,14 @@ impl std::fmt::Debug for Sandbox {
     }
 }
 
-/// CRI's `PodSandboxConfig`, as bytes.
+/// CRI's `PodSandboxConfig`, as encoded fields.
 #[derive(Clone, Debug, Default)]
-pub struct PodConfig(Vec<u8>);
+pub struct PodConfig {
+    fields: Vec<u8>,
+    /// Those of its `linux` message. As containerd's encoder does, we write that message once: a decoder may keep
+    /// only the last one.
+    linux: Vec<u8>,
+}
 
 /// One field of a protobuf message.
 fn field(number: u32, content: &[u8]) -> Vec<u8> {
@@ -42,8 +47,17 @@ fn field(number: u32, content: &[u8]) -> Vec<u8> {
 impl PodConfig {
     /// One more field, a text or a message.
     fn with(mut self, number: u32, content: &[u8]) -> Self {
-        self.0.extend(field(number, content));
+        self.fields.extend(field(number, content));
         self
+    }
+
+    fn with_linux(mut self, number: u32, content: &[u8]) -> Self {
+        self.linux.extend(field(number, content));
+        self
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        [self.fields.clone(), field(8, &self.linux)].concat()
     }
 
     pub fn hostname(self, name: &str) -> Self {
@@ -59,16 +73,16 @@ impl PodConfig {
     }
 
     pub fn cgroup_parent(self, path: &str) -> Self {
-        self.with(8, &field(1, path.as_bytes()))
+        self.with_linux(1, path.as_bytes())
     }
 
     pub fn sysctl(self, key: &str, value: &str) -> Self {
-        self.with(8, &field(3, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat()))
+        self.with_linux(3, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat())
     }
 
     pub fn host_network(self) -> Self {
         // NamespaceOption.network = NODE.
-        self.with(8, &field(2, &field(1, &[8, 2])))
+        self.with_linux(2, &field(1, &[8, 2]))
     }
 }
 
@@ -111,7 +125,7 @@ impl Sandbox {
     pub async fn create(&self, config: &PodConfig, netns: &str) -> ttrpc::Result<()> {
         let options = Any {
             type_url: "runtime.v1.PodSandboxConfig".into(),
-            value: config.0.clone(),
+            value: config.bytes(),
             ..Default::default()
         };
         let req = api::CreateSandboxRequest {
