@@ -12,9 +12,9 @@ use crate::diagnosis::Diagnosis;
 use crate::error::{Code, Context, Error, Result, one_line};
 use crate::host::files::read_bounded;
 use crate::limits;
-use crate::pod::record::{FILE, Record};
+use crate::pod::dir;
+use crate::pod::record::Record;
 use crate::qemu::failure::explain_text;
-use crate::shim::run_dir;
 
 /// Explains why a secure guest did not start: cause, evidence, advice.
 ///
@@ -25,7 +25,7 @@ use crate::shim::run_dir;
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
     /// A sandbox id, a file, or `-` for standard input.
-    #[arg(value_name = "SANDBOX|FILE|-", default_value = "-", hide_default_value = true)]
+    #[arg(value_name = "SANDBOX|dir::RECORD|-", default_value = "-", hide_default_value = true)]
     what: String,
 }
 
@@ -34,7 +34,7 @@ impl Explain {
         if self.what == "-" {
             return Ok(text_report(&read_piped_text()?, style));
         }
-        explain(&self.what, &run_dir(), style)
+        explain(&self.what, &dir::run_dir(), style)
     }
 }
 
@@ -97,7 +97,7 @@ fn find_record(run_dir: &Path, id: &str) -> Result<Search> {
     let mut matches = Vec::new();
     for entry in entries.flatten() {
         let path = entry.path();
-        if !path.join(FILE).is_file() {
+        if !path.join(dir::RECORD).is_file() {
             continue;
         }
         match Record::read(&path) {
@@ -234,7 +234,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let record_in = |name: &str, text: &[u8]| {
             std::fs::create_dir(dir.path().join(name)).expect("mkdir");
-            std::fs::write(dir.path().join(name).join(FILE), text).expect("write");
+            std::fs::write(dir.path().join(name).join(dir::RECORD), text).expect("write");
         };
         record_in("broken", b"{");
         record_in("newer", br#"{"version": 2, "sandbox": "s2", "image": null, "failure": null}"#);

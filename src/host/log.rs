@@ -20,9 +20,6 @@ use crate::ids::SandboxId;
 use crate::limits;
 use crate::mutex::lock;
 
-/// The file's name below the pod's directory.
-pub(crate) const FILE: &str = "log";
-
 /// Changes the level of an open log.
 #[derive(Clone, Debug)]
 pub(crate) struct LevelSwitch(Arc<AtomicUsize>);
@@ -51,13 +48,17 @@ pub(crate) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Opens the pod's log; `fifo`: containerd's, in the bundle.
-pub(crate) fn open(dir: &Path, fifo: &Path, sandbox: &SandboxId, debug: bool) -> (Logger, LevelSwitch) {
+/// Opens the pod's log: `file` in its directory and `fifo`, containerd's, in the bundle.
+pub(crate) fn open(file: &Path, fifo: &Path, sandbox: &SandboxId, debug: bool) -> (Logger, LevelSwitch) {
     let level = LevelSwitch::new(if debug { Level::Debug } else { Level::Info });
     let lines = Lines {
         level: level.clone(),
         sandbox: sandbox.to_string(),
-        outputs: Mutex::new(Outputs { fifo: open_fifo(fifo), file: open_file(dir), path: dir.join(FILE) }),
+        outputs: Mutex::new(Outputs {
+            fifo: open_fifo(fifo),
+            file: open_file(file),
+            path: file.to_path_buf(),
+        }),
     };
     (Logger::root(lines.ignore_res(), o!()), level)
 }
@@ -68,9 +69,9 @@ fn open_fifo(path: &Path) -> Option<File> {
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()
 }
 
-fn open_file(dir: &Path) -> Option<File> {
+fn open_file(path: &Path) -> Option<File> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(dir.join(FILE)).ok()
+    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path).ok()
 }
 
 struct Lines {
@@ -166,12 +167,12 @@ mod tests {
     fn lines_are_json_one_each_and_the_file_is_bounded() {
         let dir = tempfile::tempdir().expect("dir");
         let sandbox = SandboxId::parse("s1").expect("id");
-        let (log, level) = open(dir.path(), Path::new("/nonexistent/log"), &sandbox, false);
+        let (log, level) = open(&dir.path().join("log"), Path::new("/nonexistent/log"), &sandbox, false);
         debug!(log, "not seen");
         info!(log, "two\nlines"; "n" => 7_u32);
         level.set(LogLevel::Debug);
         debug!(log, "seen");
-        let text = std::fs::read_to_string(dir.path().join(FILE)).expect("read");
+        let text = std::fs::read_to_string(dir.path().join("log")).expect("read");
         let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(
@@ -181,7 +182,7 @@ mod tests {
         for _ in 0..9000 {
             info!(log, "{}", "x".repeat(300));
         }
-        let size = std::fs::metadata(dir.path().join(FILE)).expect("stat").len();
+        let size = std::fs::metadata(dir.path().join("log")).expect("stat").len();
         assert!(size <= limits::host::LOG_FILE_BYTES + 1024, "{size}");
     }
 }

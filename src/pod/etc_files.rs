@@ -10,9 +10,7 @@ use crate::host::files::read_bounded;
 use crate::ids::SandboxId;
 use crate::limits;
 use crate::oci::pod_spec::{PodSpec, Resolver};
-
-/// All of them.
-const NAMES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
+use crate::pod::dir::ETC;
 
 /// Makes them in the pod's directory, with which they go. `resolver`: the lines of resolv.conf.
 pub(crate) fn write(dir: &Path, hostname: &str, resolver: &[String]) -> Result<()> {
@@ -23,7 +21,7 @@ pub(crate) fn write(dir: &Path, hostname: &str, resolver: &[String]) -> Result<(
     };
     let lines = resolver.join("\n");
     let contents = [format!("{hostname}\n").into_bytes(), hosts, format!("{lines}\n").into_bytes()];
-    for (name, content) in NAMES.iter().zip(contents) {
+    for (name, content) in ETC.iter().zip(contents) {
         let path = dir.join(name);
         let written = fs::write(&path, content);
         // Readable by every user of a container; on the host the directory's mode keeps others out.
@@ -54,5 +52,5 @@ pub(crate) fn resolver_lines(resolver: &Resolver) -> Result<Vec<String>> {
 
 /// Where each is mounted in a container, and where it is on the host.
 pub(crate) fn mounts(dir: &Path) -> impl Iterator<Item = (PathBuf, PathBuf)> {
-    NAMES.iter().map(|name| (Path::new("/etc").join(name), dir.join(name)))
+    ETC.iter().map(|name| (Path::new("/etc").join(name), dir.join(name)))
 }

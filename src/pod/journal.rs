@@ -15,9 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 use crate::limits;
-
-/// The file's name below the pod's directory.
-pub(crate) const FILE: &str = "journal";
+use crate::pod::dir::JOURNAL;
 
 /// One resource that must not outlive the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +42,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Opens (or makes, mode 0600) the journal of the pod in `dir`.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join(FILE);
+        let path = dir.join(JOURNAL);
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -81,7 +79,7 @@ impl Journal {
 
 /// Reads the entries of the pod in `dir`, oldest first. No journal: none.
 pub(crate) fn read(dir: &Path) -> Result<Vec<Cleanup>> {
-    let path = dir.join(FILE);
+    let path = dir.join(JOURNAL);
     let context = || format!("read journal {}", path.display());
     let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
         Ok(file) => file,

@@ -11,9 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::files::{read_bounded, write_atomic};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
-
-/// The file's name below the pod's directory.
-pub(crate) const FILE: &str = "state.json";
+use crate::pod::dir::RECORD;
 
 const VERSION: u32 = 1;
 
@@ -57,12 +55,12 @@ impl Record {
     /// Writes the record whole or not at all, mode 0600.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self).context("encode the sandbox record")?;
-        write_atomic(dir, FILE, &text)
+        write_atomic(dir, RECORD, &text)
     }
 
     /// Reads the record of the pod in `dir`.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(FILE);
+        let path = dir.join(RECORD);
         let bytes = read_bounded(&path, limits::host::RECORD_BYTES)?;
         let record: Self =
             serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
@@ -112,7 +110,7 @@ mod tests {
         record.failure = Failure::of(&VmEnd::Exited { code: 1, text: "x".into() });
         record.write(dir.path()).expect("again");
         assert_eq!(Record::read(dir.path()), Ok(record.clone()));
-        let mode = std::fs::metadata(dir.path().join(FILE)).expect("stat").permissions().mode();
+        let mode = std::fs::metadata(dir.path().join(RECORD)).expect("stat").permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
         record.version = 2;
         record.write(dir.path()).expect("newer");

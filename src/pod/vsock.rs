@@ -10,9 +10,9 @@ use crate::failpoint::{Step, hit};
 use crate::host::process::{Child, FdTable};
 use crate::host::{tasks, vsock};
 use crate::plan::vm::VsockPlan;
-use crate::pod::Pod;
 use crate::pod::journal::Cleanup;
 use crate::pod::prepare::LaunchContext;
+use crate::pod::{Pod, dir};
 use crate::qemu::vsock_device;
 
 /// An opened device.
@@ -38,15 +38,17 @@ pub(crate) async fn open(
             Ok(Vsock { plan, transport: Transport::Vsock { cid }, program: None })
         }
         VsockConfig::VhostUser { program } => {
-            let dir = &pod.parts.dir;
-            for name in [vsock_device::DEVICE_SOCKET, vsock_device::AGENT_SOCKET] {
+            for name in [dir::VSOCK_DEVICE, dir::VSOCK_AGENT] {
                 pod.journal.record(&Cleanup::Path { name: name.to_owned() })?;
             }
-            let child = vsock_device::start(program.clone(), dir, &context.leaf, context.cpus).await?;
+            let (device, agent) =
+                (pod.parts.dir.join(dir::VSOCK_DEVICE), pod.parts.dir.join(dir::VSOCK_AGENT));
+            let child =
+                vsock_device::start(program.clone(), &device, &agent, &context.leaf, context.cpus).await?;
             let child = tasks::reaped(child);
             hit(Step::HelperSpawned)?;
-            let plan = VsockPlan::VhostUser { socket: dir.join(vsock_device::DEVICE_SOCKET) };
-            let transport = Transport::Hybrid { socket: dir.join(vsock_device::AGENT_SOCKET) };
+            let plan = VsockPlan::VhostUser { socket: device };
+            let transport = Transport::Hybrid { socket: agent };
             Ok(Vsock { plan, transport, program: Some(child) })
         }
     }

@@ -16,10 +16,6 @@ use crate::limits;
 use crate::plan::cpus::CpuList;
 use crate::qemu::opt::Opt;
 
-/// Socket names below the pod's directory.
-pub(crate) const DEVICE_SOCKET: &str = "vsock-device";
-pub(crate) const AGENT_SOCKET: &str = "vsock";
-
 /// The guest's context id: it is private to this device, so any value will do.
 const CID: &str = "3";
 
@@ -27,12 +23,17 @@ const CID: &str = "3";
 const TX_BUFFER: &str = "32768";
 
 /// Starts the program in the cgroup `leaf` and waits until QEMU can connect to it.
-pub(crate) async fn start(program: PathBuf, dir: &Path, leaf: &Path, cpus: CpuList) -> Result<Child> {
-    let device = dir.join(DEVICE_SOCKET);
+pub(crate) async fn start(
+    program: PathBuf,
+    device: &Path,
+    agent: &Path,
+    leaf: &Path,
+    cpus: CpuList,
+) -> Result<Child> {
     let vm = Opt::new("")
         .set("guest-cid", CID)
-        .set("socket", &device)
-        .set("uds-path", dir.join(AGENT_SOCKET))
+        .set("socket", device)
+        .set("uds-path", agent)
         .set("tx-buffer-size", TX_BUFFER)
         .into_arg();
     let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
@@ -49,7 +50,7 @@ pub(crate) async fn start(program: PathBuf, dir: &Path, leaf: &Path, cpus: CpuLi
     .spawn()?;
     let until = Instant::now() + limits::qemu::VSOCK_DEVICE_READY;
     loop {
-        if std::fs::symlink_metadata(&device).is_ok_and(|m| m.file_type().is_socket()) {
+        if std::fs::symlink_metadata(device).is_ok_and(|m| m.file_type().is_socket()) {
             return Ok(child);
         }
         tokio::select! {

@@ -18,10 +18,10 @@ use crate::host::lock::{PodLock, lock_holder};
 use crate::ids::PodKey;
 use crate::limits;
 use crate::oci::role::Role;
-use crate::pod::cleanup;
+use crate::pod::{cleanup, dir};
 use crate::shim::convert::timestamp;
 use crate::shim::flags::Flags;
-use crate::shim::{LOCK, poll_pause, role_of, run_dir};
+use crate::shim::{poll_pause, role_of};
 
 /// Removes what is left of a container or, with a sandbox's id, of the whole pod.
 pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
@@ -31,7 +31,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     let role = role_of(&bundle, &id).unwrap_or(Role::Single);
     if !matches!(role, Role::Member { .. }) {
         let key = PodKey::new(&flags.address, &namespace, &id.to_sandbox());
-        remove_pod(&run_dir().join(key.as_str())).with_context(|| format!("delete sandbox {id}"))?;
+        remove_pod(&dir::of(&dir::run_dir(), &key)).with_context(|| format!("delete sandbox {id}"))?;
     }
     unmount_rootfs(&bundle)?;
     let response = DeleteResponse {
@@ -42,17 +42,17 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     response.write_to_bytes().context("encode the response")
 }
 
-fn remove_pod(dir: &Path) -> Result<()> {
-    match fs::symlink_metadata(dir) {
+fn remove_pod(pod_dir: &Path) -> Result<()> {
+    match fs::symlink_metadata(pod_dir) {
         Ok(_) => {}
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e).with_context(|| format!("read {}", dir.display())),
+        Err(e) => return Err(e).with_context(|| format!("read {}", pod_dir.display())),
     }
-    let Some(_lock) = lock_dead_pod(&dir.join(LOCK))? else { return Ok(()) };
-    cleanup::run(dir)?;
-    match fs::remove_dir_all(dir) {
+    let Some(_lock) = lock_dead_pod(&pod_dir.join(dir::LOCK))? else { return Ok(()) };
+    cleanup::run(pod_dir)?;
+    match fs::remove_dir_all(pod_dir) {
         Err(e) if e.kind() != ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("remove {}", dir.display()))
+            Err(e).with_context(|| format!("remove {}", pod_dir.display()))
         }
         _ => Ok(()),
     }

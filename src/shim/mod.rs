@@ -15,7 +15,7 @@ mod start;
 mod stats;
 mod task_service;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Code, Result};
 use crate::host::files::read_bounded;
@@ -23,16 +23,6 @@ use crate::ids::ContainerId;
 use crate::limits;
 use crate::oci::role::Role;
 use crate::oci::spec;
-
-/// The directory of all pods on this host.
-const RUN_DIR: &str = "/run/kata-se";
-
-/// Overrides `RUN_DIR`: for tests, and for hosts with another place for /run.
-const RUN_DIR_ENVIRONMENT: &str = "KATA_SE_RUN_DIR";
-
-/// The lock of a pod's shim and its socket, in the pod's directory.
-const LOCK: &str = "lock";
-const SOCKET: &str = "s";
 
 /// The role of a bundle's container in its pod. The Sandbox API has no container for the pod itself: such a
 /// bundle has no config.json, only the `rootfs` folder that every bundle has.
@@ -42,11 +32,6 @@ fn role_of(bundle: &Path, id: &ContainerId) -> Result<Role> {
         Err(e) if e.code() == Code::NotFound && bundle.join("rootfs").is_dir() => Ok(Role::Sandbox),
         Err(e) => Err(e),
     }
-}
-
-/// The directory that holds the directories of all pods.
-pub(crate) fn run_dir() -> PathBuf {
-    std::env::var_os(RUN_DIR_ENVIRONMENT).map_or_else(|| RUN_DIR.into(), PathBuf::from)
 }
 
 /// The pause between two attempts to take a lock, in the commands `start` and `delete`.

@@ -19,10 +19,10 @@ use crate::host::tasks;
 use crate::host::{log, sys};
 use crate::ids::PodKey;
 use crate::limits;
-use crate::pod::{Pod, PodParts};
+use crate::pod::{Pod, PodParts, dir};
 use crate::shim::flags::Flags;
 use crate::shim::pod_service::PodService;
-use crate::shim::{connections, events, role_of, run_dir};
+use crate::shim::{connections, events, role_of};
 
 /// The action with which `start` runs this program.
 pub(crate) const ACTION: &str = "serve";
@@ -48,8 +48,8 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let bundle = flags.bundle_dir()?;
     let sandbox = role_of(&bundle, &id)?.sandbox(&id);
     let key = PodKey::new(&flags.address, &namespace, &sandbox);
-    let dir = run_dir().join(key.as_str());
-    let (log, level) = log::open(&dir, &bundle.join("log"), &sandbox, flags.debug);
+    let dir = dir::of(&dir::run_dir(), &key);
+    let (log, level) = log::open(&dir.join(dir::LOG), &bundle.join("log"), &sandbox, flags.debug);
     log_panics(log.clone());
     let core_scheduling = std::env::var_os(SCHED_CORE_ENVIRONMENT).is_some_and(|value| !value.is_empty());
     let (parts_dir, parts_log) = (dir.clone(), log.clone());

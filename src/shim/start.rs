@@ -24,11 +24,10 @@ use crate::ids::{ContainerId, Namespace, PodKey};
 use crate::limits;
 use crate::limits::qemu::SOCKET_PATH_BYTES;
 use crate::oci::role::Role;
-use crate::pod::cleanup;
-use crate::pod::{journal, record};
+use crate::pod::{cleanup, dir};
 use crate::shim::convert::config_path;
 use crate::shim::flags::Flags;
-use crate::shim::{LOCK, RUN_DIR_ENVIRONMENT, SOCKET, poll_pause, role_of, run_dir, serve};
+use crate::shim::{poll_pause, role_of, serve};
 
 /// Which bootstrap protocol the caller uses.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,11 +48,11 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     let role = role_of(&bundle_dir, &id)?;
     let sandbox = role.sandbox(&id);
     let key = PodKey::new(&flags.address, &namespace, &sandbox);
-    let root = run_dir();
-    let dir = root.join(key.as_str());
-    let socket = dir.join(SOCKET);
+    let root = dir::run_dir();
+    let pod_dir = dir::of(&root, &key);
+    let socket = pod_dir.join(dir::SOCKET);
     if let Role::Member { .. } = role {
-        if !PodLock::is_held(&dir.join(LOCK))? {
+        if !PodLock::is_held(&pod_dir.join(dir::LOCK))? {
             return Err(Error::not_found(format!(
                 "container {id}: its sandbox {sandbox} has no running shim"
             )));
@@ -67,7 +66,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
             dialect: &dialect,
             config: config.as_deref(),
         };
-        start_shim(&root, &dir, &socket, &caller).with_context(|| format!("start sandbox {sandbox}"))?;
+        start_shim(&root, &pod_dir, &socket, &caller).with_context(|| format!("start sandbox {sandbox}"))?;
     }
     let address = format!("unix://{}", socket.display());
     // CRI-O reads it after it was restarted.
@@ -100,7 +99,7 @@ struct Caller<'a> {
     config: Option<&'a Path>,
 }
 
-fn start_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Result<()> {
+fn start_shim(root: &Path, pod_dir: &Path, socket: &Path, caller: &Caller<'_>) -> Result<()> {
     if socket.as_os_str().len() > SOCKET_PATH_BYTES {
         return Err(Error::invalid(format!(
             "socket {}: longer than {SOCKET_PATH_BYTES} bytes",
@@ -108,15 +107,15 @@ fn start_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Re
         )));
     }
     private_dir(root)?;
-    let mut lock = lock_pod_dir(dir)?;
-    let started = clean_leftovers(dir).and_then(|()| spawn_server(socket, &lock, caller));
+    let mut lock = lock_pod_dir(pod_dir)?;
+    let started = clean_leftovers(pod_dir).and_then(|()| spawn_server(socket, &lock, caller));
     match started.and_then(|pid| lock.write_pid(pid)) {
         Ok(()) => {
             lock.leave();
             Ok(())
         }
         Err(e) => {
-            fs::remove_dir_all(dir).ok();
+            fs::remove_dir_all(pod_dir).ok();
             Err(e)
         }
     }
@@ -124,11 +123,11 @@ fn start_shim(root: &Path, dir: &Path, socket: &Path, caller: &Caller<'_>) -> Re
 
 /// Makes the pod's directory and takes its lock. An older shim of the same sandbox removes the directory a moment
 /// after its response to Shutdown: we wait for that.
-fn lock_pod_dir(dir: &Path) -> Result<PodLock> {
+fn lock_pod_dir(pod_dir: &Path) -> Result<PodLock> {
     let until = Instant::now() + limits::shim::START_GRACE;
     loop {
-        let taken = private_dir(dir).and_then(|()| PodLock::try_take(&dir.join(LOCK)));
-        let leaving = matches!(taken, Ok(None)) || fs::symlink_metadata(dir).is_err();
+        let taken = private_dir(pod_dir).and_then(|()| PodLock::try_take(&pod_dir.join(dir::LOCK)));
+        let leaving = matches!(taken, Ok(None)) || fs::symlink_metadata(pod_dir).is_err();
         match taken {
             Ok(Some(lock)) => return Ok(lock),
             _ if leaving && Instant::now() < until => poll_pause(),
@@ -139,10 +138,10 @@ fn lock_pod_dir(dir: &Path) -> Result<PodLock> {
 }
 
 /// Cleans up by the journal that a killed shim of the same sandbox may have left.
-fn clean_leftovers(dir: &Path) -> Result<()> {
-    cleanup::run(dir)?;
-    for name in [journal::FILE, SOCKET, record::FILE] {
-        fs::remove_file(dir.join(name)).ok();
+fn clean_leftovers(pod_dir: &Path) -> Result<()> {
+    cleanup::run(pod_dir)?;
+    for name in [dir::JOURNAL, dir::SOCKET, dir::RECORD] {
+        fs::remove_file(pod_dir.join(name)).ok();
     }
     Ok(())
 }
@@ -180,7 +179,7 @@ fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u3
 fn environment(caller: &Caller<'_>) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let names = [
         config::ENVIRONMENT,
-        RUN_DIR_ENVIRONMENT,
+        dir::ENVIRONMENT,
         serve::SCHED_CORE_ENVIRONMENT,
         #[cfg(feature = "failpoints")]
         crate::failpoint::ENVIRONMENT,

@@ -19,9 +19,9 @@ use crate::ids::ContainerId;
 use crate::oci::spec::Bundle;
 use crate::oci::storage::{Storage, block_rootfs, packed_rootfs};
 use crate::plan::rootfs::{RootfsPlan, decide};
-use crate::pod::Pod;
 use crate::pod::guest::{Guest, Layer};
 use crate::pod::request::CreateRequest;
+use crate::pod::{Pod, dir};
 
 /// An opened root file system, ready to be plugged.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(crate) async fn open(
 ) -> Result<RootfsDisk> {
     let packer = Packer {
         mkfs: config.rootfs.mkfs.clone(),
-        mount_point: pod_dir.join("pack"),
+        mount_point: pod_dir.join(dir::PACK),
         leaf: leaf.map(Path::to_path_buf),
     };
     let cache = LayerCache {
