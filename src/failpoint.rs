@@ -1,7 +1,7 @@
 //! The named steps of a pod's life: the places where tests kill the shim or let it fail.
 //!
 //! `hit` is empty unless built with the feature `failpoints`. A new step is added to the
-//! list below and the walks of the crash tests meet it without being told.
+//! list below, and the crash tests include it.
 
 use crate::error::Result;
 
@@ -32,7 +32,7 @@ steps! {
     SandboxDestroyed, VmStopped, CleanupStepDone, CleanupDone,
 }
 
-/// Where the failpoint stands, in a build with the feature: a file that tests write.
+/// Names the file, written by tests, that says which step fails, in a build with the feature.
 #[cfg(feature = "failpoints")]
 pub(crate) const ENVIRONMENT: &str = "KATA_SE_FAILPOINT";
 

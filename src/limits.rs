@@ -72,7 +72,7 @@ pub(crate) mod host {
     /// Largest sandbox record read back: quoted console lines are the most of it.
     pub(crate) const RECORD_BYTES: u64 = 1 << 20;
 
-    /// Largest journal read back: a pod owes some ten lines of 100 bytes each.
+    /// Largest journal read back: a pod has some ten lines of 100 bytes each.
     pub(crate) const JOURNAL_BYTES: u64 = 1 << 20;
 
     /// Largest log file in the sandbox directory; the older half is cut off when it is reached.
@@ -255,7 +255,7 @@ pub(crate) mod stdio {
     /// How long a process' end may wait for a reader that does not take its output.
     pub(crate) const OUTPUT_DRAIN: Duration = Duration::from_secs(10);
 
-    /// One WaitProcess for a process whose output nobody takes, and the pause before the next: what it writes
+    /// One WaitProcess for a process whose output has no reader, and the pause before the next: what it writes
     /// while one is under way would be lost if it ended then.
     pub(crate) const STUCK_WAIT: Duration = Duration::from_millis(50);
     pub(crate) const STUCK_PAUSE: Duration = Duration::from_secs(1);

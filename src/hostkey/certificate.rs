@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::hostkey::pem::blocks;
 use crate::hostkey::signature::{self, Signed};
 
-/// A certificate, as it stands in the file.
+/// A certificate, as it is in the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Certificate {
     /// What it is called in messages: its part in the chain and its file.
@@ -23,7 +23,7 @@ pub(crate) struct Certificate {
     pub(crate) x509: X509,
 }
 
-/// A revocation list, as it stands in the file.
+/// A revocation list, as it is in the file.
 #[derive(Clone, Debug)]
 pub(crate) struct RevocationList {
     pub name: String,

@@ -15,10 +15,10 @@ const UNIT: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.11");
 
 const IBM: &str = "International Business Machines Corporation";
 
-/// Both stand for the same signing key.
+/// Both mean the same signing key.
 const LOCALITIES: [&str; 2] = ["Poughkeepsie", "Armonk"];
 
-/// The unit's name ends with it; what stands before it names the machine's generation.
+/// The unit's name ends with it; what precedes it names the machine's generation.
 const UNIT_SUFFIX: &str = "Key Signing Service";
 
 type Part = (ObjectIdentifier, Vec<u8>);

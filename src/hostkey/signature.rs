@@ -74,7 +74,7 @@ pub(crate) fn check_strength(key: &SubjectPublicKeyInfoOwned) -> Verdict {
     if key.algorithm.oid == RSA { rsa_key(key).map(|_| ()) } else { curve(key).map(|_| ()) }
 }
 
-/// The first element of the outer sequence, as it stands there: what was signed.
+/// The first element of the outer sequence, as it is there: what was signed.
 fn content(whole: &[u8]) -> x509_cert::der::Result<&[u8]> {
     SliceReader::new(AnyRef::from_der(whole)?.value())?.tlv_bytes()
 }

@@ -6,22 +6,22 @@
 use crate::error::{Code, Error};
 use crate::ids::ProcessId;
 
-/// Where a process stands.
+/// Where a process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Create is at work (init processes only).
+    /// Create is under way (init processes only).
     Creating,
     /// Created (init), or added (exec): known, not started.
     Created,
     Starting,
     Running,
-    /// Pause is at work.
+    /// Pause is under way.
     Pausing,
     Paused,
-    /// Resume is at work.
+    /// Resume is under way.
     Resuming,
     Exited,
-    /// Delete is at work.
+    /// Delete is under way.
     Deleting,
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum Input {
     DeleteFailed,
 }
 
-/// What is told to containerd; init or exec makes the difference outside.
+/// An event for containerd; which one exactly also depends on init or exec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Emit {
     Create,
@@ -231,7 +231,7 @@ mod tests {
         assert!(text == golden, "the table has changed:\n{text}");
     }
 
-    /// A small generator of its own: the same sequences on every machine.
+    /// A small generator: the same sequences on every machine.
     fn numbers(mut seed: u64) -> impl FnMut(usize) -> usize {
         move |below| {
             seed ^= seed << 13;
@@ -246,10 +246,10 @@ mod tests {
         let mut number = numbers(0x5eed);
         for _ in 0..100_000 {
             let kind = KINDS[number(2)];
-            let (mut phase, mut told) = (kind.first_phase(), Vec::new());
+            let (mut phase, mut emitted) = (kind.first_phase(), Vec::new());
             for _ in 0..number(48) {
                 if let Ok((to, emits)) = next(kind, phase, INPUTS[number(INPUTS.len())]) {
-                    told.extend_from_slice(emits);
+                    emitted.extend_from_slice(emits);
                     phase = to;
                 }
             }
@@ -263,14 +263,14 @@ mod tests {
                 &[Emit::Create, Emit::Start, Emit::Exit],
             ];
             let pauses = |e: &Emit| matches!(e, Emit::Pause | Emit::Resume);
-            let ends: Vec<Emit> = told.iter().copied().filter(|e| !pauses(e)).collect();
-            assert!(wanted.contains(&ends.as_slice()), "{kind:?}: {told:?}");
-            // Pauses stand between start and exit, and take turns with resumes.
-            let first = told.iter().position(pauses).unwrap_or(told.len());
-            let between = &told[first..told.iter().rposition(pauses).map_or(first, |last| last + 1)];
-            assert!(between.iter().step_by(2).all(|e| *e == Emit::Pause), "{kind:?}: {told:?}");
-            assert!(between.iter().skip(1).step_by(2).all(|e| *e == Emit::Resume), "{kind:?}: {told:?}");
-            assert!(between.is_empty() || told[first - 1] == Emit::Start, "{kind:?}: {told:?}");
+            let ends: Vec<Emit> = emitted.iter().copied().filter(|e| !pauses(e)).collect();
+            assert!(wanted.contains(&ends.as_slice()), "{kind:?}: {emitted:?}");
+            // Pauses are between start and exit, and alternate with resumes.
+            let first = emitted.iter().position(pauses).unwrap_or(emitted.len());
+            let between = &emitted[first..emitted.iter().rposition(pauses).map_or(first, |last| last + 1)];
+            assert!(between.iter().step_by(2).all(|e| *e == Emit::Pause), "{kind:?}: {emitted:?}");
+            assert!(between.iter().skip(1).step_by(2).all(|e| *e == Emit::Resume), "{kind:?}: {emitted:?}");
+            assert!(between.is_empty() || emitted[first - 1] == Emit::Start, "{kind:?}: {emitted:?}");
         }
     }
 }

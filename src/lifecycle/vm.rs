@@ -64,7 +64,7 @@ pub(crate) fn next(phase: VmPhase, input: VmInput) -> Option<VmPhase> {
         (P::Absent | P::Gone, I::BootAsked) => Some(P::Booting),
         (P::Booting, I::BootDone) => Some(P::Up),
         (P::Gone, I::BootUndone) => Some(P::Absent),
-        // Whoever stops it meanwhile has the last word.
+        // A Stop that is under way decides.
         (P::Stopping, I::BootUndone) => Some(P::Stopping),
 
         // A second Stop waits for the first one, and removes what that one could not.
@@ -144,7 +144,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever happens in whatever order: a VM is up only after a boot that nothing has ended since, nothing
+        /// In any order of events: a VM is up only after a boot that nothing has ended since, nothing
         /// is left half way after a Stop, and each phase can still be stopped.
         #[test]
         fn a_vm_is_up_only_between_its_boot_and_its_end(

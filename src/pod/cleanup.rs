@@ -1,7 +1,7 @@
 //! Removes what a pod's journal names.
 //!
 //! Each removal treats "not there" as success, touches only what is ours by construction, and ends in
-//! bounded time. Everything here blocks: it runs on a thread of its own, or in `delete`.
+//! bounded time. Everything here blocks: it runs on a thread beside the runtime, or in `delete`.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -10,7 +10,7 @@
 //! | [`JOURNAL`] | what has to be removed with the pod | `pod::journal` |
 //! | [`RECORD`] | which image runs, and why it failed; for people | `pod::record` |
 //! | [`LOG`] | the last lines of the shim's log | `host::log` |
-//! | [`PACK`] | where mkfs sees the layers that it packs, in a mount namespace of its own | `host::layer_pack` |
+//! | [`PACK`] | where mkfs sees the layers that it packs, in its own mount namespace | `host::layer_pack` |
 //! | [`VSOCK_DEVICE`], [`VSOCK_AGENT`] | sockets of the vsock program, on hosts without a vhost driver | `qemu::vsock_device` |
 //! | [`ETC`] | files of /etc for the containers of a Sandbox API pod | `pod::etc_files` |
 //!

@@ -35,7 +35,7 @@ pub(crate) struct Guest {
     /// Layer images in this guest. Held while one is plugged, so that two containers of one image
     /// do not plug it twice.
     pub(crate) layers: tokio::sync::Mutex<Layers>,
-    /// Containers whose creation failed in the guest: the agent can not take such an id again.
+    /// Containers whose creation failed in the guest: the agent cannot take such an id again.
     pub(crate) unusable: Mutex<BTreeSet<ContainerId>>,
 }
 

@@ -1,6 +1,6 @@
 //! From a prepared pod to a guest whose agent answers: the sequence of a VM's start.
 //!
-//! Everything is recorded in the journal before it is made; whoever calls cleans up after an error.
+//! Everything is recorded in the journal before it is made; the caller cleans up after an error.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;

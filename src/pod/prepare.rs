@@ -35,7 +35,7 @@ pub(crate) struct LaunchContext {
 
 /// Reads the configuration, checks what the VM is to boot, and makes the pod's cgroup.
 ///
-/// Whatever it makes is in the journal first; whoever calls cleans up after an error.
+/// Everything is recorded in the journal before it is made; the caller cleans up after an error.
 pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpec) -> Result<LaunchContext> {
     let config = config::load(config_path)?;
     let config = annotations::apply(config, |key| spec.annotation(key))?;
@@ -62,7 +62,7 @@ fn size_of(pod: &Pod, config: &Config, requested: Requested, host: Capacity) -> 
     Ok(size)
 }
 
-/// Moves the shim into a leaf of its own beside the pod's. A node that does not allow it gets a warning.
+/// Moves the shim into its own leaf beside the pod's. A node that does not allow it gets a warning.
 async fn move_shim(pod: &Pod, pods_leaf: &Path) -> Result<()> {
     let leaf = shim_cgroup::leaf_path(pods_leaf);
     pod.journal.record(&Cleanup::Cgroup { path: leaf.clone() })?;

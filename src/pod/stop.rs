@@ -110,7 +110,7 @@ impl Pod {
     pub(crate) async fn shutdown(self: &Arc<Self>, now: bool) -> Result<bool> {
         let creating: Vec<ContainerId> = {
             let state = self.lock();
-            // A sandbox lives without containers, too: it has a Shutdown of its own.
+            // A sandbox lives without containers, too: it has its own Shutdown.
             if !now && (!state.containers.is_empty() || state.sandbox.is_some()) {
                 return Ok(false);
             }

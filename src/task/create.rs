@@ -1,7 +1,7 @@
 //! Task.Create: the pod's first container brings its VM up; every container is then made in the
 //! guest, stopped before its first instruction.
 //!
-//! Create can be cancelled (Delete, Shutdown) at any await; whatever it made is undone before it
+//! Create can be cancelled (Delete, Shutdown) at any await; everything it made is undone before it
 //! answers, so that the same id can be created again at once.
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The sandbox of containerd's Sandbox API: a pod whose VM is started without a container that represents it.
 //!
-//! Start can be cancelled (Stop, Shutdown) at any await; whatever it made is undone before it answers.
+//! Start can be cancelled (Stop, Shutdown) at any await; everything it made is undone before it answers.
 //! Its end is set once, by the first of Stop, Shutdown and the VM's own end.
 
 use std::path::Path;
@@ -162,7 +162,7 @@ impl Pod {
         for (destination, source) in etc_files::mounts(&self.parts.dir) {
             bundle.add_bind(&destination, &source);
         }
-        // The pod's shared memory, whatever the source is called.
+        // The pod's shared memory, under any name of the source.
         bundle.add_bind(Path::new("/dev/shm"), Path::new("shm"));
     }
 
@@ -182,7 +182,7 @@ impl Pod {
         asked
     }
 
-    /// Ends everything of the sandbox, whatever still runs: the shim may exit then.
+    /// Ends everything of the sandbox, also what still runs: the shim may exit then.
     pub(crate) async fn shutdown_sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<()> {
         {
             // A CreateSandbox that was refused has left a shim, too.
