@@ -16,9 +16,9 @@
 //!
 //! | who | moves it by |
 //! | --- | --- |
-//! | `task::create`, `task::sandbox` | BootAsked, and BootUndone after a start that failed |
+//! | `task::create`, `task::sandbox` | BootAsked |
 //! | `pod::launch` | BootDone |
-//! | `pod::stop` | StopAsked, Stopped |
+//! | `pod::stop` | StopAsked, Stopped, and BootUndone after a start that failed |
 //! | `pod::supervise` | VmEnded |
 //!
 //! The phase is watched: a second Stop waits until the VM is no longer Stopping, a Stop that cancels a start
