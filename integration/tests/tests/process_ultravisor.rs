@@ -153,7 +153,7 @@ async fn what_the_machine_lacks_is_explained() {
     order(&node, &json!({"no_resources": true}));
     says(
         &node,
-        "this machine has no room for another secure guest: KVM_PV_ENABLE: rc 0x0 rrc 0x0 (no more is told, \
+        "this machine has no room for another secure guest: KVM_PV_ENABLE: rc 0x0 rrc 0x0 (no further detail, \
          Cannot allocate memory",
     )
     .await;
