@@ -40,7 +40,8 @@ pub(crate) async fn stop(pod: &Pod) -> Result<()> {
 /// Stops what a failed start has left, so that the pod can be started again.
 pub(crate) async fn undo_boot(pod: &Pod) {
     let stopped = stop(pod).await;
-    if let Err(e) = stopped.and_then(|()| pod.lock().vm.advance(VmInput::BootUndone)) {
+    let undone = pod.lock().vm.advance(VmInput::BootUndone);
+    for e in [stopped, undone].into_iter().filter_map(Result::err) {
         warn!(pod.log(), "after a failed start: {}", e);
     }
 }

@@ -5,13 +5,13 @@
 //! answers, so that the same id can be created again at once.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use slog::{info, warn};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::files;
+use crate::host::log::ms;
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Input;
 use crate::lifecycle::vm::VmInput;
@@ -159,8 +159,4 @@ impl Pod {
         self.lock().containers.remove(id);
         self.container_removed.notify_one();
     }
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

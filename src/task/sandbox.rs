@@ -10,6 +10,7 @@ use slog::{info, warn};
 use tokio::sync::watch;
 
 use crate::error::{Code, Context, Error, Result};
+use crate::host::log::ms;
 use crate::ids::{ContainerId, SandboxId};
 use crate::lifecycle::vm::{VmInput, VmPhase};
 use crate::oci::pod_spec::PodSpec;
@@ -70,7 +71,7 @@ impl Pod {
         }
         booted?;
         info!(self.log(), "started sandbox {}", id;
-            "ms" => u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+            "ms" => ms(began.elapsed()));
         self.sandbox_state(id)
     }
 
