@@ -31,7 +31,7 @@ async fn whatever_is_missing_is_named() {
     node.config("");
 
     let missing = "/run/netns/kst-no-such";
-    says(node.refused(&plain.clone().network(missing)).await, &["pod network", missing, "there is none"]);
+    says(node.refused(&plain.clone().network(missing)).await, &["pod network", missing, "does not exist"]);
     let hosts = format!("/proc/{}/ns/net", std::process::id());
     says(
         node.refused(&plain.clone().network(&hosts)).await,
