@@ -68,10 +68,8 @@ pub mod test_api {
     pub use crate::host::probe::collect;
     pub use crate::host::process::{FdTable, Launch};
     pub use crate::ids::{ContainerId, ExecId, Namespace, ProcessId, SandboxId};
-    pub use crate::limits::stdio::READ_BYTES;
     pub use crate::oci::guest_spec::guest_process;
     pub use crate::oci::spec::parse_process;
-    pub use crate::plan::checks::tag;
     pub use crate::plan::overhead::{HOST_MIB, overhead};
     pub use crate::plan::vm::{DiskPlan, VmPlan, VsockPlan};
     pub use crate::qemu::args::args;

@@ -240,7 +240,7 @@ pub(crate) mod stdio {
     use std::time::Duration;
 
     /// Bytes asked for with one ReadStdout or ReadStderr.
-    pub const READ_BYTES: u32 = 64 << 10;
+    pub(crate) const READ_BYTES: u32 = 64 << 10;
 
     /// Bytes of one stream held for a sink that is slow, beside the last answer and what is being written:
     /// 208 KiB in all.

@@ -198,7 +198,7 @@ fn sealed(image: &SealedImage) -> Finding {
 }
 
 /// The header's GCM tag in hexadecimal: attestation identifies an image by it.
-pub fn tag(image: &SealedImage) -> String {
+pub(crate) fn tag(image: &SealedImage) -> String {
     hex(&image.header.tag)
 }
 

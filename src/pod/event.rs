@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::ids::{ContainerId, ExecId};
 use crate::limits;
+use crate::mutex;
 use crate::plan::rootfs::RootfsMount;
 use crate::pod::request::StdioPaths;
 
@@ -149,7 +150,7 @@ impl EventQueue {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        mutex::lock(&self.waiting)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::agent::client::Agent;
@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::host::process::Child;
 use crate::ids::ContainerId;
+use crate::mutex;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Size;
 use crate::qemu::vm::Vm;
@@ -58,14 +59,14 @@ pub(crate) struct Layer {
 
 impl Guest {
     pub(crate) fn next_devno(&self) -> Result<DevNo> {
-        self.devnos.lock().unwrap_or_else(PoisonError::into_inner).take()
+        mutex::lock(&self.devnos).take()
     }
 
     pub(crate) fn mark_unusable(&self, id: &ContainerId) {
-        self.unusable.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        mutex::lock(&self.unusable).insert(id.clone());
     }
 
     pub(crate) fn is_unusable(&self, id: &ContainerId) -> bool {
-        self.unusable.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+        mutex::lock(&self.unusable).contains(id)
     }
 }

@@ -8,13 +8,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 use crate::limits;
+use crate::mutex;
 use crate::pod::dir::JOURNAL;
 
 /// One resource that must not outlive the pod.
@@ -61,7 +62,7 @@ impl Journal {
         let context = || format!("write journal {}", self.path.display());
         let mut line = serde_json::to_vec(entry).with_context(context)?;
         line.push(b'\n');
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = mutex::lock(&self.file);
         let before = file.seek(SeekFrom::End(0)).with_context(context)?;
         let written = file.write_all(&line);
         if written.is_err() {
@@ -72,7 +73,7 @@ impl Journal {
 
     /// Forgets every entry: called after all of it was removed.
     pub(crate) fn clear(&self) -> Result<()> {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = mutex::lock(&self.file);
         file.set_len(0).with_context(|| format!("clear journal {}", self.path.display()))
     }
 }

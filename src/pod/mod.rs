@@ -28,7 +28,7 @@ mod supervise;
 mod vsock;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use slog::Logger;
@@ -40,6 +40,7 @@ use crate::host::shim_cgroup::OriginalCgroup;
 use crate::ids::{ContainerId, Namespace, PodKey, ProcessId, SandboxId};
 use crate::lifecycle::process::{Emit, Input, Phase};
 use crate::lifecycle::vm::VmPhase;
+use crate::mutex;
 use crate::pod::event::{Event, EventQueue};
 use crate::pod::guest::Guest;
 use crate::pod::journal::Journal;
@@ -94,7 +95,7 @@ impl Pod {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        mutex::lock(&self.state)
     }
 
     /// The guest, or why there is none. Calls to one whose VM has ended by itself fail with the cause.

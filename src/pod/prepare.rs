@@ -1,7 +1,6 @@
 //! Before anything of a VM is started: what may boot, in which size, and the cgroup that its processes run in.
 
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
 use slog::{info, warn};
 
@@ -10,6 +9,7 @@ use crate::error::Result;
 use crate::failpoint::{Step, hit};
 use crate::host::process::blocking;
 use crate::host::{cgroup, config, facts, shim_cgroup};
+use crate::mutex;
 use crate::oci::pod_spec::PodSpec;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::{self, Capacity, Requested, Size, VmMaximum};
@@ -68,7 +68,7 @@ async fn move_shim(pod: &Pod, pods_leaf: &Path) -> Result<()> {
     pod.journal.record(&Cleanup::Cgroup { path: leaf.clone() })?;
     match blocking("move the shim", move || shim_cgroup::enter(&leaf)).await {
         Ok(original) => {
-            *pod.original_cgroup.lock().unwrap_or_else(PoisonError::into_inner) = Some(original);
+            *mutex::lock(&pod.original_cgroup) = Some(original);
         }
         Err(e) => warn!(pod.log(), "{}: the shim is not accounted to its pod", e),
     }

@@ -2,11 +2,10 @@
 //! CPUs it runs on, which follow the pod's containers. What a node does not allow is a warning, and the pod goes
 //! on.
 
-use std::sync::PoisonError;
-
 use slog::warn;
 
 use crate::error::Result;
+use crate::mutex;
 use crate::oci::pod_spec::PodSpec;
 use crate::plan::cpus::CpuList;
 use crate::plan::oom_score::oom_score_adj;
@@ -46,7 +45,7 @@ impl Scheduling {
 /// longer a CPU, on all that there are.
 pub(crate) fn update_affinity(pod: &Pod) {
     let Ok(guest) = pod.guest() else { return };
-    let mut placed = guest.cpus.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut placed = mutex::lock(&guest.cpus);
     let named =
         pod.lock().containers.values().fold(CpuList::default(), |all, container| all.with(&container.cpus));
     if named == *placed {

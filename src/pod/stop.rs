@@ -2,7 +2,7 @@
 //!
 //! `docs/architecture.md` has a page on who waits for whom here.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use slog::{info, warn};
@@ -15,6 +15,7 @@ use crate::ids::ContainerId;
 use crate::lifecycle::process::Phase;
 use crate::lifecycle::vm::{VmInput, VmPhase};
 use crate::limits;
+use crate::mutex;
 use crate::pod::guest::Guest;
 use crate::pod::request::{Exit, Service};
 use crate::pod::{Pod, cleanup};
@@ -98,7 +99,7 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
 /// Moves the shim back to where it was started, removes what the journal names, and clears the journal.
 async fn run_cleanup(pod: &Pod) -> Result<()> {
     let dir = pod.parts.dir.clone();
-    let original = pod.original_cgroup.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let original = mutex::lock(&pod.original_cgroup).take();
     let leave = move || original.map_or(Ok(()), |original| original.restore());
     blocking("clean up", move || leave().and(cleanup::run(&dir))).await?;
     hit(Step::CleanupDone)?;

@@ -57,7 +57,7 @@ impl Pod {
             return Err(e);
         }
         let pid = self.lock().vm.pid();
-        self.advance_with(&id, Input::CreateDone, |_| ())?;
+        self.advance(&id, Input::CreateDone)?;
         scheduling::update_affinity(self);
         info!(self.log(), "created {}", id; "ms" => ms(began.elapsed()));
         Ok(pid)
