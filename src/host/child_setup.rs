@@ -32,28 +32,35 @@ pub(crate) struct ChildSetup {
     pub(crate) cpus: Option<CpuSet>,
     /// SIGKILL when the spawning thread ends. A fallback: the cgroup is what we rely on.
     pub(crate) die_with_parent: bool,
-    /// A read-only mount in a private mount namespace.
-    pub(crate) mount: Option<PrivateMount>,
+    /// A read-only overlay in a private mount namespace.
+    pub(crate) mount: Option<LayerMount>,
 }
 
-/// A mount that exists only for the child: it disappears with it.
+/// A read-only overlay that exists only for the child: it disappears with it.
+///
+/// The layers are named by descriptors. mount(2) reads one page of options and cuts the rest without an error,
+/// and a path that is cut is another directory of the node: a list of paths must never get there.
 #[derive(Debug)]
-pub(crate) struct PrivateMount {
-    pub(crate) fstype: CString,
-    pub(crate) source: CString,
-    pub(crate) target: CString,
-    pub(crate) options: CString,
+pub(crate) struct LayerMount {
+    /// Topmost first.
+    layers: Vec<CString>,
+    target: CString,
+    /// Room for the options, which are complete only in the child.
+    options: Vec<u8>,
 }
+
+/// What mount(2) reads of its options, with the final zero: the smallest page of all architectures.
+const MOUNT_OPTIONS: usize = 4096;
 
 impl ChildSetup {
     /// Makes `command` apply this set-up in the child.
-    pub(crate) fn attach(self, command: &mut Command) {
+    pub(crate) fn attach(mut self, command: &mut Command) {
         let mut scratch: Vec<RawFd> = vec![-1; self.fds.len()];
         // SAFETY: the closure makes system calls only; all memory was allocated before the fork.
         unsafe { command.pre_exec(move || self.apply(&mut scratch)) };
     }
 
-    fn apply(&self, scratch: &mut [RawFd]) -> io::Result<()> {
+    fn apply(&mut self, scratch: &mut [RawFd]) -> io::Result<()> {
         for procs in &self.cgroup {
             write(procs, b"0")?;
         }
@@ -67,7 +74,7 @@ impl ChildSetup {
         }
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         default_signals();
-        if let Some(mount) = &self.mount {
+        if let Some(mount) = &mut self.mount {
             mount.apply()?;
         }
         self.place_fds(scratch)
@@ -101,14 +108,83 @@ fn default_signals() {
     }
 }
 
-impl PrivateMount {
-    fn apply(&self) -> io::Result<()> {
+impl LayerMount {
+    pub(crate) fn new(layers: Vec<CString>, target: CString) -> Self {
+        Self { layers, target, options: Vec::with_capacity(MOUNT_OPTIONS) }
+    }
+
+    fn apply(&mut self) -> io::Result<()> {
         const NONE: Option<&CStr> = None;
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let (source, target) = (self.source.as_c_str(), self.target.as_c_str());
-        mount(Some(source), target, Some(self.fstype.as_c_str()), flags, Some(self.options.as_c_str()))?;
+        self.name_layers()?;
+        let options = CStr::from_bytes_with_nul(&self.options).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let overlay = c"overlay";
+        mount(Some(overlay), self.target.as_c_str(), Some(overlay), flags, Some(options))?;
         Ok(())
+    }
+
+    /// Opens the layers, in the namespace that they are mounted in, and writes the options. The descriptors
+    /// close themselves at exec.
+    fn name_layers(&mut self) -> io::Result<()> {
+        let Self { layers, options, .. } = self;
+        append(options, b"lowerdir=")?;
+        for (number, layer) in layers.iter().enumerate() {
+            let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+            // SAFETY: the path ends with a zero.
+            let fd = unsafe { libc::open(layer.as_ptr(), flags) };
+            check(fd.into())?;
+            append(options, if number == 0 { b"" } else { b":" })?;
+            append(options, b"/proc/self/fd/")?;
+            append_decimal(options, fd.unsigned_abs())?;
+        }
+        append(options, b"\0")
+    }
+}
+
+/// Appends within the capacity: nothing is allocated.
+fn append(buffer: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
+    if buffer.len().saturating_add(bytes.len()) > buffer.capacity().min(MOUNT_OPTIONS) {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG));
+    }
+    buffer.extend_from_slice(bytes);
+    Ok(())
+}
+
+fn append_decimal(buffer: &mut Vec<u8>, number: u32) -> io::Result<()> {
+    if number >= 10 {
+        append_decimal(buffer, number / 10)?;
+    }
+    let digit = u8::try_from(number % 10).unwrap_or_default();
+    append(buffer, &[b'0' + digit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(count: usize) -> io::Result<String> {
+        let mut mount = LayerMount::new(vec![c"/".to_owned(); count], c"/".to_owned());
+        mount.name_layers()?;
+        Ok(CStr::from_bytes_with_nul(&mount.options).expect("zero").to_str().expect("text").to_owned())
+    }
+
+    #[test]
+    fn the_options_of_the_most_layers_fit_and_more_are_an_error() {
+        let options = of(crate::limits::spec::ROOTFS_LAYERS + 1).expect("options");
+        let names = options.strip_prefix("lowerdir=").expect("key").split(':');
+        assert!(names.clone().all(|name| name.starts_with("/proc/self/fd/")), "{options}");
+        assert_eq!(names.count(), crate::limits::spec::ROOTFS_LAYERS + 1);
+        assert_eq!(of(300).map_err(|e| e.raw_os_error()), Err(Some(libc::E2BIG)));
+    }
+
+    #[test]
+    fn numbers_are_decimal() {
+        for number in [0, 7, 10, 4095, 1_048_576] {
+            let mut buffer = Vec::with_capacity(20);
+            append_decimal(&mut buffer, number).expect("fits");
+            assert_eq!(buffer, number.to_string().into_bytes());
+        }
     }
 }

@@ -3,9 +3,7 @@
 //! The overlay is mounted in a mount namespace of mkfs alone and disappears with it. The image is a
 //! file without a name, which the caller links once it is complete, so that a crash leaves nothing.
 
-use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +11,7 @@ use nix::libc;
 use tokio::net::unix::pipe;
 
 use crate::error::{Code, Context, Error, Result};
-use crate::host::process::{Ended, Launch, PrivateMount};
+use crate::host::process::{Ended, Launch, LayerMount};
 use crate::host::tail::Tail;
 use crate::host::{cgroup, tasks};
 use crate::limits;
@@ -49,10 +47,10 @@ impl Packer {
             program: self.mkfs.clone(),
             stderr: Some(theirs),
             cgroup: self.leaf.as_deref().map(cgroup::enter).transpose()?,
-            mount: Some(PrivateMount {
-                fstype: "overlay",
+            mount: Some(LayerMount {
+                // With the empty `bottom`, one layer is an overlay as well.
+                layers: layers.iter().chain([&bottom]).cloned().collect(),
                 target: target.clone(),
-                options: overlay_options(layers, &bottom),
             }),
             ..Launch::default()
         };
@@ -76,33 +74,5 @@ impl Packer {
                 Err(context(Error::new(code, format!("{program} ended with {ended}: {output}"))))
             }
         }
-    }
-}
-
-/// The data string of an overlay mount. With the empty `bottom`, one layer is an overlay as well.
-fn overlay_options(layers: &[PathBuf], bottom: &Path) -> OsString {
-    let mut options = OsString::from("lowerdir=");
-    for layer in layers.iter().map(PathBuf::as_path).chain([bottom]) {
-        if options.as_bytes().last() != Some(&b'=') {
-            options.push(":");
-        }
-        for byte in layer.as_os_str().as_bytes().chunks(1) {
-            if matches!(byte, b":" | b"\\" | b",") {
-                options.push("\\");
-            }
-            options.push(OsStr::from_bytes(byte));
-        }
-    }
-    options
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn overlay_options_escape_what_separates() {
-        let options = overlay_options(&["/a:b".into(), "/c,d".into()], Path::new("/e"));
-        assert_eq!(options, "lowerdir=/a\\:b:/c\\,d:/e");
     }
 }

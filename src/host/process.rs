@@ -3,9 +3,10 @@
 //! The child inherits exactly what is given to it: the descriptors of its table from 3 up, the
 //! environment listed, nothing else. It is watched by pidfd; no SIGCHLD handler, no reaper.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -37,13 +38,12 @@ impl FdTable {
     }
 }
 
-/// A mount that only the child sees, in a private mount namespace.
+/// An overlay of directories that only the child sees, in a private mount namespace; read-only.
 #[derive(Clone, Debug)]
-pub struct PrivateMount {
-    pub fstype: &'static str,
+pub struct LayerMount {
+    /// Topmost first; at least two, at most `limits::spec::ROOTFS_LAYERS` and one.
+    pub layers: Vec<PathBuf>,
     pub target: PathBuf,
-    /// The data string of mount(2).
-    pub options: OsString,
 }
 
 /// A program to be started. Streams that are not given are /dev/null.
@@ -60,7 +60,7 @@ pub struct Launch {
     pub cgroup: Option<Entry>,
     /// The CPUs it and its threads run on, as far as it may; empty: ours.
     pub cpus: CpuList,
-    pub mount: Option<PrivateMount>,
+    pub mount: Option<LayerMount>,
     /// The child outlives us (the shim's server); everything else dies with its parent.
     pub detached: bool,
 }
@@ -123,24 +123,25 @@ impl Launch {
             cgroup: self.cgroup.map(Entry::into_files).unwrap_or_default(),
             cpus: affinity::set_of(&self.cpus),
             die_with_parent: !self.detached,
-            mount: self.mount.map(PrivateMount::prepare).transpose()?,
+            mount: self.mount.map(LayerMount::prepare).transpose()?,
         }
         .attach(&mut command);
         command.spawn().with_context(|| format!("start {}", self.program.display()))
     }
 }
 
-impl PrivateMount {
-    fn prepare(self) -> Result<child_setup::PrivateMount> {
-        use std::ffi::CString;
-        use std::os::unix::ffi::OsStringExt;
-        let text = |bytes: Vec<u8>| CString::new(bytes).context("mount options");
-        Ok(child_setup::PrivateMount {
-            fstype: text(self.fstype.into())?,
-            source: text(self.fstype.into())?,
-            target: text(self.target.into_os_string().into_vec())?,
-            options: text(self.options.into_vec())?,
-        })
+impl LayerMount {
+    fn prepare(self) -> Result<child_setup::LayerMount> {
+        let path = |path: PathBuf| {
+            let metadata =
+                std::fs::metadata(&path).with_context(|| format!("image layer {}", path.display()))?;
+            if !metadata.is_dir() {
+                return Err(Error::invalid(format!("image layer {}: is not a directory", path.display())));
+            }
+            CString::new(path.into_os_string().into_vec()).context("image layer")
+        };
+        let layers = self.layers.into_iter().map(path).collect::<Result<_>>()?;
+        Ok(child_setup::LayerMount::new(layers, path(self.target)?))
     }
 }
 
@@ -269,11 +270,19 @@ mod tests {
     #[tokio::test]
     async fn a_private_mount_is_there_for_the_child_alone() {
         let dir = tempfile::tempdir().expect("dir");
-        let target = dir.path().to_path_buf();
-        let seen = format!("grep -q ' {} ro,nosuid,nodev,noexec' /proc/self/mountinfo", target.display());
+        let [upper, lower, target] = ["upper", "lower", "target"].map(|name| dir.path().join(name));
+        for folder in [&upper, &lower, &target] {
+            std::fs::create_dir(folder).expect("mkdir");
+        }
+        std::fs::write(upper.join("file"), "upper").expect("write");
+        std::fs::write(lower.join("file"), "lower").expect("write");
+        let seen = format!(
+            "grep -q ' {0} ro,nosuid,nodev,noexec' /proc/self/mountinfo && [ $(cat {0}/file) = upper ]",
+            target.display()
+        );
         let mut launch = run("/bin/sh", &["-c", &seen]);
         launch.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
-        launch.mount = Some(PrivateMount { fstype: "tmpfs", target, options: "size=64k".into() });
+        launch.mount = Some(LayerMount { layers: vec![upper, lower], target });
         let child = match launch.spawn() {
             Ok(child) => child,
             // This user may not mount.
