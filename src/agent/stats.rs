@@ -40,6 +40,7 @@ fn memory(stats: &pb::MemoryStats) -> MemoryStats {
         limit: stats.usage.limit,
         failures: stats.usage.failcnt,
         swap: stats.swap_usage.usage,
+        kernel: stats.kernel_usage.usage,
         ..MemoryStats::default()
     };
     memory.take_details(|name| stats.stats.get(name).copied());

@@ -77,6 +77,7 @@ fn v2(file: impl Fn(&str) -> String) -> Stats {
             limit: limit(&file("memory.max")),
             failures: entry(&file("memory.events"), "max").unwrap_or(0),
             swap: number(&file("memory.swap.current")),
+            kernel: entry(&details, "kernel").unwrap_or(0),
             ..MemoryStats::default()
         },
         pids: pids(&file("pids.current"), &file("pids.max")),
@@ -118,6 +119,7 @@ fn v1(file: impl Fn(&str) -> String) -> Stats {
             limit: limit(&file("memory.limit_in_bytes")),
             failures: number(&file("memory.failcnt")),
             swap: entry(&details, "total_swap").unwrap_or(0),
+            kernel: number(&file("memory.kmem.usage_in_bytes")),
             ..MemoryStats::default()
         },
         pids: pids(&file("pids.current"), &file("pids.max")),

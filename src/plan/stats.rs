@@ -39,6 +39,8 @@ pub struct MemoryStats {
     /// How often the limit was hit.
     pub failures: u64,
     pub swap: u64,
+    /// The kernel's own, for this group.
+    pub kernel: u64,
     pub anon: u64,
     pub file: u64,
     pub mapped: u64,
@@ -123,6 +125,7 @@ impl Stats {
         memory.inactive_file = memory.inactive_file.min(memory.usage);
         for part in [
             &mut memory.peak,
+            &mut memory.kernel,
             &mut memory.anon,
             &mut memory.file,
             &mut memory.mapped,

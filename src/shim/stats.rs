@@ -1,5 +1,8 @@
 //! A pod's or container's stats as the message containerd expects on this host, for cgroup version 1 or 2.
 //!
+//! Every message within it that the runc shim sends is there, also where nothing is counted: CRI-O reads them
+//! without asking whether they are, and ends when one is missing.
+//!
 //! Network counters are not in it: version 2 has no field for them, and the runc shim leaves that of version 1
 //! empty. containerd's CRI plugin reads those of `eth0` in the pod's network namespace (`sandbox_stats_linux.go`),
 //! through which all of a guest's packets pass.
@@ -54,6 +57,8 @@ fn metrics_v1(stats: &Stats) -> v1::Metrics {
             io_serviced_recursive: blkio_v1(stats, |d| (d.reads, d.writes)),
             ..Default::default()
         }),
+        rdma: MessageField::some(v1::RdmaStat::default()),
+        memory_oom_control: MessageField::some(v1::MemoryOomControl::default()),
         ..Default::default()
     }
 }
@@ -97,11 +102,16 @@ fn memory_v1(stats: &Stats) -> v1::MemoryStat {
         swap: MessageField::some(v1::MemoryEntry {
             // Version 1 counts memory and swap together.
             usage: m.usage.saturating_add(m.swap),
-            limit: u64::MAX,
-            ..Default::default()
+            ..no_limit()
         }),
+        kernel: MessageField::some(v1::MemoryEntry { usage: m.kernel, ..no_limit() }),
+        kernel_tcp: MessageField::some(no_limit()),
         ..Default::default()
     }
+}
+
+fn no_limit() -> v1::MemoryEntry {
+    v1::MemoryEntry { limit: u64::MAX, ..Default::default() }
 }
 
 fn blkio_v1(stats: &Stats, of: impl Fn(&DiskStats) -> (u64, u64)) -> Vec<v1::BlkIOEntry> {
@@ -154,6 +164,7 @@ fn metrics_v2(stats: &Stats) -> v2::Metrics {
             max: stats.memory.failures,
             ..Default::default()
         }),
+        rdma: MessageField::some(v2::RdmaStat::default()),
         ..Default::default()
     }
 }
@@ -202,6 +213,22 @@ mod tests {
             pids: PidsStats { current: 2, limit: 0 },
             disks: vec![DiskStats { major: 8, read_bytes: 10, written_bytes: 20, ..DiskStats::default() }],
         }
+    }
+
+    /// CRI-O 1.36 dereferences each of these.
+    #[test]
+    fn no_message_that_the_runc_shim_sends_is_missing() {
+        let of = |message: &dyn containerd_shim_protos::protobuf::MessageDyn| {
+            let text = containerd_shim_protos::protobuf::text_format::print_to_string_pretty(message);
+            let messages = text.lines().filter(|line| line.ends_with('{'));
+            messages.map(|line| line.trim_end_matches(" {")).collect::<Vec<_>>().join(",")
+        };
+        let none = Stats::default();
+        assert_eq!(
+            of(&metrics_v1(&none)),
+            "pids,cpu,  usage,  throttling,memory,  usage,  swap,  kernel,  kernel_tcp,blkio,rdma,memory_oom_control"
+        );
+        assert_eq!(of(&metrics_v2(&none)), "pids,cpu,memory,rdma,io,memory_events");
     }
 
     #[test]
