@@ -70,8 +70,10 @@ pub(crate) fn guest_spec(
 
 /// Rewrites an exec's process: labels of the host's security modules mean nothing in the guest, and
 /// policies refuse capabilities here, as the agent gives an exec those of its container.
-pub fn guest_process(process: ExecProcess) -> GuestProcess {
+/// `terminal` is the request's: it decides for the streams, and CRI-O says it nowhere else.
+pub fn guest_process(process: ExecProcess, terminal: bool) -> GuestProcess {
     let mut process = process.0;
+    process.set_terminal(terminal.then_some(true));
     process.set_capabilities(None);
     process.set_selinux_label(None);
     process.set_apparmor_profile(None);

@@ -81,7 +81,9 @@ fn an_exec_has_no_labels_and_no_capabilities() {
     value["selinuxLabel"] = json!("x");
     value["apparmorProfile"] = json!("y");
     let process = spec::parse_process(value.to_string().as_bytes()).expect("parse");
-    let sent = serde_json::to_value(guest_process(process).0).expect("json");
+    let terminal = guest_process(process.clone(), true).0.terminal();
+    assert_eq!(terminal, Some(true), "CRI-O says it in the request only");
+    let sent = serde_json::to_value(guest_process(process, false).0).expect("json");
     for gone in ["capabilities", "selinuxLabel", "apparmorProfile"] {
         assert_eq!(sent.get(gone), None, "{gone}");
     }

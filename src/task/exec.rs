@@ -22,7 +22,7 @@ impl Pod {
     pub(crate) fn exec(&self, request: ExecRequest) -> Result<()> {
         let ExecRequest { container, exec, process, stdio } = request;
         let id = ProcessId { container: container.clone(), exec: Some(exec.clone()) };
-        let process = guest_process(parse_process(&process)?);
+        let process = guest_process(parse_process(&process)?, stdio.terminal);
         let mut state = self.lock();
         let known = state.containers.get_mut(&container).ok_or_else(|| no_container(&container))?;
         match known.init.phase() {

@@ -16,13 +16,17 @@ use crate::pod::state::Process;
 use crate::pod::state::SIGKILL;
 
 impl Pod {
-    /// Signals a process, or (`all`) every process of the container. Finished: NotFound.
+    /// Signals a process, or (`all`) every process of the container. Finished: NotFound. Signal 0 asks whether
+    /// the process lives, as kill(2) has it: CRI-O does so before it opens a log again.
     pub(crate) async fn kill(self: &Arc<Self>, id: &ProcessId, signal: u32, all: bool) -> Result<()> {
-        if !(1..=64).contains(&signal) {
-            return Err(Error::invalid(format!("signal {signal}: allowed are 1 to 64")));
+        if signal > 64 {
+            return Err(Error::invalid(format!("signal {signal}: allowed are 0 to 64")));
         }
-        self.created(id).await?;
+        self.settled(id).await?;
         self.advance(id, Input::KillAsked)?;
+        if signal == 0 {
+            return Ok(());
+        }
         let guest = self.guest().map_err(|e| e.with_code(Code::NotFound))?;
         let is_kill = signal == SIGKILL;
         if is_kill && id.exec.is_none() {
@@ -116,10 +120,17 @@ impl Pod {
         });
     }
 
-    /// Waits until Create has ended, either way.
-    async fn created(&self, id: &ProcessId) -> Result<()> {
-        let created = self.wait_while(&id.container, Phase::Creating);
-        let waited = timeout(limits::agent::KILL_OF_CREATING, created).await;
-        waited.map_err(|_elapsed| Error::deadline(format!("{id}: is still being created")))
+    /// Waits until Create and Start have ended, either way: before, the guest may not know the process yet, and
+    /// would run it after a signal that it has not found.
+    async fn settled(&self, id: &ProcessId) -> Result<()> {
+        let settled = async {
+            self.wait_while(&id.container, Phase::Creating).await;
+            let phases = self.lock().process(id).map(Process::phases);
+            if let Ok(mut phases) = phases {
+                phases.wait_for(|now| *now != Phase::Starting).await.ok();
+            }
+        };
+        let waited = timeout(limits::agent::KILL_OF_CREATING, settled).await;
+        waited.map_err(|_elapsed| Error::deadline(format!("{id}: is still being created or started")))
     }
 }

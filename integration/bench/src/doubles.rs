@@ -103,7 +103,7 @@ pub(crate) fn process(container: &str, exec: &str) -> ProcessId {
 }
 
 pub(crate) async fn exec(agent: &Agent, id: &ProcessId, args: &[&str]) {
-    let process = guest_process(parse_process(&Bundle::process(args)).expect("process"));
+    let process = guest_process(parse_process(&Bundle::process(args)).expect("process"), false);
     agent.exec_process(id, &process).await.expect("exec");
 }
 

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
+use containerd_shim_protos::cgroups::metrics as v1;
+use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use harness::{Bundle, Code, TestNode, code, eventually};
@@ -101,6 +103,45 @@ impl Caller {
         self.call::<api::Empty>("Shutdown", &request).await.expect("shutdown");
     }
 
+    /// Whether it lives: what CRI-O asks before it opens a log again.
+    async fn is_alive(&self, id: &str) -> bool {
+        let request = api::KillRequest { id: id.into(), signal: 0, ..Default::default() };
+        let asked = self.call::<api::Empty>("Kill", &request).await;
+        assert!(matches!(code(&asked), None | Some(Code::NOT_FOUND)), "{asked:?}");
+        asked.is_ok()
+    }
+
+    /// Runs a program with a terminal as CRI-O asks for it: in the request, and not in the process.
+    async fn exec_with_terminal(&self, id: &str, exec: &str, args: &[&str]) -> u32 {
+        let value = Bundle::process(args);
+        let spec = MessageField::some(Any { type_url: "p".into(), value, ..Default::default() });
+        let (id, exec_id) = (id.to_owned(), exec.to_owned());
+        let request = api::ExecProcessRequest { id, exec_id, spec, terminal: true, ..Default::default() };
+        self.call::<api::Empty>("Exec", &request).await.expect("exec");
+        self.start(&request.id, exec).await;
+        let status = self.wait(&request.id, exec).await;
+        self.delete(&request.id, exec).await.expect("delete exec");
+        status
+    }
+
+    /// The statistics, read as CRI-O reads them: it ends itself when one of these messages is missing.
+    async fn assert_stats_are_whole(&self, id: &str) {
+        let request = api::StatsRequest { id: id.into(), ..Default::default() };
+        let stats = self.call::<api::StatsResponse>("Stats", &request).await.expect("stats").stats;
+        if stats.type_url == "io.containerd.cgroups.v1.Metrics" {
+            let m = v1::Metrics::parse_from_bytes(&stats.value).expect("metrics");
+            let memory = m.memory.as_ref().expect("memory");
+            assert!(
+                [&memory.usage, &memory.swap, &memory.kernel, &memory.kernel_tcp].iter().all(|e| e.is_some())
+            );
+            let cpu = m.cpu.as_ref().expect("cpu");
+            assert!(cpu.usage.is_some() && cpu.throttling.is_some() && m.pids.is_some(), "{m}");
+        } else {
+            let m = v2::Metrics::parse_from_bytes(&stats.value).expect("metrics");
+            assert!(m.cpu.is_some() && m.memory.is_some() && m.pids.is_some(), "{m}");
+        }
+    }
+
     /// The VM's process: the first question after a restart.
     async fn vm(&self, id: &str) -> u32 {
         let request = api::ConnectRequest { id: id.into(), ..Default::default() };
@@ -146,7 +187,15 @@ async fn a_whole_pod_as_crio_drives_it() {
     let (member_dir, same) = start("m1", &Bundle::sh("sleep 1000").crio_member("s1"));
     assert_eq!(same, address);
     let member = Caller::connect(&same, SERVICE).await;
-    member.join("m1", &member_dir, vm).await;
+    assert!(member.create("m1", &member_dir).await == vm);
+    member.assert_stats_are_whole("m1").await; // created, not started
+    member.start("m1", "").await;
+    assert_eq!(member.exec("m1", "e1", &["/bin/sh", "-c", "exit 5"]).await, 5);
+    for id in ["s1", "m1"] {
+        member.assert_stats_are_whole(id).await;
+        assert!(member.is_alive(id).await, "{id}");
+    }
+    assert_eq!(member.exec_with_terminal("m1", "t1", &["/bin/sh", "-c", "test -t 0 && test -t 1"]).await, 0);
 
     // CRI-O is killed and restarted: each container's bundle contains the address.
     drop((sandbox, member));
@@ -158,6 +207,7 @@ async fn a_whole_pod_as_crio_drives_it() {
 
     member.stop("m1").await;
     assert_eq!(member.state("m1").await, Ok(3));
+    assert!(!member.is_alive("m1").await);
     assert!(!member_dir.join("oom").exists());
     member.delete("m1", "").await.expect("delete");
     member.shutdown("m1").await; // after each container; the pod's shim keeps running

@@ -139,3 +139,20 @@ async fn a_reader_that_goes_away_does_not_kill_the_workload() {
     assert_eq!([first, rest.join().expect("join")].concat(), wanted.as_bytes());
     node.end(&shim, "c1").await;
 }
+
+#[tokio::test]
+async fn a_kill_during_the_start_of_an_exec_ends_it() {
+    let node = TestNode::new().await;
+    let shim = std::sync::Arc::new(node.running("c1", &Bundle::sh("sleep 1000")).await);
+    node.script(&json!([{"call": "ExecProcess", "delay_ms": 1000}]));
+    shim.exec("c1", "e1", Bundle::process(&["/bin/sleep", "1000"]), NO_STREAMS).await.expect("exec");
+    let starting = {
+        let shim = std::sync::Arc::clone(&shim);
+        tokio::spawn(async move { shim.start("c1", "e1").await })
+    };
+    eventually("the guest is asked", 5, || node.requests().iter().any(|r| r["call"] == "ExecProcess")).await;
+    within("an answer", 5, shim.kill("c1", "e1", 9)).await.expect("kill");
+    assert!(starting.await.expect("join").is_ok());
+    assert_eq!(within("its end", 5, shim.wait("c1", "e1")).await, Ok(137));
+    node.end(&shim, "c1").await;
+}
