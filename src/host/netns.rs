@@ -2,7 +2,7 @@
 //!
 //! It runs on a separate thread that ends with it: setns changes the calling thread permanently.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -40,16 +40,24 @@ pub(crate) fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Se
 
 /// In the host's network, mirroring would take the host's own traffic.
 fn refuse_the_hosts(file: &File) -> Result<()> {
-    let own = file.metadata().context("stat")?;
-    for host in ["/proc/self/ns/net", "/proc/1/ns/net"] {
-        let Ok(host) = std::fs::metadata(host) else { continue };
-        if (host.ino(), host.dev()) == (own.ino(), own.dev()) {
-            return Err(Error::invalid(
-                "this is the host's own network namespace; a confidential pod needs a separate one (hostNetwork is not possible)",
-            ));
-        }
+    if is_hosts("net", &file.metadata().context("stat")?) {
+        return Err(Error::invalid(
+            "this is the host's own network namespace; a confidential pod needs a separate one (hostNetwork is not possible)",
+        ));
     }
     Ok(())
+}
+
+/// Whether the file at `path`, if it exists, is a namespace of the host: `kind` as in /proc/self/ns.
+pub(crate) fn is_the_hosts(kind: &str, path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| is_hosts(kind, &file))
+}
+
+fn is_hosts(kind: &str, file: &Metadata) -> bool {
+    ["self", "1"].iter().any(|process| {
+        let host = std::fs::metadata(format!("/proc/{process}/ns/{kind}"));
+        host.is_ok_and(|host| (host.ino(), host.dev()) == (file.ino(), file.dev()))
+    })
 }
 
 #[cfg(test)]

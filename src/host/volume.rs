@@ -17,7 +17,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::libc;
-use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::host::files::open_error;
@@ -71,8 +71,22 @@ pub(crate) fn kind(source: &Path) -> Result<SourceKind> {
     let file = open_source(source, libc::O_PATH)?;
     let meta = file.metadata().with_context(|| format!("volume {}", source.display()))?;
     let typ = meta.file_type();
+    if typ.is_dir() || typ.is_file() {
+        match plugin(source) {
+            Some(plugin) if plugin.is_part && plugin.name == EMPTY_DIR => {
+                return Ok(SourceKind::PartOfEmptyDir);
+            }
+            Some(plugin) if !COPIED_PLUGINS.contains(&plugin.name.as_str()) => {
+                return Ok(SourceKind::Persistent);
+            }
+            _ => {}
+        }
+    }
     if typ.is_dir() {
         let fs = fstatfs(&file).with_context(|| format!("volume {}", source.display()))?;
+        if fs.filesystem_type() == HUGETLBFS_MAGIC {
+            return Ok(SourceKind::Special("folder of huge pages"));
+        }
         return Ok(SourceKind::Directory { in_memory: is_memory(fs.filesystem_type()), gid: meta.gid() });
     }
     Ok(match typ {
@@ -82,6 +96,44 @@ pub(crate) fn kind(source: &Path) -> Result<SourceKind> {
         _ if typ.is_block_device() => SourceKind::Special("block device"),
         _ => SourceKind::Special("character device"),
     })
+}
+
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// The kubelet's volumes that have their meaning in a copy, or are the guest's.
+const COPIED_PLUGINS: [&str; 5] = [
+    EMPTY_DIR,
+    "kubernetes.io~configmap",
+    "kubernetes.io~secret",
+    "kubernetes.io~projected",
+    "kubernetes.io~downward-api",
+];
+
+/// The kubelet's plugin that made a volume, `kubernetes.io~csi`.
+struct Plugin {
+    name: String,
+    /// The source is a part of the volume, by `subPath`.
+    is_part: bool,
+}
+
+/// By the kubelet's folders of a pod: `volumes/PLUGIN/VOLUME/…`, and `volume-subpaths/VOLUME/CONTAINER/N`, where
+/// the plugin is that whose folder has a volume of this name.
+fn plugin(source: &Path) -> Option<Plugin> {
+    let folder = |path: &Path| Some(path.parent()?.file_name()?.to_str()?.to_owned());
+    for path in source.ancestors() {
+        let name = path.file_name()?.to_str()?;
+        match folder(path)?.as_str() {
+            "volumes" if name.contains('~') => return Some(Plugin { name: name.to_owned(), is_part: false }),
+            "volume-subpaths" => {
+                let plugins = path.parent()?.with_file_name("volumes");
+                let mut plugins = std::fs::read_dir(plugins).ok()?.flatten();
+                let of_volume = plugins.find(|plugin| plugin.path().join(name).exists())?;
+                return Some(Plugin { name: of_volume.file_name().into_string().ok()?, is_part: true });
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 fn is_memory(typ: FsType) -> bool {

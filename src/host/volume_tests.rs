@@ -42,6 +42,22 @@ fn kinds_are_told_apart() {
         assert_eq!(kind(&path), Ok(wanted), "{}", path.display());
     }
     assert!(matches!(kind(dir.path()), Ok(SourceKind::Directory { .. })));
+    let pod = dir.path().join("pods/1234");
+    for (folder, plugin, wanted) in [
+        ("volumes/kubernetes.io~csi/pvc-1/mount", "", SourceKind::Persistent),
+        ("volume-subpaths/pvc-1/app/0", "kubernetes.io~csi/pvc-1", SourceKind::Persistent),
+        ("volume-subpaths/cache/app/1", "kubernetes.io~empty-dir/cache", SourceKind::PartOfEmptyDir),
+    ] {
+        std::fs::create_dir_all(pod.join("volumes").join(plugin)).expect("volume");
+        std::fs::create_dir_all(pod.join(folder)).expect("folder");
+        assert_eq!(kind(&pod.join(folder)), Ok(wanted), "{folder}");
+    }
+    let config = pod.join("volumes/kubernetes.io~configmap/c");
+    std::fs::create_dir_all(pod.join("volume-subpaths/c/app/0")).expect("folder");
+    for folder in [config, pod.join("volume-subpaths/c/app/0")] {
+        std::fs::create_dir_all(&folder).expect("folder");
+        assert!(matches!(kind(&folder), Ok(SourceKind::Directory { .. })), "{}", folder.display());
+    }
     assert!(matches!(kind(Path::new("/dev/shm")), Ok(SourceKind::Directory { in_memory: true, .. })));
     assert_eq!(kind(&at("x")).expect_err("none").code(), Code::NotFound);
 }

@@ -44,6 +44,17 @@ pub(crate) fn trim(resources: &mut LinuxResources) {
     }
 }
 
+/// The kubelet sends a limit of 0 for every container.
+pub(super) fn check_huge_pages(resources: &LinuxResources) -> Result<()> {
+    match resources.hugepage_limits().iter().flatten().find(|pages| pages.limit() != 0) {
+        Some(pages) => Err(Error::invalid(format!(
+            "huge pages ({}): a secure VM's memory has none: remove the limit",
+            pages.page_size()
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Parses `LinuxResources` of a container in a VM of this size; also returns the CPUs that it may use.
 pub(crate) fn parse(json: &[u8], vm: Size) -> Result<(GuestResources, CpuList)> {
     let mut resources: LinuxResources = serde_json::from_slice(json).context("resources")?;
@@ -66,12 +77,7 @@ pub(crate) fn parse(json: &[u8], vm: Size) -> Result<(GuestResources, CpuList)> 
             vm.vcpus
         )));
     }
-    if let Some(pages) = resources.hugepage_limits().iter().flatten().find(|pages| pages.limit() != 0) {
-        return Err(Error::invalid(format!(
-            "huge pages ({}): a secure VM's memory has none: remove the limit",
-            pages.page_size()
-        )));
-    }
+    check_huge_pages(&resources)?;
     let cpus = cpus(Some(&resources))?;
     resources.set_hugepage_limits(None);
     trim(&mut resources);

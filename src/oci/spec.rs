@@ -95,13 +95,8 @@ impl Bundle {
         self.namespace(LinuxNamespaceType::Pid).flatten().is_some()
     }
 
-    /// A namespace that is not listed is the host's.
-    pub(crate) fn has_namespace(&self, wanted: LinuxNamespaceType) -> bool {
-        self.namespace(wanted).is_some()
-    }
-
-    /// Some(None): the namespace is listed without a path.
-    fn namespace(&self, wanted: LinuxNamespaceType) -> Option<Option<&Path>> {
+    /// A namespace that is not listed is the host's. Some(None): it is listed without a path.
+    pub(super) fn namespace(&self, wanted: LinuxNamespaceType) -> Option<Option<&Path>> {
         let linux = self.spec.linux().as_ref()?;
         let found = linux.namespaces().iter().flatten().find(|n| n.typ() == wanted)?;
         Some(found.path().as_deref().filter(|p| !p.as_os_str().is_empty()))

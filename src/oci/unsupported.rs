@@ -1,9 +1,12 @@
 //! Refuses what only containers that share the host's kernel can have, each with one clear error. Mounts
 //! are decided in `volume`.
 
+use std::path::Path;
+
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
 
 use crate::error::{Error, Result};
+use crate::oci::resources;
 use crate::oci::role::Role;
 use crate::oci::spec::Bundle;
 
@@ -23,16 +26,16 @@ const SAME_EVERYWHERE: [(i64, i64); 12] = [
     (10, 237), // loop-control
 ];
 
-/// Namespaces that a VM cannot share with its host: what is shared, and the pod's setting for it.
-const HOST_NAMESPACES: [(LinuxNamespaceType, &str, &str); 3] = [
-    (LinuxNamespaceType::Network, "network", "hostNetwork"),
-    (LinuxNamespaceType::Pid, "process ids", "hostPID"),
-    (LinuxNamespaceType::Ipc, "inter-process communication", "hostIPC"),
+/// Namespaces that a VM cannot share with its host: the kernel's name, what is shared, and the pod's setting.
+const HOST_NAMESPACES: [(LinuxNamespaceType, &str, &str, &str); 3] = [
+    (LinuxNamespaceType::Network, "net", "network", "hostNetwork"),
+    (LinuxNamespaceType::Pid, "pid", "process ids", "hostPID"),
+    (LinuxNamespaceType::Ipc, "ipc", "inter-process communication", "hostIPC"),
 ];
 
 /// Refuses the host's network, process ids and inter-process communication, in this order.
 pub(crate) fn host_namespaces(requested: [bool; 3]) -> Result<()> {
-    let Some((_, (_, what, setting))) =
+    let Some((_, (_, _, what, setting))) =
         requested.iter().zip(HOST_NAMESPACES).find(|(requested, _)| **requested)
     else {
         return Ok(());
@@ -42,12 +45,20 @@ pub(crate) fn host_namespaces(requested: [bool; 3]) -> Result<()> {
     )))
 }
 
-/// Refuses a spec that requests access to the host.
-pub(crate) fn host_access(bundle: &Bundle) -> Result<()> {
+/// Refuses a spec that requests access to the host. `is_the_hosts`: whether a path is the host's namespace of
+/// that name (CRI-O names every namespace by a path, the host's as well).
+pub(crate) fn host_access(bundle: &Bundle, is_the_hosts: impl Fn(&str, &Path) -> bool) -> Result<()> {
     // The network is the pod's: a member's network namespace is ignored.
     let is_members_network =
         |typ| typ == LinuxNamespaceType::Network && matches!(bundle.role, Role::Member { .. });
-    host_namespaces(HOST_NAMESPACES.map(|(typ, ..)| !is_members_network(typ) && !bundle.has_namespace(typ)))?;
+    let is_hosts = |typ, name| match bundle.namespace(typ) {
+        None => true,
+        Some(path) => path.is_some_and(|path| is_the_hosts(name, path)),
+    };
+    host_namespaces(HOST_NAMESPACES.map(|(typ, name, ..)| !is_members_network(typ) && is_hosts(typ, name)))?;
+    if let Some(resources) = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        resources::check_huge_pages(resources)?;
+    }
     let devices = bundle.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
     let of_host: Vec<&LinuxDevice> =
         devices.into_iter().flatten().filter(|d| !is_same_everywhere(d)).collect();
@@ -83,7 +94,28 @@ mod tests {
 
     fn check(spec: &Value) -> Result<()> {
         let id = ContainerId::parse("c1").expect("id");
-        host_access(&spec::parse(spec.to_string().as_bytes(), &id).expect("spec"))
+        let bundle = spec::parse(spec.to_string().as_bytes(), &id).expect("spec");
+        host_access(&bundle, |_, path| path == Path::new("/run/ipcns/hosts"))
+    }
+
+    #[test]
+    fn a_path_of_the_hosts_namespace_is_the_hosts() {
+        let mut asked = spec();
+        asked["linux"]["namespaces"][1]["path"] = json!("/run/ipcns/pods");
+        assert_eq!(check(&asked), Ok(()));
+        asked["linux"]["namespaces"][1]["path"] = json!("/run/ipcns/hosts");
+        let e = check(&asked).expect_err("the host's");
+        assert!(e.to_string().starts_with("hostIPC: a guest has its own kernel"), "{e}");
+    }
+
+    #[test]
+    fn huge_pages_are_refused_but_a_limit_of_none() {
+        let mut asked = spec();
+        asked["linux"]["resources"] = json!({"hugepageLimits": [{"pageSize": "1MB", "limit": 0}]});
+        assert_eq!(check(&asked), Ok(()));
+        asked["linux"]["resources"] = json!({"hugepageLimits": [{"pageSize": "1MB", "limit": 67_108_864}]});
+        let e = check(&asked).expect_err("huge pages");
+        assert!(e.to_string().starts_with("huge pages (1MB): a secure VM's memory has none"), "{e}");
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub(crate) enum SourceKind {
     },
     /// Something without content to copy, by its name for messages.
     Special(&'static str),
+    /// A file or folder of a volume that outlives its pod: a persistent volume's file system, or a part of it.
+    Persistent,
+    /// A part of an emptyDir (`subPath`), whose content is in the guest and not here.
+    PartOfEmptyDir,
 }
 
 /// A file or directory of the host to copy before the container is created.
@@ -89,6 +93,14 @@ impl Planner<'_> {
         if !is_of_host(mount) {
             return Ok(mount.clone());
         }
+        let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        if source.starts_with("/proc") || source.starts_with("/sys") {
+            return Err(Error::invalid(format!(
+                "mount {}: {} is a file system of the host's kernel, and a guest has its own: remove the volume",
+                mount.destination().display(),
+                source.display()
+            )));
+        }
         self.host_mount(mount).with_context(|| format!("mount {}", mount.destination().display()))
     }
 
@@ -106,10 +118,24 @@ impl Planner<'_> {
                 "{} is a {what} of the host, which a confidential guest cannot reach: remove the volume",
                 source.display()
             ))),
+            SourceKind::PartOfEmptyDir => Err(Error::invalid(format!(
+                "{} is a part of an emptyDir, which the guest keeps in its own memory: mount the whole volume and \
+                 use a folder in it instead of subPath",
+                source.display()
+            ))),
+            SourceKind::Persistent if !options(mount).iter().any(|option| option == "ro") => {
+                Err(Error::invalid(format!(
+                    "{} is a writable volume that keeps its data, and a guest gets a copy, which is lost with the \
+                     pod: mount it read-only, or store the data through a service",
+                    source.display()
+                )))
+            }
             SourceKind::Directory { in_memory, gid } if is_empty_dir(source) => {
                 self.empty_dir(mount, plain_name(source)?, in_memory, gid)
             }
-            SourceKind::File | SourceKind::Directory { .. } => self.copied(mount, source),
+            SourceKind::File | SourceKind::Directory { .. } | SourceKind::Persistent => {
+                self.copied(mount, source)
+            }
         }
     }
 
@@ -162,12 +188,11 @@ fn is_shm(mount: &Mount) -> bool {
     mount.destination() == Path::new("/dev/shm")
 }
 
-/// A bind mount of something other than the kernel's own file systems, which the guest has itself.
+/// A bind mount, but for the shared memory, which is the guest's.
 fn is_of_host(mount: &Mount) -> bool {
     let is_bind =
         mount.typ().as_deref() == Some("bind") || options(mount).iter().any(|o| o == "bind" || o == "rbind");
-    let source = mount.source().as_deref().unwrap_or(Path::new(""));
-    is_bind && !is_shm(mount) && !source.starts_with("/proc") && !source.starts_with("/sys")
+    is_bind && !is_shm(mount)
 }
 
 /// The kubelet keeps all emptyDir volumes in directories of this name.

@@ -34,7 +34,6 @@ fn what_the_guest_has_itself_stays_as_it_is() {
     let mounts = json!([
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
         {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
-        bind("/x", "/sys/fs/bpf"),
     ]);
     assert_eq!(host_sources(&bundle_of(&mounts)).count(), 0);
     let volumes = decided(&mounts, &[]).expect("decide");
@@ -109,6 +108,9 @@ fn empty_dirs_of_a_pod_are_in_the_guests_memory() {
 fn what_a_guest_cannot_have_is_refused_by_destination_and_source() {
     let shared =
         json!({"destination": "/d", "type": "bind", "source": "/h", "options": ["rbind", "rshared"]});
+    let writable = json!({"destination": "/w", "type": "bind", "source": "/h", "options": ["rbind", "rw"]});
+    let read_only = decided(&json!([bind("/w", "/h")]), &[("/h", SourceKind::Persistent)]);
+    assert_eq!(read_only.expect("a copy").copies.len(), 1);
     for (mount, kind, wanted) in [
         (
             shared,
@@ -116,6 +118,14 @@ fn what_a_guest_cannot_have_is_refused_by_destination_and_source() {
             "mount /d: mounts made in the guest cannot be propagated to the host (/h): remove",
         ),
         (bind("/d", "/h"), SourceKind::Special("socket"), "mount /d: /h is a socket of the host"),
+        (
+            bind("/d", "/proc/1/root"),
+            DIRECTORY,
+            "mount /d: /proc/1/root is a file system of the host's kernel",
+        ),
+        (bind("/d", "/sys/fs/bpf"), DIRECTORY, "mount /d: /sys/fs/bpf is a file system of the host's kernel"),
+        (bind("/d", "/h"), SourceKind::PartOfEmptyDir, "mount /d: /h is a part of an emptyDir"),
+        (writable, SourceKind::Persistent, "mount /w: /h is a writable volume that keeps its data"),
         (bind("/", "/h"), DIRECTORY, "mount /: / does not end in a name"),
         (bind("/d/..", "/h"), DIRECTORY, "mount /d/..: /d/.. does not end in a name"),
     ] {

@@ -12,6 +12,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::files;
 use crate::host::log::ms;
+use crate::host::netns;
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Input;
 use crate::lifecycle::vm::VmInput;
@@ -109,7 +110,7 @@ impl Pod {
     }
 
     async fn make(self: &Arc<Self>, request: &CreateRequest, bundle: &Bundle) -> Result<()> {
-        unsupported::host_access(bundle)?;
+        unsupported::host_access(bundle, netns::is_the_hosts)?;
         let volumes = volumes::place(bundle, &request.id).await?;
         let spec = guest_spec(bundle, &request.id, &request.bundle, volumes.mounts);
         let plan = rootfs::plan(request, bundle)?;
