@@ -128,7 +128,8 @@ fn empty(dir: &Path, until: Instant) -> Result<()> {
             Ok(text) => text,
             Err(_) => return Ok(()), // gone already
         };
-        let pids: Vec<i32> = pids.lines().filter_map(|l| l.parse().ok()).collect();
+        // A process of another pid namespace is listed as 0, which kill(2) takes for our own process group.
+        let pids: Vec<i32> = pids.lines().filter_map(|l| l.parse().ok()).filter(|pid| *pid > 0).collect();
         if pids.is_empty() {
             return Ok(());
         }

@@ -308,11 +308,12 @@ fn guests(host: &HostFacts) -> Finding {
         Fact::Unclear(text) => return unknown("guests", text),
     };
     match host.running_guests {
-        Some(running) if running >= limit => fatal(
+        // No reason to refuse a start: any user can write such a command line.
+        Some(running) if running >= limit => warning(
             "guests",
-            "this machine has no room for another secure guest",
-            &format!("{running} run, the limit is {limit} (query/max_guests)"),
-            "stop another pod or run this one on another node",
+            "this machine may have no room for another secure guest",
+            &format!("{running} run by their command lines, the limit is {limit} (query/max_guests)"),
+            "if the start fails, stop another pod or run this one on another node",
         ),
         Some(running) => pass("guests", format!("{running} secure guests of at most {limit} run")),
         None => pass("guests", format!("at most {limit} secure guests")),

@@ -149,7 +149,7 @@ fn what_the_host_lacks_is_named_with_what_enables_it() {
     );
     row(
         |c| c.host.max_guests = Fact::Known(3),
-        "Fatal guests: this machine has no room for another secure guest: 3 run, the limit is 3",
+        "Warning guests: this machine may have no room for another secure guest: 3 run by their command lines, the limit",
     );
     row(|c| c.host.max_guests = unclear(), "Warning guests: this could not be checked");
 }

@@ -9,7 +9,7 @@ use crate::error::Code;
 use crate::host::tasks;
 use crate::ids::ProcessId;
 use crate::lifecycle::process::{Input, Phase};
-use crate::lifecycle::vm::{VmEnd, VmInput};
+use crate::lifecycle::vm::{VmEnd, VmInput, VmPhase};
 use crate::pod::Pod;
 use crate::pod::guest::Guest;
 use crate::pod::record::{Failure, Record};
@@ -114,7 +114,9 @@ async fn poll_oom(pod: Arc<Pod>, guest: Arc<Guest>) {
                 tokio::time::sleep(crate::limits::agent::OOM_EVENT_PAUSE).await;
             }
             Err(e) => {
-                if guest.vm.gone().borrow().is_some() {
+                // The connection ends with the VM, shortly before its end is known.
+                let is_up = pod.lock().vm.phase() == VmPhase::Up;
+                if !is_up || guest.vm.gone().borrow().is_some() {
                     return;
                 }
                 warn!(pod.log(), "{}", e);
