@@ -141,11 +141,12 @@ fn code_of(e: &(dyn std::error::Error + 'static)) -> Code {
     }
 }
 
-/// Escapes control characters and trims white space: the result is one printable line.
+/// Escapes control characters, and those that change the direction or the width of text, and trims white space:
+/// the result is one printable line that reads as it is.
 pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.trim().chars() {
-        if c.is_control() {
+        if c.is_control() || is_invisible(c) {
             line.extend(c.escape_default());
         } else {
             line.push(c);
@@ -154,9 +155,19 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
+/// Format characters of Unicode: directions, joiners, marks without width, line and paragraph separators.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_that_would_be_shown_otherwise_is_escaped() {
+        assert_eq!(one_line(" a\u{202e}b\nc\u{200b} "), "a\\u{202e}b\\nc\\u{200b}");
+    }
 
     #[test]
     fn context_is_prepended_and_the_code_is_kept() {

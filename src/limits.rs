@@ -141,6 +141,9 @@ pub(crate) mod qemu {
     /// Longest QMP line: `query-qmp-schema`, which we never ask for, would be the longest at 200 KiB.
     pub(crate) const QMP_LINE_BYTES: usize = 1 << 20;
 
+    /// Bytes that QEMU may send over QMP in a second: an honest one sends some hundred.
+    pub(crate) const QMP_BYTES_PER_SECOND: usize = 4 << 20;
+
     /// QEMU answers QMP commands within milliseconds; a plug can take longer on a loaded machine.
     pub(crate) const QMP_ANSWER: Duration = Duration::from_secs(10);
 

@@ -46,15 +46,15 @@ impl fmt::Display for GuestPanic {
 
 /// Reads one event object.
 pub(crate) fn event(object: &Value) -> QmpEvent {
-    let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
     match object.get("event").and_then(Value::as_str) {
         // The first of the two events of one unplug is that of the device's back end and names no device.
         Some("DEVICE_DELETED") if object.pointer("/data/device").is_some() => {
-            QmpEvent::DeviceDeleted { device: text("/data/device") }
+            QmpEvent::DeviceDeleted { device: short(text("/data/device")) }
         }
         Some("SHUTDOWN") => QmpEvent::Shutdown {
             guest: object.pointer("/data/guest").and_then(Value::as_bool).unwrap_or(false),
-            reason: text("/data/reason"),
+            reason: short(text("/data/reason")),
         },
         Some("GUEST_PANICKED") => QmpEvent::GuestPanicked(panic(object)),
         _ => QmpEvent::Other,
@@ -95,6 +95,9 @@ mod tests {
         assert_eq!(event(&backend), QmpEvent::Other);
         let shutdown = json!({"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}});
         assert_eq!(event(&shutdown), QmpEvent::Shutdown { guest: true, reason: "guest-shutdown".into() });
+        let long = json!({"event": "SHUTDOWN", "data": {"reason": "x".repeat(900_000)}});
+        let QmpEvent::Shutdown { reason, .. } = event(&long) else { panic!("not a shutdown") };
+        assert_eq!(reason.len(), limits::text::QUOTED_LINE_CHARS);
         assert_eq!(event(&json!({"event": "NEWER_THAN_US", "data": [1]})), QmpEvent::Other);
     }
 

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::error::{Context, Error, Result};
 use crate::limits;
@@ -163,6 +163,7 @@ impl Qmp {
     async fn read_lines(&self, mut on_event: impl FnMut(QmpEvent)) -> Error {
         let mut buffer: Vec<u8> = Vec::new();
         let mut chunk = [0_u8; 4096];
+        let (mut second, mut received) = (Instant::now(), 0);
         loop {
             while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).collect();
@@ -176,12 +177,26 @@ impl Qmp {
                     limits::qemu::QMP_LINE_BYTES
                 ));
             }
+            // While bytes are there the wait does not wait: without this, QEMU could keep us from all else.
+            tokio::task::yield_now().await;
             if let Err(e) = self.stream.readable().await {
                 return Error::internal(format!("QMP: {e}"));
             }
+            if second.elapsed() >= Duration::from_secs(1) {
+                (second, received) = (Instant::now(), 0);
+            }
             match self.stream.try_read(&mut chunk) {
                 Ok(0) => return ended(),
-                Ok(count) => buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                Ok(count) => {
+                    received += count;
+                    if received > limits::qemu::QMP_BYTES_PER_SECOND {
+                        return Error::internal(format!(
+                            "QMP: more than {} bytes in a second",
+                            limits::qemu::QMP_BYTES_PER_SECOND
+                        ));
+                    }
+                    buffer.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 Err(e) => return Error::internal(format!("QMP: {e}")),
             }
@@ -318,6 +333,36 @@ mod tests {
             format!("QMP: a line longer than {} bytes", limits::qemu::QMP_LINE_BYTES)
         );
         assert!(answer.is_err());
+    }
+
+    #[tokio::test]
+    async fn events_without_end_end_the_connection_and_others_run_meanwhile() {
+        let (qmp, mut peer) = connect();
+        let flood = async {
+            let block = b"{\"event\": \"RESUME\"}\n".repeat(4096);
+            while peer.write_all(&block).await.is_ok() {}
+            std::future::pending::<()>().await;
+        };
+        let others = async {
+            for turn in 0.. {
+                tokio::task::yield_now().await;
+                if turn > 100 {
+                    break;
+                }
+            }
+        };
+        let read = async {
+            let end = qmp.read(|_| ()).await;
+            assert_eq!(
+                end.to_string(),
+                format!("QMP: more than {} bytes in a second", limits::qemu::QMP_BYTES_PER_SECOND)
+            );
+        };
+        let both = async { tokio::join!(read, others) };
+        tokio::select! {
+            both = tokio::time::timeout(Duration::from_secs(60), both) => drop(both.expect("an end")),
+            () = flood => unreachable!(),
+        }
     }
 
     #[tokio::test]
