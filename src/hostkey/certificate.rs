@@ -5,13 +5,15 @@ use std::time::Duration;
 use x509_cert::Certificate as X509;
 use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
+use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, KeyUsage, SubjectKeyIdentifier};
 use x509_cert::name::Name;
 use x509_cert::time::Time;
 
 use crate::error::{Error, Result};
-use crate::hostkey::pem::blocks;
+use crate::hostkey::pem::{self, blocks};
+use crate::hostkey::scope;
 use crate::hostkey::signature::{self, Signed};
 
 /// A certificate, as it is in the file.
@@ -36,7 +38,7 @@ impl Certificate {
     pub(crate) fn parse_all(name: &str, bytes: &[u8]) -> Result<Vec<Self>> {
         let wrong = |why: String| Error::invalid(format!("{name}: {why}"));
         let read = |der: Vec<u8>| Self::from_der(name, der);
-        blocks(bytes, "CERTIFICATE").map_err(wrong)?.into_iter().map(read).collect()
+        blocks(bytes, pem::CERTIFICATE).map_err(wrong)?.into_iter().map(read).collect()
     }
 
     pub(crate) fn from_der(name: &str, der: Vec<u8>) -> Result<Self> {
@@ -124,20 +126,31 @@ impl RevocationList {
                 .map_err(|e| Error::invalid(format!("{name}: not a revocation list: {e}")))?;
             Ok(Self { name: name.to_owned(), der, list })
         };
-        blocks(bytes, "X509 CRL").map_err(wrong)?.into_iter().map(read).collect()
+        blocks(bytes, pem::REVOCATION_LIST).map_err(wrong)?.into_iter().map(read).collect()
     }
 
     pub(crate) fn issuer(&self) -> &Name {
         &self.list.tbs_cert_list.issuer
     }
 
-    /// Signed by `issuer`, about its key, and current?
-    pub(crate) fn check(&self, issuer: &Certificate, now: Duration) -> Result<()> {
+    /// Signed by `issuer`, about its key, current, and a list for certificates such as `certificate`?
+    pub(crate) fn check(&self, certificate: &Certificate, issuer: &Certificate, now: Duration) -> Result<()> {
         let tbs = &self.list.tbs_cert_list;
         let Some(next) = tbs.next_update else {
             return Err(Error::invalid(format!("{}: next update: not given", self.name)));
         };
         check_extensions(&self.name, tbs.crl_extensions.as_deref().unwrap_or_default(), &LIST_EXTENSIONS)?;
+        for entry in tbs.revoked_certificates.as_deref().unwrap_or_default() {
+            let extensions = entry.crl_entry_extensions.as_deref().unwrap_or_default();
+            if let Some(unknown) = critical_and_unknown(extensions, &[]) {
+                return Err(Error::invalid(format!(
+                    "{}: extensions of an entry: {unknown} is critical and not known here",
+                    self.name
+                )));
+            }
+        }
+        scope::check(tbs, certificate)
+            .map_err(|why| Error::invalid(format!("{}: issuing distribution point: {why}", self.name)))?;
         check_dates(&self.name, "this update", tbs.this_update, "next update", next, now)?;
         check_authority(&self.name, self.authority(), issuer)?;
         if self.list.signature_algorithm != tbs.signature {
@@ -172,19 +185,20 @@ impl RevocationList {
 const CERTIFICATE_EXTENSIONS: [&str; 6] =
     ["2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.17", "2.5.29.18", "2.5.29.32"];
 
-/// The issuing distribution point only says where else the list is. A delta list, which does not name
-/// everything revoked, is critical and not here.
+/// The issuing distribution point, which `scope` obeys. A delta list, which does not name everything revoked,
+/// is critical and not here.
 const LIST_EXTENSIONS: [&str; 1] = ["2.5.29.28"];
 
 fn check_extensions(name: &str, extensions: &[Extension], known: &[&str]) -> Result<()> {
-    let unknown = extensions.iter().find(|e| e.critical && !known.contains(&e.extn_id.to_string().as_str()));
-    match unknown {
+    match critical_and_unknown(extensions, known) {
         None => Ok(()),
-        Some(extension) => Err(Error::invalid(format!(
-            "{name}: extensions: {} is critical and not known here",
-            extension.extn_id
-        ))),
+        Some(id) => Err(Error::invalid(format!("{name}: extensions: {id} is critical and not known here"))),
     }
+}
+
+fn critical_and_unknown(extensions: &[Extension], known: &[&str]) -> Option<ObjectIdentifier> {
+    let unknown = |e: &&Extension| e.critical && !known.contains(&e.extn_id.to_string().as_str());
+    extensions.iter().find(unknown).map(|extension| extension.extn_id)
 }
 
 fn check_signature(name: &str, signed: &Signed<'_>, issuer: &Certificate) -> Result<()> {

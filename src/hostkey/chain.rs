@@ -97,7 +97,7 @@ impl Trust {
         let mut valid = 0;
         let mut wrong = None;
         for list in lists {
-            match list.check(issuer, now) {
+            match list.check(certificate, issuer, now) {
                 Ok(()) => valid += 1,
                 Err(e) => {
                     wrong.get_or_insert(e);

@@ -116,6 +116,8 @@ struct List {
     akid: u8,
     signer: u8,
     revoked: Vec<u8>,
+    /// An extension of each entry, of the list.
+    of_entries: Vec<u8>,
     more: Vec<u8>,
 }
 
@@ -150,8 +152,9 @@ impl Cert {
 impl List {
     fn der(&self) -> Vec<u8> {
         let date = |text: &str| tlv(23, text.as_bytes());
+        let more = if self.of_entries.is_empty() { vec![] } else { seq(&[self.of_entries.clone()]) };
         let entries: Vec<_> =
-            self.revoked.iter().map(|n| seq(&[tlv(2, &[*n]), date("251231000000Z")])).collect();
+            self.revoked.iter().map(|n| seq(&[tlv(2, &[*n]), date("251231000000Z"), more.clone()])).collect();
         let akid = extension("2.5.29.35", false, &seq(&[tlv(0x80, &[self.akid; 20])]));
         let mut tbs = vec![tlv(2, &[1]), algorithm(), dn(&self.issuer)];
         tbs.extend(self.dates.iter().filter(|d| !d.is_empty()).map(|d| date(d)));
@@ -196,6 +199,7 @@ fn world() -> World {
         akid: n,
         signer: n,
         revoked: vec![99],
+        of_entries: vec![],
         more: vec![],
     };
     let signing = ibm("Poughkeepsie");
@@ -347,6 +351,80 @@ fn what_is_revoked_or_has_no_list_is_refused() {
     assert!(two.verify().expect_err("revoked").to_string().ends_with("serial number: revoked by crl3"));
     let delta = extension("2.5.29.27", true, &tlv(2, &[1]));
     refused(|w| w.lists[2].more = delta, "crl2: extensions: 2.5.29.27 is critical and not known here");
+}
+
+/// A distribution point with one address, as in a list; in a certificate it is one of a list of them.
+fn point(uri: &str) -> Vec<u8> {
+    tlv(0xa0, &tlv(0xa0, &tlv(0x86, uri.as_bytes())))
+}
+
+fn scope(fields: &[Vec<u8>]) -> Vec<u8> {
+    extension("2.5.29.28", true, &seq(fields))
+}
+
+#[test]
+fn a_list_counts_only_for_the_certificates_that_it_covers() {
+    const HERE: &str = "http://ca.example/1.crl";
+    const ELSEWHERE: &str = "http://ca.example/2.crl";
+    let only = |field: u8| scope(&[tlv(field, &[0xff])]);
+    let other = "different CRL scope: it is not of a distribution point of host key document HKD.crt";
+    for (extension, wanted) in [
+        (only(0x82), "different CRL scope: only CA certificates, host key document HKD.crt is none"),
+        (only(0x84), "different CRL scope: it is an indirect list"),
+        (only(0x85), "different CRL scope: only attribute certificates"),
+        (scope(&[tlv(0x83, &[5, 0x60])]), "different CRL scope: only some reasons"),
+        // The document has no distribution point at all.
+        (scope(&[point(ELSEWHERE)]), other),
+        (extension("2.5.29.28", true, &[5, 0]), ""),
+        // It narrows the list whether or not it is critical.
+        (extension("2.5.29.28", false, &seq(&[point(ELSEWHERE)])), other),
+    ] {
+        let wanted = format!("crl2: issuing distribution point: {wanted}");
+        refused(|w| w.lists[2].more = extension, &wanted);
+    }
+    refused(
+        |w| w.lists[0].more = only(0x81),
+        "crl0: issuing distribution point: different CRL scope: only user certificates, middle.crt is a CA's",
+    );
+
+    let with = extension;
+    let fits = |extension: Vec<u8>, of_document: &[Vec<u8>]| {
+        let mut changed = world();
+        changed.lists[2].more = extension;
+        changed.host.more = with("2.5.29.31", false, &seq(of_document));
+        changed
+    };
+    let (here, elsewhere) = (seq(&[point(HERE)]), seq(&[point(ELSEWHERE)]));
+    let trusted = |w: World| w.verify().map(drop);
+    assert_eq!(trusted(fits(only(0x81), &[here.clone()])), Ok(()));
+    assert_eq!(trusted(fits(scope(&[]), &[here.clone()])), Ok(()));
+    assert_eq!(trusted(fits(scope(&[point(HERE)]), &[elsewhere.clone(), here.clone()])), Ok(()));
+    let foreign = |w: World| w.verify().expect_err("scope").to_string();
+    assert!(foreign(fits(scope(&[point(HERE)]), &[elsewhere])).contains(other));
+    // Points with reasons, or with lists of another issuer, vouch for nothing.
+    let reasons = seq(&[point(HERE), tlv(0x81, &[5, 0x60])]);
+    assert!(foreign(fits(scope(&[point(HERE)]), &[reasons])).contains(other));
+    let issuer = seq(&[point(HERE), tlv(0xa2, &tlv(0x86, b"x:y"))]);
+    assert!(foreign(fits(scope(&[point(HERE)]), &[issuer])).contains(other));
+
+    // Another part of the authority's lists neither helps nor harms beside the right one.
+    let mut both = fits(scope(&[point(HERE)]), &[here]);
+    both.lists.insert(2, List { more: scope(&[point(ELSEWHERE)]), ..both.lists[2].clone() });
+    assert_eq!(trusted(both.clone()), Ok(()));
+    both.lists[3].revoked.push(14);
+    assert!(foreign(both).ends_with("serial number: revoked by crl3"));
+}
+
+#[test]
+fn a_critical_extension_of_an_entry_refuses_the_list() {
+    // The certificate issuer of an indirect list; a reason, which changes nothing.
+    refused(
+        |w| w.lists[2].of_entries = extension("2.5.29.29", true, &seq(&[tlv(0x86, b"x:y")])),
+        "crl2: extensions of an entry: 2.5.29.29 is critical and not known here",
+    );
+    let mut reason = world();
+    reason.lists[2].of_entries = extension("2.5.29.21", false, &tlv(10, &[1]));
+    assert!(reason.verify().is_ok());
 }
 
 #[test]

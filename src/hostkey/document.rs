@@ -6,7 +6,7 @@ use x509_cert::der::{self, Decode, Reader, SliceReader, Tag, Tagged};
 
 use crate::error::{Error, Result};
 use crate::hostkey::certificate::Certificate;
-use crate::hostkey::pem::blocks;
+use crate::hostkey::pem::{self, blocks};
 use crate::image::{CustomerKey, KeyHash};
 
 /// id-ecPublicKey, RFC 5480, and the curve every host key is on, secp521r1.
@@ -28,13 +28,13 @@ pub(crate) struct Document {
 
 /// The hash of the key in a document, nothing else of which is looked at: for the shim.
 pub(crate) fn key_hash(name: &str, bytes: &[u8]) -> Result<KeyHash> {
-    first(name, bytes).and_then(|der| Ok(hash(&point(name, &der)?)))
+    only(name, bytes).and_then(|der| Ok(hash(&point(name, &der)?)))
 }
 
 impl Document {
-    /// Reads a document; of several certificates in one file the first is meant.
+    /// Reads a document, which must be the only one in its file: which of several is meant cannot be known.
     pub(crate) fn parse(name: &str, bytes: &[u8]) -> Result<Self> {
-        let der = first(name, bytes)?;
+        let der = only(name, bytes)?;
         let point = point(name, &der)?;
         let certificate = Certificate::from_der(&format!("host key document {name}"), der)?;
         Ok(Self { certificate, key: hash(&point), point })
@@ -47,9 +47,15 @@ impl Document {
     }
 }
 
-fn first(name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
-    let blocks = blocks(bytes, "CERTIFICATE").map_err(|why| wrong(name, &why))?;
-    Ok(blocks.into_iter().next().unwrap_or_default())
+fn only(name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut blocks = blocks(bytes, pem::CERTIFICATE).map_err(|why| wrong(name, &why))?;
+    match (blocks.pop(), blocks.len()) {
+        (Some(der), 0) => Ok(der),
+        (_, more) => Err(wrong(
+            name,
+            &format!("{} certificates are in it: give each host key document its own file", more + 1),
+        )),
+    }
 }
 
 fn wrong(name: &str, why: &str) -> Error {
@@ -135,6 +141,50 @@ mod tests {
         assert_eq!(key(dressed.as_bytes()), key(PEM));
     }
 
+    /// Each form is read by `openssl x509`, too.
+    #[test]
+    fn documents_are_read_in_all_forms_that_openssl_reads() {
+        let document = Document::parse("x", PEM).expect("document");
+        let der = &document.certificate.der;
+        let text = String::from_utf8(PEM.to_vec()).expect("text");
+        let body: String = text.lines().filter(|line| !line.starts_with('-')).collect();
+        let block = |label: &str, body: &str| {
+            format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n").into_bytes()
+        };
+        let (one, two) = body.split_at(200);
+        // An empty sequence stands for the auxiliary data of OpenSSL's trusted certificates.
+        let trusted = [der.as_slice(), &[0x30, 0]].concat();
+        let trusted = String::from_utf8(pem::encode("TRUSTED CERTIFICATE", &trusted).expect("pem"));
+        for (form, bytes) in [
+            ("Latin-1", [b"# Schl\xfcssel\n", PEM, b"\xe4\n"].concat()),
+            ("a comment that begins like DER", [b"0\x03abc\n", PEM].concat()),
+            ("long lines", block("CERTIFICATE", &format!("{one}\n{two}"))),
+            ("one line", block("CERTIFICATE", &body)),
+            ("label X509", block("X509 CERTIFICATE", &body)),
+            ("label TRUSTED", trusted.expect("text").into_bytes()),
+            ("DER and a line end", [der.as_slice(), b"\r\n"].concat()),
+        ] {
+            let read = Document::parse("x", &bytes).map(|document| document.key);
+            assert_eq!(read, Ok(document.key), "{form}");
+            assert_eq!(key_hash("x", &bytes), Ok(document.key), "{form}");
+        }
+    }
+
+    #[test]
+    fn a_second_document_in_a_file_is_not_passed_over() {
+        let der = Document::parse("x", PEM).expect("document").certificate.der;
+        let text = String::from_utf8(PEM.to_vec()).expect("text");
+        let other = text.replace(" CERT", " X509 CERT");
+        let wanted =
+            "host key document x: 2 certificates are in it: give each host key document its own file";
+        for bytes in [PEM.repeat(2), [PEM, other.as_bytes()].concat(), der.repeat(2)] {
+            assert_eq!(Document::parse("x", &bytes).expect_err(wanted).to_string(), wanted);
+            assert_eq!(key_hash("x", &bytes).expect_err(wanted).to_string(), wanted);
+        }
+        let e = Document::parse("x", &[der.as_slice(), b"\nx"].concat()).expect_err("rest").to_string();
+        assert_eq!(e, "host key document x: DER with 1 unknown byte(s) after it");
+    }
+
     #[test]
     fn what_is_no_host_key_document_is_told_why() {
         for (bytes, wanted) in [
@@ -165,7 +215,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn changed_bytes_never_panic(changes in proptest::collection::vec((0_usize..540, 0_u8..=255), 1..8)) {
-            let mut der = blocks(PEM, "CERTIFICATE").expect("pem").remove(0);
+            let mut der = blocks(PEM, pem::CERTIFICATE).expect("pem").remove(0);
             for (at, value) in changes {
                 if let Some(byte) = der.get_mut(at) {
                     *byte = value;

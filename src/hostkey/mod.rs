@@ -13,6 +13,7 @@ pub(crate) mod chain;
 pub(crate) mod document;
 mod name;
 pub(crate) mod pem;
+mod scope;
 mod signature;
 
 pub(crate) use certificate::{Certificate, RevocationList};

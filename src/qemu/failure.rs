@@ -83,19 +83,27 @@ pub(crate) fn explain_text(text: &str) -> Option<Diagnosis> {
         }
     });
     refused(&lines)
-        .or_else(|| known_message(&lines))
+        .or_else(|| known_message(&KNOWN_MESSAGES, &lines))
         .or_else(|| by_stop(panic.as_ref()?, &lines))
         .or_else(|| stop_in_text(&lines))
+        .or_else(|| known_message(&LOADER_MESSAGES, &lines))
+        .or_else(|| known_message(&GUEST_MESSAGES, &lines))
 }
 
 fn explained(evidence: &Evidence) -> Option<Diagnosis> {
-    refused(&evidence.stderr).or_else(|| known_message(&evidence.stderr)).or_else(|| match &evidence.panic {
+    let stderr = &evidence.stderr;
+    refused(stderr).or_else(|| known_message(&KNOWN_MESSAGES, stderr)).or_else(|| match &evidence.panic {
         Some(panic) => by_stop(panic, &evidence.console),
         // The event was lost, or an older QEMU does not send it. The console of a guest that ended itself
         // says nothing about the machine.
-        None if evidence.guest_shutdown.is_none() => refused(&evidence.console),
+        None if evidence.guest_shutdown.is_none() => refused_by_loader(&evidence.console),
         None => None,
     })
+}
+
+/// A refusal as a loader prints it: with the ultravisor's codes, or, if it is an old one, without them.
+fn refused_by_loader(console: &[String]) -> Option<Diagnosis> {
+    refused(console).or_else(|| known_message(&LOADER_MESSAGES, console))
 }
 
 /// The first refusal that is not one of tearing down: the others follow from it.
@@ -121,7 +129,7 @@ fn stopped_at(psw_address: u64, console: &[String]) -> Option<Diagnosis> {
             evidence: "the image's loader found no unpack facility".to_owned(),
             advice: "run `kata-se check` on this node; boot the host with prot_virt=1".to_owned(),
         }),
-        PROTECTED_BOOT_REFUSED => Some(refused(console).unwrap_or_else(|| Diagnosis {
+        PROTECTED_BOOT_REFUSED => Some(refused_by_loader(console).unwrap_or_else(|| Diagnosis {
             cause: "the ultravisor refused the image".to_owned(),
             evidence: "its codes are lost: neither QEMU's stderr nor the console has them".to_owned(),
             advice: "run `kata-se check --image` on this node".to_owned(),
@@ -130,11 +138,13 @@ fn stopped_at(psw_address: u64, console: &[String]) -> Option<Diagnosis> {
     }
 }
 
-/// The same in text: the address as our own messages and QEMU print it.
+/// The same in text: the address as our own messages print it, and QEMU with zeros in front.
 fn stop_in_text(lines: &[String]) -> Option<Diagnosis> {
     let has = |address: u64| {
-        let word = format!("{address:#x}");
-        lines.iter().any(|l| l.split(|c: char| !c.is_ascii_alphanumeric()).any(|w| w == word))
+        let is = |word: &str| {
+            word.strip_prefix("0x").is_some_and(|digits| u64::from_str_radix(digits, 16) == Ok(address))
+        };
+        lines.iter().any(|l| l.split(|c: char| !c.is_ascii_alphanumeric()).any(is))
     };
     [NO_UNPACK_FACILITY, PROTECTED_BOOT_REFUSED]
         .into_iter()
@@ -142,7 +152,7 @@ fn stop_in_text(lines: &[String]) -> Option<Diagnosis> {
         .and_then(|a| stopped_at(a, lines))
 }
 
-/// A message of QEMU, and what it means.
+/// A message of QEMU, of a loader or of a guest, and what it means.
 struct KnownMessage {
     text: &'static str,
     cause: &'static str,
@@ -154,7 +164,7 @@ const PROT_VIRT: &str = "boot the host with the kernel parameter prot_virt=1 on 
      Execution; `kata-se check` shows what is missing";
 
 /// QEMU: target/s390x/kvm/pv.c, hw/s390x/s390-virtio-ccw.c, accel/kvm/kvm-all.c.
-const KNOWN_MESSAGES: [KnownMessage; 9] = [
+const KNOWN_MESSAGES: [KnownMessage; 10] = [
     KnownMessage {
         text: "CPU model does not support Protected Virtualization",
         cause: NOT_A_HOST,
@@ -196,11 +206,52 @@ const KNOWN_MESSAGES: [KnownMessage; 9] = [
         cause: "this machine has not enough free memory for the guest",
         advice: "make guest.memory_mib smaller, or free memory",
     },
+    // target/s390x/cpu_models.c, which names the features after it.
+    KnownMessage {
+        text: "Some features requested in the CPU model are not available in the current configuration: unpack",
+        cause: "this host has no unpack facility for guests, which secure guests need",
+        advice: PROT_VIRT,
+    },
 ];
 
-fn known_message(lines: &[String]) -> Option<Diagnosis> {
-    let found =
-        KNOWN_MESSAGES.iter().find_map(|known| Some((known, lines.iter().find(|l| l.contains(known.text))?)));
+/// Loaders of s390-tools before they printed the ultravisor's codes (genprotimg/boot/stage3a.c). That the host's
+/// vmalloc area is one of the causes: https://www.ibm.com/docs/en/linuxonibm/lxse/lxse_pd_vma.html.
+const LOADER_MESSAGES: [KnownMessage; 2] = [
+    KnownMessage {
+        text: "Protected boot has failed: 0x",
+        cause: "the host could not start the guest as a secure one, and the image's old loader does not say why",
+        advice: "look for \"KVM PV command\" in QEMU's output; with large or many guests the host's vmalloc \
+                 area may be too small: boot the host with a large vmalloc=, such as vmalloc=1T; run `kata-se check --image` on this \
+                 node; rebuild the image with a newer pvimg to see the ultravisor's codes",
+    },
+    KnownMessage {
+        text: "Protected boot setup has failed: 0x",
+        cause: "the host refused the image's header, and the image's old loader does not say why",
+        advice: "run `kata-se check --image` on this node; rebuild the image with a newer pvimg to see the \
+                 ultravisor's codes",
+    },
+];
+
+/// Words of the guest's kernel, and of those who watch it: only in a text that a person asks about. While a VM
+/// runs, the guest is not trusted to explain its end.
+const GUEST_MESSAGES: [KnownMessage; 2] = [
+    // Linux: kernel/dma/swiotlb.c. All I/O of a secure guest goes through this buffer.
+    KnownMessage {
+        text: "swiotlb buffer is full",
+        cause: "the guest's bounce buffer, through which all its I/O goes, is too small",
+        advice: "seal the image again with a larger swiotlb= in its kernel parameters (slots of 2 KiB)",
+    },
+    // QEMU: system/runstate.c and qapi/run-state.json (S390CrashReason); also libvirt's log. Addresses at which the
+    // loader stops are explained before.
+    KnownMessage {
+        text: "disabled-wait",
+        cause: "the guest's kernel, or the loader in front of it, stopped for good",
+        advice: "the guest's console says why, in its last lines: give them to `kata-se explain`",
+    },
+];
+
+fn known_message(known: &[KnownMessage], lines: &[String]) -> Option<Diagnosis> {
+    let found = known.iter().find_map(|known| Some((known, lines.iter().find(|l| l.contains(known.text))?)));
     found.map(|(known, line)| Diagnosis {
         cause: known.cause.to_owned(),
         evidence: line.chars().take(limits::text::QUOTED_LINE_CHARS).collect(),

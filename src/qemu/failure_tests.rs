@@ -100,7 +100,7 @@ fn another_machines_image_is_named_first() {
 /// QEMU's stderr, where the CPU stopped (0: nowhere), the console, and how the answer begins.
 type Row = (&'static [&'static str], u64, &'static [&'static str], &'static str);
 
-const ROWS: [Row; 13] = [
+const ROWS: [Row; 16] = [
     (
         &["KVM PV command 4 (KVM_PV_VERIFY) failed: header rc 102 rrc 1b IOCTL rc: -22"],
         0x4608,
@@ -175,6 +175,26 @@ const ROWS: [Row; 13] = [
         &["Protected boot failed: 0xa02, KVM_PV_VERIFY - RC: 0x102, RRC:0x1d"],
         "the image was modified or truncated since it was sealed: KVM_PV_VERIFY: rc 0x102 rrc 0x1d",
     ),
+    (
+        &["qemu-system-s390x: Some features requested in the CPU model are not available in the current \
+             configuration: unpack"],
+        0,
+        &[],
+        "this host has no unpack facility for guests, which secure guests need: qemu-system-s390x: Some",
+    ),
+    (
+        &[],
+        0x4608,
+        &["Protected boot has failed: 0xa02"],
+        "the host could not start the guest as a secure one, and the image's old loader does not say why: \
+         Protected boot has failed: 0xa02; CPU 0: disabled-wait, PSW",
+    ),
+    (
+        &[],
+        0,
+        &["Protected boot setup has failed: 0x402"],
+        "the host refused the image's header, and the image's old loader does not say why: Protected boot",
+    ),
 ];
 
 #[test]
@@ -225,6 +245,63 @@ fn any_text_can_be_explained_later() {
     starts("a\nCPU 0: disabled-wait, PSW 0x2000180000000 0x4607\n", "this host or this QEMU cannot start");
     starts("{\"msg\":\"KVM_PV_VERIFY: rc 0x102 rrc 0x1b (content)\"}", "the image was modified");
     assert_eq!(explain_text("0x46071 all is well rc 5"), None);
+    assert_eq!(explain_text("0x 0xzz 0x00000000000046080"), None);
+}
+
+/// Words of hosts and guests as their sources and manuals have them.
+#[test]
+fn documented_words_are_explained_in_a_text() {
+    const OLD_LOADER: &str = "the host could not start the guest as a secure one, and the image's old loader";
+    for (text, wanted, advice) in [
+        (
+            "qemu-system-s390x: Some features requested in the CPU model are not available in the current \
+             configuration: unpack",
+            "this host has no unpack facility for guests",
+            "prot_virt=1",
+        ),
+        ("Protected boot has failed: 0xa02", OLD_LOADER, "vmalloc="),
+        (
+            "Protected boot has failed: 0xa02\nGuest crashed on cpu 0: disabled-wait\n\
+             PSW: 0x0002000080000000 0x0000000000004608",
+            OLD_LOADER,
+            "vmalloc=",
+        ),
+        // QEMU knows more.
+        (
+            "qemu-kvm: KVM PV command 4 (KVM_PV_VERIFY) failed: header rc 102 rrc 1a IOCTL rc: -22\n\
+             Protected boot has failed: 0xa02",
+            "the image was modified or truncated since it was sealed",
+            "inspect --verify",
+        ),
+        (
+            "virtio_blk virtio0: swiotlb buffer is full (sz: 65536 bytes), total 32768 (slots), used 32768 (slots)",
+            "the guest's bounce buffer, through which all its I/O goes, is too small",
+            "swiotlb=",
+        ),
+        (
+            "Guest crashed on cpu 0: disabled-wait\nPSW: 0x0002000080000000 0x0000000000004608",
+            "the ultravisor refused the image: its codes are lost",
+            "check --image",
+        ),
+        (
+            "Guest crashed on cpu 0: disabled-wait\nPSW: 0x0002000180000000 0x000000000010f146",
+            "the guest's kernel, or the loader in front of it, stopped for good",
+            "console",
+        ),
+    ] {
+        let said = explain_text(text).map(|d| d.to_string()).unwrap_or_default();
+        assert!(said.starts_with(wanted) && said.contains(advice), "{said}");
+    }
+}
+
+#[test]
+fn what_a_guest_prints_while_it_runs_explains_nothing() {
+    let e = Evidence {
+        panic: stopped(0x11_2233),
+        console: lines(&["virtio0: swiotlb buffer is full", "Protected boot has failed: 0xa02"]),
+        ..evidence(Ended::Code(1))
+    };
+    assert!(matches!(diagnose(&e), VmEnd::Panicked { .. }));
 }
 
 proptest::proptest! {
