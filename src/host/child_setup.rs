@@ -119,7 +119,8 @@ impl LayerMount {
         mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         self.name_layers()?;
-        let options = CStr::from_bytes_with_nul(&self.options).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let options =
+            CStr::from_bytes_with_nul(&self.options).map_err(|_no_zero| io::ErrorKind::InvalidInput)?;
         let overlay = c"overlay";
         mount(Some(overlay), self.target.as_c_str(), Some(overlay), flags, Some(options))?;
         Ok(())

@@ -149,7 +149,7 @@ impl RevocationList {
                 )));
             }
         }
-        scope::check(tbs, certificate)
+        scope::check(tbs, &certificate.name, &certificate.x509)
             .map_err(|why| Error::invalid(format!("{}: issuing distribution point: {why}", self.name)))?;
         check_dates(&self.name, "this update", tbs.this_update, "next update", next, now)?;
         check_authority(&self.name, self.authority(), issuer)?;

@@ -152,7 +152,8 @@ impl Cert {
 impl List {
     fn der(&self) -> Vec<u8> {
         let date = |text: &str| tlv(23, text.as_bytes());
-        let more = if self.of_entries.is_empty() { vec![] } else { seq(&[self.of_entries.clone()]) };
+        let more =
+            if self.of_entries.is_empty() { vec![] } else { seq(std::slice::from_ref(&self.of_entries)) };
         let entries: Vec<_> =
             self.revoked.iter().map(|n| seq(&[tlv(2, &[*n]), date("251231000000Z"), more.clone()])).collect();
         let akid = extension("2.5.29.35", false, &seq(&[tlv(0x80, &[self.akid; 20])]));
@@ -396,8 +397,8 @@ fn a_list_counts_only_for_the_certificates_that_it_covers() {
     };
     let (here, elsewhere) = (seq(&[point(HERE)]), seq(&[point(ELSEWHERE)]));
     let trusted = |w: World| w.verify().map(drop);
-    assert_eq!(trusted(fits(only(0x81), &[here.clone()])), Ok(()));
-    assert_eq!(trusted(fits(scope(&[]), &[here.clone()])), Ok(()));
+    assert_eq!(trusted(fits(only(0x81), std::slice::from_ref(&here))), Ok(()));
+    assert_eq!(trusted(fits(scope(&[]), std::slice::from_ref(&here))), Ok(()));
     assert_eq!(trusted(fits(scope(&[point(HERE)]), &[elsewhere.clone(), here.clone()])), Ok(()));
     let foreign = |w: World| w.verify().expect_err("scope").to_string();
     assert!(foreign(fits(scope(&[point(HERE)]), &[elsewhere])).contains(other));

@@ -10,6 +10,8 @@ pub(crate) struct NetworkPlan {
     pub interfaces: Vec<InterfacePlan>,
     pub routes: Vec<RoutePlan>,
     pub neighbours: Vec<NeighbourPlan>,
+    /// What of the namespace the guest will not have, and why.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

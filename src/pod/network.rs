@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use slog::warn;
+
 use crate::agent::client::Agent;
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
@@ -24,6 +26,9 @@ pub(crate) struct PodNetwork {
 pub(crate) async fn prepare(pod: &Pod, netns: &Path) -> Result<PodNetwork> {
     let path = netns.to_path_buf();
     let plan = blocking("scan network", move || netlink::scan(&path)).await?;
+    for warning in &plan.warnings {
+        warn!(pod.log(), "network: {}", warning);
+    }
     hit(Step::NetworkScanned)?;
     let mut taps = Vec::new();
     for (index, interface) in plan.interfaces.iter().enumerate() {
