@@ -35,7 +35,7 @@ async fn whatever_is_missing_is_named() {
     let hosts = format!("/proc/{}/ns/net", std::process::id());
     says(
         node.refused(&plain.clone().network(&hosts)).await,
-        &["the host's own network", "hostNetwork is not possible"],
+        &["cannot share the host's network", "remove hostNetwork"],
     );
 
     std::fs::rename(node.path("bin/qemu"), node.path("bin/qemu.away")).expect("rename");

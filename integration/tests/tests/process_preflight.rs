@@ -133,10 +133,6 @@ async fn what_cannot_run_here_is_refused_before_qemu_starts() {
     machine(&node, "sys/firmware/uv/query/supp_se_hdr_ver", Some("2000000000000000"));
     says(&node, "this machine does not know the version of the image's header").await;
     machine(&node, "sys/firmware/uv/query/supp_se_hdr_ver", None);
-    machine(&node, "proc/1/cmdline", Some("qemu\0s390-pv-guest,id=pv0"));
-    machine(&node, "sys/firmware/uv/query/max_guests", Some("1"));
-    says(&node, "this machine has no room for another secure guest: 1 run, the limit is 1").await;
-    machine(&node, "sys/firmware/uv/query/max_guests", None);
     configure(&node, "vcpus = 4\n");
     machine(&node, "sys/firmware/uv/query/max_cpus", Some("3"));
     says(&node, "4 (guest.vcpus and the pod's limits), the limit is 3").await;
@@ -148,6 +144,16 @@ async fn what_cannot_run_here_is_refused_before_qemu_starts() {
     says(&node, "this kernel was not started as a Secure Execution host").await;
     machine(&node, "proc/sys/kernel/arch", Some("x86_64"));
     says(&node, "this machine is not an IBM Z or LinuxONE").await;
+}
+
+#[tokio::test]
+async fn the_command_lines_of_others_keep_no_pod_from_starting() {
+    let node = z_host().await;
+    machine(&node, "proc/1/cmdline", Some("anything\0s390-pv-guest,id=pv0"));
+    machine(&node, "sys/firmware/uv/query/max_guests", Some("1"));
+    let shim = running(&node).await;
+    assert!(node.log().contains("this machine may have no room for another secure guest"), "{}", node.log());
+    node.end(&shim, "c1").await;
 }
 
 #[tokio::test]
