@@ -48,14 +48,14 @@ pub(crate) fn host_namespaces(requested: [bool; 3]) -> Result<()> {
 /// Refuses a spec that requests access to the host. `is_the_hosts`: whether a path is the host's namespace of
 /// that name (CRI-O names every namespace by a path, the host's as well).
 pub(crate) fn host_access(bundle: &Bundle, is_the_hosts: impl Fn(&str, &Path) -> bool) -> Result<()> {
-    // The network is the pod's: a member's network namespace is ignored.
-    let is_members_network =
-        |typ| typ == LinuxNamespaceType::Network && matches!(bundle.role, Role::Member { .. });
+    // The network is the pod's: a member's network namespace is ignored. The paths of its other namespaces are
+    // those of its sandbox's process, which is QEMU: the host's.
+    let is_member = matches!(bundle.role, Role::Member { .. });
     let is_hosts = |typ, name| match bundle.namespace(typ) {
-        None => true,
-        Some(path) => path.is_some_and(|path| is_the_hosts(name, path)),
+        None => !(is_member && typ == LinuxNamespaceType::Network),
+        Some(path) => !is_member && path.is_some_and(|path| is_the_hosts(name, path)),
     };
-    host_namespaces(HOST_NAMESPACES.map(|(typ, name, ..)| !is_members_network(typ) && is_hosts(typ, name)))?;
+    host_namespaces(HOST_NAMESPACES.map(|(typ, name, ..)| is_hosts(typ, name)))?;
     if let Some(resources) = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
         resources::check_huge_pages(resources)?;
     }
@@ -106,6 +106,10 @@ mod tests {
         asked["linux"]["namespaces"][1]["path"] = json!("/run/ipcns/hosts");
         let e = check(&asked).expect_err("the host's");
         assert!(e.to_string().starts_with("hostIPC: a guest has its own kernel"), "{e}");
+        asked["annotations"] = json!({
+            "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"
+        });
+        assert_eq!(check(&asked), Ok(()), "a member joins its sandbox");
     }
 
     #[test]
