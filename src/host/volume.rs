@@ -22,7 +22,7 @@ use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use crate::error::{Code, Context, Error, Result};
 use crate::host::files::open_error;
 use crate::limits;
-use crate::oci::volume::SourceKind;
+use crate::oci::volume::{EMPTY_DIR_PLUGIN, SourceKind};
 
 /// What is left of the bounds for one container's volumes together.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +73,7 @@ pub(crate) fn kind(source: &Path) -> Result<SourceKind> {
     let typ = meta.file_type();
     if typ.is_dir() || typ.is_file() {
         match plugin(source) {
-            Some(plugin) if plugin.is_part && plugin.name == EMPTY_DIR => {
+            Some(plugin) if plugin.is_part && plugin.name == EMPTY_DIR_PLUGIN => {
                 return Ok(SourceKind::PartOfEmptyDir);
             }
             Some(plugin) if !COPIED_PLUGINS.contains(&plugin.name.as_str()) => {
@@ -98,11 +98,9 @@ pub(crate) fn kind(source: &Path) -> Result<SourceKind> {
     })
 }
 
-const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
-
 /// The kubelet's volumes that have their meaning in a copy, or are the guest's.
 const COPIED_PLUGINS: [&str; 5] = [
-    EMPTY_DIR,
+    EMPTY_DIR_PLUGIN,
     "kubernetes.io~configmap",
     "kubernetes.io~secret",
     "kubernetes.io~projected",

@@ -93,19 +93,17 @@ impl Planner<'_> {
         if !is_of_host(mount) {
             return Ok(mount.clone());
         }
-        let source = mount.source().as_deref().unwrap_or(Path::new(""));
-        if source.starts_with("/proc") || source.starts_with("/sys") {
-            return Err(Error::invalid(format!(
-                "mount {}: {} is a file system of the host's kernel, and a guest has its own: remove the volume",
-                mount.destination().display(),
-                source.display()
-            )));
-        }
         self.host_mount(mount).with_context(|| format!("mount {}", mount.destination().display()))
     }
 
     fn host_mount(&mut self, mount: &Mount) -> Result<Mount> {
         let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        if source.starts_with("/proc") || source.starts_with("/sys") {
+            return Err(Error::invalid(format!(
+                "{} is a file system of the host's kernel, and a guest has its own: remove the volume",
+                source.display()
+            )));
+        }
         if options(mount).iter().any(|o| o == "rshared" || o == "shared") {
             return Err(Error::invalid(format!(
                 "mounts made in the guest cannot be propagated to the host ({}): remove mountPropagation: Bidirectional",
@@ -196,9 +194,11 @@ fn is_of_host(mount: &Mount) -> bool {
 }
 
 /// The kubelet keeps all emptyDir volumes in directories of this name.
+pub(crate) const EMPTY_DIR_PLUGIN: &str = "kubernetes.io~empty-dir";
+
 fn is_empty_dir(source: &Path) -> bool {
     let parent = source.parent().and_then(Path::file_name);
-    parent.is_some_and(|name| name == "kubernetes.io~empty-dir")
+    parent.is_some_and(|name| name == EMPTY_DIR_PLUGIN)
 }
 
 /// The last component of a path, valid as a name in the guest.

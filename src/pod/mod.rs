@@ -37,7 +37,7 @@ use tokio::sync::Notify;
 use crate::error::{Error, Result};
 use crate::host::log::LevelSwitch;
 use crate::host::shim_cgroup::OriginalCgroup;
-use crate::ids::{ContainerId, Namespace, PodKey, ProcessId, SandboxId};
+use crate::ids::{Namespace, PodKey, ProcessId, SandboxId};
 use crate::lifecycle::process::{Emit, Input, Phase};
 use crate::lifecycle::vm::VmPhase;
 use crate::mutex;
@@ -111,9 +111,9 @@ impl Pod {
         Err(Error::precondition(format!("sandbox {}: {why}", self.parts.sandbox)))
     }
 
-    /// Waits until the container's first process is in another phase than `phase`, or no longer known.
-    pub(crate) async fn wait_while(&self, id: &ContainerId, phase: Phase) {
-        let phases = self.lock().container(id).map(|container| container.init.phases());
+    /// Waits until the process is in another phase than `phase`, or no longer known.
+    pub(crate) async fn wait_while(&self, id: &ProcessId, phase: Phase) {
+        let phases = self.lock().process(id).map(Process::phases);
         if let Ok(mut phases) = phases {
             phases.wait_for(|now| *now != phase).await.ok();
         }

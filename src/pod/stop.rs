@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::error::{Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::process::blocking;
-use crate::ids::ContainerId;
+use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Phase;
 use crate::lifecycle::vm::{VmInput, VmPhase};
 use crate::limits;
@@ -151,7 +151,7 @@ impl Pod {
             }
             container.cancel.send_replace(true);
         }
-        self.wait_while(id, Phase::Creating).await;
+        self.wait_while(&ProcessId::init(id.clone()), Phase::Creating).await;
         Err(Error::not_found(format!("container {id}: its creation was cancelled")))
     }
 

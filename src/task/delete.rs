@@ -22,7 +22,7 @@ impl Pod {
         self.cancel_create(&id.container).await?;
         // A containerd that was killed while it waited for Delete asks again after its start, and leaves a shim that
         // refuses for ever: one that is under way is waited for. When it has succeeded there is no container.
-        self.wait_while(&id.container, Phase::Deleting).await;
+        self.wait_while(&ProcessId::init(id.container.clone()), Phase::Deleting).await;
         let pid = self.lock().vm.pid();
         let exit = self.advance_with(id, Input::DeleteAsked, |p| p.exit())?;
         if let Some(exec) = &id.exec {

@@ -124,11 +124,8 @@ impl Pod {
     /// would run it after a signal that it has not found.
     async fn settled(&self, id: &ProcessId) -> Result<()> {
         let settled = async {
-            self.wait_while(&id.container, Phase::Creating).await;
-            let phases = self.lock().process(id).map(Process::phases);
-            if let Ok(mut phases) = phases {
-                phases.wait_for(|now| *now != Phase::Starting).await.ok();
-            }
+            self.wait_while(&ProcessId::init(id.container.clone()), Phase::Creating).await;
+            self.wait_while(id, Phase::Starting).await;
         };
         let waited = timeout(limits::agent::KILL_OF_CREATING, settled).await;
         waited.map_err(|_elapsed| Error::deadline(format!("{id}: is still being created or started")))

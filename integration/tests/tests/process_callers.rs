@@ -54,6 +54,11 @@ impl Caller {
     }
 
     async fn exec(&self, id: &str, exec: &str, args: &[&str]) -> u32 {
+        self.exec_on(id, exec, args, false).await
+    }
+
+    /// `terminal` as CRI-O asks for one: in the request, and not in the process.
+    async fn exec_on(&self, id: &str, exec: &str, args: &[&str], terminal: bool) -> u32 {
         let spec = Any {
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
             value: Bundle::process(args),
@@ -63,6 +68,7 @@ impl Caller {
             id: id.into(),
             exec_id: exec.into(),
             spec: MessageField::some(spec),
+            terminal,
             ..Default::default()
         };
         self.call::<api::Empty>("Exec", &request).await.expect("exec");
@@ -109,19 +115,6 @@ impl Caller {
         let asked = self.call::<api::Empty>("Kill", &request).await;
         assert!(matches!(code(&asked), None | Some(Code::NOT_FOUND)), "{asked:?}");
         asked.is_ok()
-    }
-
-    /// Runs a program with a terminal as CRI-O asks for it: in the request, and not in the process.
-    async fn exec_with_terminal(&self, id: &str, exec: &str, args: &[&str]) -> u32 {
-        let value = Bundle::process(args);
-        let spec = MessageField::some(Any { type_url: "p".into(), value, ..Default::default() });
-        let (id, exec_id) = (id.to_owned(), exec.to_owned());
-        let request = api::ExecProcessRequest { id, exec_id, spec, terminal: true, ..Default::default() };
-        self.call::<api::Empty>("Exec", &request).await.expect("exec");
-        self.start(&request.id, exec).await;
-        let status = self.wait(&request.id, exec).await;
-        self.delete(&request.id, exec).await.expect("delete exec");
-        status
     }
 
     /// The statistics, read as CRI-O reads them: it ends itself when one of these messages is missing.
@@ -195,7 +188,7 @@ async fn a_whole_pod_as_crio_drives_it() {
         member.assert_stats_are_whole(id).await;
         assert!(member.is_alive(id).await, "{id}");
     }
-    assert_eq!(member.exec_with_terminal("m1", "t1", &["/bin/sh", "-c", "test -t 0 && test -t 1"]).await, 0);
+    assert_eq!(member.exec_on("m1", "t1", &["/bin/sh", "-c", "test -t 0 && test -t 1"], true).await, 0);
 
     // CRI-O is killed and restarted: each container's bundle contains the address.
     drop((sandbox, member));
