@@ -94,6 +94,12 @@ pub(crate) mod host {
     /// disk), or the processes of a cgroup until it is empty (a program may start another one meanwhile).
     pub(crate) const PROCESS_SCANS: usize = 10;
 
+    /// Packing one image: mkfs writes 100 MiB a second and more, and no caller of Create waits for longer.
+    pub(crate) const PACKING: Duration = Duration::from_secs(600);
+
+    /// For how long an undo waits for what was begun before it: system calls, QMP, none of which takes a second.
+    pub(crate) const BEGUN_WORK: Duration = Duration::from_secs(30);
+
     /// Time for one step of the cleanup (an emptied cgroup, one unmount).
     pub(crate) const CLEANUP_STEP: Duration = Duration::from_secs(10);
 
@@ -233,6 +239,9 @@ pub(crate) mod agent {
 
     /// Pause between two OOM events: a guest cannot flood containerd with them.
     pub(crate) const OOM_EVENT_PAUSE: Duration = Duration::from_millis(100);
+
+    /// Pause between two tries to end what the guest may have made by a call that it has not answered.
+    pub(crate) const UNANSWERED_PAUSE: Duration = Duration::from_secs(1);
 
     /// Pause after a failed poll for OOM events.
     pub(crate) const OOM_POLL_PAUSE: Duration = Duration::from_secs(10);

@@ -14,7 +14,7 @@ use cgroups_rs::systemd::DEFAULT_SLICE;
 use cgroups_rs::systemd::utils::expand_slice;
 
 use crate::error::{Context, Error, Result};
-use crate::host::shim_cgroup::{self, OriginalCgroup};
+use crate::host::shim_cgroup::{self, OriginalCgroup, is_gone};
 use crate::ids::PodKey;
 use crate::limits;
 
@@ -126,7 +126,8 @@ fn empty(dir: &Path, until: Instant) -> Result<()> {
     loop {
         let pids = match fs::read_to_string(dir.join("cgroup.procs")) {
             Ok(text) => text,
-            Err(_) => return Ok(()), // gone already
+            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) => return Err(e).with_context(|| format!("read {}/cgroup.procs", dir.display())),
         };
         // A process of another pid namespace is listed as 0, which kill(2) takes for our own process group.
         let pids: Vec<i32> = pids.lines().filter_map(|l| l.parse().ok()).filter(|pid| *pid > 0).collect();
@@ -170,7 +171,7 @@ pub(crate) fn is_v2() -> bool {
     hierarchies::auto().v2()
 }
 
-/// A short wait on a thread of `process::blocking`; never on the executor.
+/// A short wait on a thread of `begun::blocking`; never on the executor.
 #[allow(clippy::disallowed_methods)]
 fn pause() {
     std::thread::sleep(limits::host::CGROUP_PAUSE);

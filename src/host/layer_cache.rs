@@ -19,11 +19,11 @@ use slog::{Logger, info, warn};
 
 use crate::error::{Context, Error, Result};
 use crate::hex::hex;
+use crate::host::begun::blocking;
 use crate::host::files::private_dir;
 use crate::host::layer_pack::Packer;
 use crate::host::lock::lock_file;
 use crate::host::log;
-use crate::host::process::blocking;
 
 /// A packed image in use.
 #[derive(Debug)]

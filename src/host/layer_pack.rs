@@ -1,17 +1,21 @@
 //! Packing image layers into one erofs image: mkfs reads an overlay of them.
 //!
 //! The overlay is mounted in a mount namespace of mkfs alone and disappears with it. The image is a
-//! file without a name, which the caller links once it is complete, so that a crash leaves nothing.
+//! file without a name, which the caller links once it is complete, so that a crash leaves nothing. mkfs
+//! runs in the pod's cgroup, and ends when the container that it packs for is given up.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::libc;
 use tokio::net::unix::pipe;
+use tokio::time::timeout;
 
 use crate::error::{Code, Context, Error, Result};
-use crate::host::process::{Ended, Launch, LayerMount};
+use crate::host::begun::Begun;
+use crate::host::process::{Child, Ended, Launch, LayerMount};
 use crate::host::tail::Tail;
 use crate::host::{cgroup, tasks};
 use crate::limits;
@@ -23,7 +27,7 @@ pub(crate) struct Packer {
     /// A directory of the pod, below which the layers are mounted for mkfs.
     pub(crate) mount_point: PathBuf,
     /// The pod's cgroup, for mkfs.
-    pub(crate) leaf: Option<PathBuf>,
+    pub(crate) leaf: PathBuf,
 }
 
 impl Packer {
@@ -46,7 +50,7 @@ impl Packer {
         let mut launch = Launch {
             program: self.mkfs.clone(),
             stderr: Some(theirs),
-            cgroup: self.leaf.as_deref().map(cgroup::enter).transpose()?,
+            cgroup: Some(cgroup::enter(&self.leaf)?),
             mount: Some(LayerMount {
                 // With the empty `bottom`, one layer is an overlay as well.
                 layers: layers.iter().chain([&bottom]).cloned().collect(),
@@ -61,9 +65,13 @@ impl Packer {
             format!("/proc/self/fd/{}", number.0).into(),
             target.into(),
         ];
-        let child = tasks::reaped(launch.spawn().map_err(context)?);
+        let packing = Packing::of(launch.spawn().map_err(context)?);
         let output = Tail::default();
-        let ((), ended) = tokio::join!(output.read_from(stderr), child.wait());
+        let ended = async { tokio::join!(output.read_from(stderr), packing.0.wait()).1 };
+        let limit = limits::host::PACKING;
+        let ended = timeout(limit, ended).await.unwrap_or_else(|_| {
+            Err(context(Error::deadline(format!("not done within {} min", limit.as_secs() / 60))))
+        });
         match ended? {
             Ended::Code(0) => Ok(image),
             ended => {
@@ -74,5 +82,26 @@ impl Packer {
                 Err(context(Error::new(code, format!("{program} ended with {ended}: {output}"))))
             }
         }
+    }
+}
+
+/// mkfs at work; dropped earlier, it is killed.
+struct Packing(Arc<Child>);
+
+impl Packing {
+    fn of(mkfs: Child) -> Self {
+        let mkfs = Arc::new(mkfs);
+        let (begun, ending) = (Begun::new("mkfs"), Arc::clone(&mkfs));
+        tasks::detach(async move {
+            ending.wait().await.ok();
+            drop(begun);
+        });
+        Self(mkfs)
+    }
+}
+
+impl Drop for Packing {
+    fn drop(&mut self) {
+        self.0.kill(libc::SIGKILL).ok(); // a signal to our own child is not refused
     }
 }

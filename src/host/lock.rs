@@ -94,7 +94,7 @@ fn open_or_create(path: &Path) -> Result<File> {
 
 /// Locks a folder for a short piece of work, waiting up to `limit` for other holders. None: the caller goes on
 /// without the lock, because a process that holds it for so long hangs. Blocks.
-#[allow(clippy::disallowed_methods)] // on a thread of `process::blocking`, or in `delete`
+#[allow(clippy::disallowed_methods)] // on a thread of `begun::blocking`, or in `delete`
 pub(crate) fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>> {
     let until = Instant::now() + limit;
     let mut file = File::open(folder).ok()?;

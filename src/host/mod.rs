@@ -2,6 +2,7 @@
 //! `bpf`, `child_setup` and `sys`.
 
 pub(crate) mod affinity;
+pub(crate) mod begun;
 #[allow(unsafe_code)]
 mod bpf;
 pub(crate) mod cgroup;

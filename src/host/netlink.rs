@@ -1,7 +1,7 @@
 //! Links, addresses, routes, neighbours and mirroring of a network namespace.
 //!
 //! Every function enters the namespace on a separate thread and blocks: call it on a thread of
-//! `process::blocking`. Mirroring is an ingress qdisc on the pod's interface and on our tap, each
+//! `begun::blocking`. Mirroring is an ingress qdisc on the pod's interface and on our tap, each
 //! with one filter that redirects everything to the other.
 
 use std::collections::HashMap;

@@ -211,20 +211,6 @@ fn checked(pid: u32) -> Result<rustix::process::Pid> {
     pid.ok_or_else(|| Error::internal("a process has no id"))
 }
 
-/// Runs blocking work on a new thread, which ends with it: setns and slow system calls
-/// must not touch the executor's thread or stay behind in a pool.
-pub(crate) async fn blocking<T: Send + 'static>(
-    what: &'static str,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let (done, result) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name(what.chars().take(15).collect())
-        .spawn(move || drop(done.send(work())))
-        .with_context(|| format!("start a thread to {what}"))?;
-    result.await.unwrap_or_else(|_| Err(Error::internal(format!("{what}: the thread panicked"))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -73,8 +73,13 @@ impl OriginalCgroup {
 impl Entry {
     fn restore(&self) -> Result<()> {
         for _ in 0..limits::host::PROCESS_SCANS {
-            // A leaf that is gone is empty.
-            let list = fs::read_to_string(self.leaf.join("cgroup.procs")).unwrap_or_default();
+            let list = match fs::read_to_string(self.leaf.join("cgroup.procs")) {
+                Ok(list) => list,
+                Err(e) if is_gone(&e) => return Ok(()),
+                Err(e) => {
+                    return Err(e).with_context(|| format!("read the processes of {}", self.leaf.display()));
+                }
+            };
             if list.is_empty() {
                 return Ok(());
             }
@@ -86,6 +91,11 @@ impl Entry {
         }
         Err(Error::internal(format!("cgroup {}: new processes keep appearing in it", self.leaf.display())))
     }
+}
+
+/// Whether a cgroup's file cannot be read because the cgroup is removed: ENODEV with a descriptor from before.
+pub(super) fn is_gone(e: &std::io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENODEV))
 }
 
 fn open(folder: &Path) -> Result<File> {

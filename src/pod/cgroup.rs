@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
+use crate::host::begun::blocking;
 use crate::host::cgroup;
 use crate::host::lock::lock_folder;
-use crate::host::process::blocking;
 use crate::limits;
 use crate::pod::Pod;
 use crate::pod::journal::{self, Cleanup};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -33,21 +34,17 @@ pub(crate) struct Guest {
     /// The CPUs that its processes were last let run on; empty: any.
     pub(crate) cpus: Mutex<CpuList>,
     pub(crate) devnos: Mutex<DevNos>,
-    /// Layer images in this guest. Held while one is plugged, so that two containers of one image
-    /// do not plug it twice.
-    pub(crate) layers: tokio::sync::Mutex<Layers>,
-    /// Containers whose creation failed in the guest: the agent cannot take such an id again.
+    /// Layer images in this guest, by their name in the cache.
+    pub(crate) images: Mutex<BTreeMap<String, SharedImage>>,
+    /// Mounts made so far: the agent never mounts twice on one point, so no name is used again.
+    pub(crate) mounts: AtomicU32,
+    /// Containers whose creation was begun in the guest and has not succeeded: the agent cannot take such an id
+    /// again.
     pub(crate) unusable: Mutex<BTreeSet<ContainerId>>,
 }
 
-/// The layer images a guest has.
-#[derive(Debug, Default)]
-pub(crate) struct Layers {
-    /// By the image's name in the cache.
-    pub(crate) shared: BTreeMap<String, Layer>,
-    /// Mounts made so far: the agent never mounts twice on one point, so no name is used again.
-    pub(crate) mounts: u32,
-}
+/// A layer image, once it is plugged and mounted. Locked meanwhile, so that two containers do not plug it twice.
+pub(crate) type SharedImage = Arc<tokio::sync::Mutex<Option<Layer>>>;
 
 /// One plugged image.
 #[derive(Clone, Debug)]
@@ -62,8 +59,20 @@ impl Guest {
         mutex::lock(&self.devnos).take()
     }
 
+    pub(crate) fn next_mount(&self) -> String {
+        format!("l{}", self.mounts.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    pub(crate) fn image(&self, name: &str) -> SharedImage {
+        Arc::clone(mutex::lock(&self.images).entry(name.to_owned()).or_default())
+    }
+
     pub(crate) fn mark_unusable(&self, id: &ContainerId) {
         mutex::lock(&self.unusable).insert(id.clone());
+    }
+
+    pub(crate) fn mark_usable(&self, id: &ContainerId) {
+        mutex::lock(&self.unusable).remove(id);
     }
 
     pub(crate) fn is_unusable(&self, id: &ContainerId) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Everything is recorded in the journal before it is made; the caller cleans up after an error.
 
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::process::FdTable;
 use crate::host::tasks;
+use crate::mutex;
 use crate::oci::pod_spec::PodSpec;
 use crate::oci::storage;
 use crate::plan::vm::{NicPlan, VmPlan};
@@ -26,6 +28,13 @@ use crate::qemu::vm::{ControlSockets, Vm, VmLaunch};
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
 pub(crate) async fn launch(pod: &Pod, context: &LaunchContext, spec: &PodSpec) -> Result<Guest> {
+    let booting = Booting::default();
+    let launched = bring_up(pod, context, spec, &booting).await;
+    mutex::lock(&booting.0).take();
+    launched
+}
+
+async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &Booting) -> Result<Guest> {
     let mut devnos = DevNos::default();
     let mut fds = FdTable::default();
     let sockets = ControlSockets::new(&mut fds)?;
@@ -52,7 +61,7 @@ pub(crate) async fn launch(pod: &Pod, context: &LaunchContext, spec: &PodSpec) -
     };
     let began = Instant::now();
     let scheduling = Scheduling::of(spec, context.size, context.capacity);
-    let vm = start_vm(pod, context, &plan, fds, sockets, scheduling).await?;
+    let vm = start_vm(pod, context, &plan, fds, sockets, scheduling, booting).await?;
     let agent = Agent::connect(vsock.transport, context.config.agent.clone(), vm.gone()).await;
     let agent = agent.map_err(|e| with_console(e, &vm))?;
     hit(Step::AgentReady)?;
@@ -85,7 +94,8 @@ pub(crate) async fn launch(pod: &Pod, context: &LaunchContext, spec: &PodSpec) -
         seccomp: context.config.seccomp && details.seccomp,
         cpus: Mutex::new(context.cpus),
         devnos: Mutex::new(devnos),
-        layers: tokio::sync::Mutex::default(),
+        images: Mutex::default(),
+        mounts: AtomicU32::new(0),
         unusable: Mutex::default(),
     })
 }
@@ -97,11 +107,13 @@ async fn start_vm(
     fds: FdTable,
     sockets: ControlSockets,
     scheduling: Scheduling,
+    booting: &Booting,
 ) -> Result<Arc<Vm>> {
     let program = context.config.qemu.path.clone();
     let (leaf, cpus) = (context.leaf.as_path(), context.cpus);
     let (vm, streams) = VmLaunch { program, plan, fds, sockets, leaf, cpus }.spawn()?;
     scheduling.apply(pod, &vm);
+    *mutex::lock(&booting.0) = Some(Arc::clone(&vm));
     tasks::detach(Arc::clone(&vm).watch(streams));
     tasks::detach(supervise::record_end(pod.log().clone(), pod.parts.dir.clone(), Arc::clone(&vm)));
     debug!(pod.log(), "QEMU started"; "step" => "qemu_spawned", "qemu" => vm.pid());
@@ -112,6 +124,18 @@ async fn start_vm(
     vm.run().await?;
     hit(Step::GuestRunning)?;
     Ok(vm)
+}
+
+/// A VM while its start may be given up: it is killed then by the cleanup, which is no news.
+#[derive(Default)]
+struct Booting(Mutex<Option<Arc<Vm>>>);
+
+impl Drop for Booting {
+    fn drop(&mut self) {
+        if let Some(vm) = mutex::lock(&self.0).take() {
+            vm.expect_end();
+        }
+    }
 }
 
 /// A guest that does not answer has often said why on its console.

@@ -72,7 +72,7 @@ pub(crate) struct Pod {
     /// Notified when a container is no longer known.
     pub(crate) container_removed: Notify,
     /// The way out of the shim's own cgroup, while it is in it.
-    pub(crate) original_cgroup: Mutex<Option<OriginalCgroup>>,
+    pub(crate) original_cgroup: Arc<Mutex<Option<OriginalCgroup>>>,
     state: Mutex<State>,
 }
 
@@ -85,7 +85,7 @@ impl Pod {
             journal,
             events: EventQueue::default(),
             container_removed: Notify::new(),
-            original_cgroup: Mutex::default(),
+            original_cgroup: Arc::default(),
             state: Mutex::default(),
         }))
     }

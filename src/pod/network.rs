@@ -8,7 +8,7 @@ use slog::warn;
 use crate::agent::client::Agent;
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
-use crate::host::process::blocking;
+use crate::host::begun::blocking;
 use crate::host::{netlink, tap};
 use crate::plan::network::NetworkPlan;
 use crate::plan::vm::NicPlan;

@@ -4,8 +4,8 @@
 use slog::{info, warn};
 use tokio::time::timeout;
 
+use crate::host::begun::blocking;
 use crate::host::files;
-use crate::host::process::blocking;
 use crate::ids::ContainerId;
 use crate::limits;
 use crate::pod::Pod;

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::error::{Context, Error, Result};
+use crate::host::begun::blocking;
 use crate::host::loopback::{self, Loopback};
-use crate::host::process::blocking;
 use crate::host::tasks;
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;

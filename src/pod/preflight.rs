@@ -7,11 +7,11 @@ use slog::{debug, info, warn};
 
 use crate::config::{Boot, Config};
 use crate::error::{Context, Error, Result};
+use crate::host::begun::blocking;
 use crate::host::digest_cache;
 use crate::host::facts::{Count, Root};
 use crate::host::image_file::{Identity, ImageFile};
 use crate::host::probe::{self, OpenedImage};
-use crate::host::process::blocking;
 use crate::plan::checks::{digests, tag};
 use crate::plan::finding::{Finding, Severity, refusal, warning};
 use crate::plan::key_slot;

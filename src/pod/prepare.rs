@@ -1,13 +1,14 @@
 //! Before anything of a VM is started: what may boot, in which size, and the cgroup that its processes run in.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use slog::{info, warn};
 
 use crate::config::{Config, annotations};
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
-use crate::host::process::blocking;
+use crate::host::begun::blocking;
 use crate::host::{cgroup, config, facts, shim_cgroup};
 use crate::mutex;
 use crate::oci::pod_spec::PodSpec;
@@ -66,11 +67,15 @@ fn size_of(pod: &Pod, config: &Config, requested: Requested, host: Capacity) -> 
 async fn move_shim(pod: &Pod, pods_leaf: &Path) -> Result<()> {
     let leaf = shim_cgroup::leaf_path(pods_leaf);
     pod.journal.record(&Cleanup::Cgroup { path: leaf.clone() })?;
-    match blocking("move the shim", move || shim_cgroup::enter(&leaf)).await {
-        Ok(original) => {
-            *mutex::lock(&pod.original_cgroup) = Some(original);
-        }
-        Err(e) => warn!(pod.log(), "{}: the shim is not accounted to its pod", e),
+    let original = Arc::clone(&pod.original_cgroup);
+    // Kept by the thread: the way back is known also when the start is cancelled meanwhile.
+    let entered = blocking("move the shim", move || {
+        let entered = shim_cgroup::enter(&leaf)?;
+        mutex::lock(&original).get_or_insert(entered);
+        Ok(())
+    });
+    if let Err(e) = entered.await {
+        warn!(pod.log(), "{}: the shim is not accounted to its pod", e);
     }
     hit(Step::ShimMoved)
 }

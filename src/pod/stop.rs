@@ -10,7 +10,8 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 use crate::failpoint::{Step, hit};
-use crate::host::process::blocking;
+use crate::host::begun::{self, blocking};
+use crate::host::shim_cgroup::OriginalCgroup;
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Phase;
 use crate::lifecycle::vm::{VmInput, VmPhase};
@@ -98,11 +99,15 @@ async fn end_guest(pod: &Pod, guest: &Guest) {
 
 /// Moves the shim back to where it was started, removes what the journal names, and clears the journal.
 async fn run_cleanup(pod: &Pod) -> Result<()> {
+    // What still makes something is waited for; after its limit the journal is kept, for another cleanup.
+    let ended = begun::ended(limits::host::BEGUN_WORK).await;
     let dir = pod.parts.dir.clone();
-    let original = mutex::lock(&pod.original_cgroup).take();
-    let leave = move || original.map_or(Ok(()), |original| original.restore());
+    let original = Arc::clone(&pod.original_cgroup);
+    let leave = move || mutex::lock(&original).as_ref().map_or(Ok(()), OriginalCgroup::restore);
     blocking("clean up", move || leave().and(cleanup::run(&dir))).await?;
     hit(Step::CleanupDone)?;
+    ended?;
+    mutex::lock(&pod.original_cgroup).take();
     pod.journal.clear()
 }
 

@@ -10,10 +10,11 @@ use slog::{info, warn};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::failpoint::{Step, hit};
+use crate::host::begun;
 use crate::host::files;
 use crate::host::log::ms;
 use crate::host::netns;
-use crate::ids::{ContainerId, ProcessId};
+use crate::ids::ProcessId;
 use crate::lifecycle::process::Input;
 use crate::lifecycle::vm::VmInput;
 use crate::limits;
@@ -30,6 +31,7 @@ use crate::pod::scheduling;
 use crate::pod::state::Container;
 use crate::pod::{Pod, prepare, stop};
 use crate::task::rootfs::{self, RootfsDisk};
+use crate::task::unanswered::Call;
 use crate::task::volumes;
 
 impl Pod {
@@ -54,7 +56,7 @@ impl Pod {
         if let Err(e) = made {
             let e = e.context(format!("create {id}"));
             warn!(self.log(), "{}", e);
-            self.undo_create(&request.id, &bundle.role).await;
+            self.undo_create(&id, &bundle.role, &e).await;
             return Err(e);
         }
         let pid = self.lock().vm.pid();
@@ -117,7 +119,8 @@ impl Pod {
         let (guest, disk) = match bundle.role {
             Role::Member { .. } => {
                 let guest = self.guest()?;
-                let disk = rootfs::open(self.log(), &plan, &guest.config, &self.parts.dir, None).await?;
+                let opening = rootfs::open(self.log(), &plan, &guest.config, &self.parts.dir, &guest.leaf);
+                let disk = opening.await?;
                 (guest, disk)
             }
             Role::Single | Role::Sandbox => self.boot(request, bundle, &plan).await?,
@@ -130,7 +133,12 @@ impl Pod {
             let (guest, id, spec) = (Arc::clone(&guest), request.id.clone(), &spec);
             storages.extend(volumes.storages);
             let shared_pid = self.shares_pids(&request.id, bundle);
-            async move { guest.agent.create_container(&id, &storages, spec, shared_pid).await }
+            async move {
+                guest.mark_unusable(&id);
+                guest.agent.create_container(&id, &storages, spec, shared_pid).await?;
+                guest.mark_usable(&id);
+                Ok(())
+            }
         });
         made.await?;
         hit(Step::ContainerMade)
@@ -145,19 +153,26 @@ impl Pod {
     ) -> Result<(Arc<Guest>, RootfsDisk)> {
         let spec = PodSpec::of_bundle(bundle)?;
         let context = prepare::prepare(self, request.config_path.as_deref(), &spec).await?;
-        let opening = rootfs::open(self.log(), plan, &context.config, &self.parts.dir, Some(&context.leaf));
+        let opening = rootfs::open(self.log(), plan, &context.config, &self.parts.dir, &context.leaf);
         let (guest, disk) = tokio::try_join!(launch::launch(self, &context, &spec), opening)?;
         Ok((launch::publish_guest(self, guest)?, disk))
     }
 
-    async fn undo_create(&self, id: &ContainerId, role: &Role) {
+    /// Returns when nothing is left of it: what it was doing when it was cancelled is waited for.
+    async fn undo_create(self: &Arc<Self>, id: &ProcessId, role: &Role, e: &Error) {
         if !matches!(role, Role::Member { .. }) {
             stop::undo_boot(self).await;
         } else if let Ok(guest) = self.guest() {
-            // It may have been made although its answer was lost.
-            guest.agent.remove_container(id, limits::agent::REMOVE_CONTAINER).await.ok();
+            let ended = begun::ended(limits::host::BEGUN_WORK).await;
+            let freed = self.free_in_guest(&guest, &id.container).await;
+            for e in [ended, freed].into_iter().filter_map(Result::err) {
+                warn!(self.log(), "after a failed creation of {}: {}", id, e);
+            }
+            if guest.is_unusable(&id.container) {
+                Call::Create.undo(e, self, &guest, id);
+            }
         }
-        self.lock().containers.remove(id);
+        self.lock().containers.remove(&id.container);
         self.container_removed.notify_one();
     }
 }

@@ -11,6 +11,7 @@ use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::{Input, Phase};
 use crate::limits;
 use crate::pod::event::Event;
+use crate::pod::guest::Guest;
 use crate::pod::request::{Deleted, Exit};
 use crate::pod::scheduling;
 use crate::pod::state::no_process;
@@ -52,6 +53,11 @@ impl Pod {
             return stop::stop(self).await;
         }
         let Ok(guest) = self.guest() else { return Ok(()) };
+        self.free_in_guest(&guest, id).await
+    }
+
+    /// Removes a container from the guest, whatever of it was made there, and unplugs its disk.
+    pub(super) async fn free_in_guest(&self, guest: &Guest, id: &ContainerId) -> Result<()> {
         if guest.vm.gone().borrow().is_some() {
             return Ok(());
         }

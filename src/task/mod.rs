@@ -13,5 +13,6 @@ mod rootfs;
 mod sandbox;
 mod start;
 mod stats;
+mod unanswered;
 mod update;
 mod volumes;

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::libc;
 use slog::{Logger, debug};
@@ -13,6 +14,7 @@ use slog::{Logger, debug};
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::failpoint::{Step, hit};
+use crate::host::begun;
 use crate::host::layer_cache::{LayerCache, LayerImage};
 use crate::host::layer_pack::Packer;
 use crate::ids::ContainerId;
@@ -35,18 +37,18 @@ pub(crate) fn plan(request: &CreateRequest, bundle: &Bundle) -> Result<RootfsPla
     decide(&request.rootfs, &bundle.root(&request.bundle))
 }
 
-/// Packs or opens it. `leaf`: the pod's cgroup, once it is made.
+/// Packs or opens it. `leaf`: the pod's cgroup.
 pub(crate) async fn open(
     log: &Logger,
     plan: &RootfsPlan,
     config: &Config,
     pod_dir: &Path,
-    leaf: Option<&Path>,
+    leaf: &Path,
 ) -> Result<RootfsDisk> {
     let packer = Packer {
         mkfs: config.rootfs.mkfs.clone(),
         mount_point: pod_dir.join(dir::PACK),
-        leaf: leaf.map(Path::to_path_buf),
+        leaf: leaf.to_path_buf(),
     };
     let cache = LayerCache {
         dir: config.rootfs.cache_dir.clone(),
@@ -90,50 +92,49 @@ fn open_block(source: &Path, read_only: bool) -> Result<OwnedFd> {
 }
 
 /// Plugs the disk, unless the guest has it already, and lets `create` make the container on the storages that
-/// mount it.
+/// mount it. After an error the disk is the container's own still, to be unplugged with it.
 pub(crate) async fn attach<F: Future<Output = Result<()>>>(
     pod: &Pod,
-    guest: &Guest,
+    guest: &Arc<Guest>,
     id: &ContainerId,
     disk: RootfsDisk,
     create: impl FnOnce(Vec<Storage>) -> F,
 ) -> Result<()> {
-    let mut known = guest.layers.lock().await;
-    let shared_name = disk.shared_name().map(str::to_owned);
-    let plugged = match shared_name.as_ref().and_then(|name| known.shared.get(name)) {
-        Some(layer) => layer.clone(),
-        None => {
-            known.mounts += 1;
-            let mount = format!("l{}", known.mounts);
-            plug(pod, guest, &disk, mount).await?
-        }
+    let Some(name) = disk.shared_name() else {
+        let layer = plug(pod, guest, id, &disk).await?;
+        return create(disk.storages(id, &layer)).await;
     };
-    let storages = disk.storages(id, &plugged);
-    // Held until the agent has mounted it: the next container of this image must find it.
-    let created = create(storages).await;
-    match (&created, shared_name) {
-        (Ok(()), Some(name)) => {
-            known.shared.insert(name, plugged);
-        }
-        (Ok(()), None) => {
-            if let Some(container) = pod.lock().containers.get_mut(id) {
-                container.own_disk = Some(plugged.devno);
-            }
-        }
-        (Err(_), shared) => {
-            // The agent counts a failed mount as mounted: the next container gets a new one.
-            if let Some(name) = shared {
-                known.shared.remove(&name);
-            }
-            guest.mark_unusable(id);
-        }
+    let image = guest.image(name);
+    // Held until the agent has mounted it: the next container of this image must find it. One whose mount
+    // failed is not used again, since the agent counts it as mounted.
+    let mut plugged = image.lock().await;
+    if let Some(layer) = plugged.clone() {
+        drop(plugged);
+        return create(disk.storages(id, &layer)).await;
     }
-    created
+    let layer = plug(pod, guest, id, &disk).await?;
+    create(disk.storages(id, &layer)).await?;
+    *plugged = Some(layer);
+    if let Some(container) = pod.lock().containers.get_mut(id) {
+        container.own_disk = None;
+    }
+    Ok(())
 }
 
-async fn plug(pod: &Pod, guest: &Guest, disk: &RootfsDisk, mount: String) -> Result<Layer> {
+async fn plug(pod: &Pod, guest: &Arc<Guest>, id: &ContainerId, disk: &RootfsDisk) -> Result<Layer> {
     let devno = guest.next_devno()?;
-    guest.vm.plug(disk.file()?, disk.read_only(), devno, &mount).await.context("root file system")?;
+    let mount = guest.next_mount();
+    if let Some(container) = pod.lock().containers.get_mut(id) {
+        container.own_disk = Some(devno);
+    }
+    let (file, read_only, serial) = (disk.file()?, disk.read_only(), mount.clone());
+    let vm = Arc::clone(&guest.vm);
+    let plugging = async move { vm.plug(file, read_only, devno, &serial).await };
+    let plugged = begun::whole("plug a disk", plugging).await.context("root file system");
+    if let (Err(_), Some(container)) = (&plugged, pod.lock().containers.get_mut(id)) {
+        container.own_disk = None;
+    }
+    plugged?;
     hit(Step::DiskPlugged)?;
     debug!(pod.log(), "disk plugged"; "step" => "disk_plugged", "devno" => devno.guest());
     Ok(Layer { mount, devno })

@@ -15,6 +15,7 @@ use crate::pod::Pod;
 use crate::pod::guest::Guest;
 use crate::task::exec;
 use crate::task::monitor;
+use crate::task::unanswered::Call;
 
 impl Pod {
     /// Starts a created container or an added exec; answers the VM's process id.
@@ -32,6 +33,7 @@ impl Pod {
             Ok(streams) => streams,
             Err(e) => {
                 self.end_process(id, Input::Exited, 128, std::time::SystemTime::now());
+                Call::Start.undo(&e, self, &guest, id);
                 return Err(if e.code() == Code::Unavailable { e } else { e.context(format!("start {id}")) });
             }
         };

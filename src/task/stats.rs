@@ -2,8 +2,8 @@
 //! own on the host.
 
 use crate::error::{Code, Context, Result};
+use crate::host::begun::blocking;
 use crate::host::cgroup_stats;
-use crate::host::process::blocking;
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::Input;
 use crate::plan::stats::Stats;

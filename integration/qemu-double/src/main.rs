@@ -3,6 +3,7 @@
 // A separate program: the product's rules for children and exits do not apply.
 #![allow(clippy::disallowed_methods, clippy::exit)]
 
+mod disks;
 mod options;
 mod qmp;
 

@@ -1,5 +1,6 @@
 //! QMP as QEMU speaks it, for the few commands the shim uses.
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -10,6 +11,7 @@ use nix::sys::signal::{Signal, raise};
 use qemu_double::wire::{greeting, receive, say, take};
 use serde_json::{Value, json};
 
+use crate::disks::Disks;
 use crate::options::Options;
 use crate::{Double, fail};
 
@@ -17,7 +19,9 @@ struct Serving<'a> {
     double: &'a Double,
     options: &'a Options,
     out: Arc<Mutex<UnixStream>>,
-    kept: Vec<OwnedFd>,
+    /// Received, and taken by no command yet.
+    passed: VecDeque<OwnedFd>,
+    disks: Disks,
     agent: Option<u32>,
 }
 
@@ -25,7 +29,8 @@ struct Serving<'a> {
 pub(crate) fn serve(double: &Double, options: &Options) -> ! {
     let stream = take(options.qmp);
     let out = Arc::new(Mutex::new(stream.try_clone().unwrap_or_else(|e| fail(70, &e.to_string()))));
-    let mut serving = Serving { double, options, out, kept: Vec::new(), agent: None };
+    let mut serving =
+        Serving { double, options, out, passed: VecDeque::new(), disks: Disks::default(), agent: None };
     if double.greet {
         serving.say(&greeting());
     }
@@ -38,7 +43,7 @@ pub(crate) fn serve(double: &Double, options: &Options) -> ! {
                 std::thread::park();
             }
         }
-        serving.kept.extend(fds);
+        serving.passed.extend(fds);
         buffer.extend(bytes);
         while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
@@ -53,6 +58,10 @@ impl Serving<'_> {
         say(&self.out, value);
     }
 
+    fn refuse(&self, class: &str, desc: &str, id: &Value) {
+        self.say(&json!({"error": {"class": class, "desc": desc}, "id": id}));
+    }
+
     fn answer(&mut self, asked: &Value) {
         let command = asked["execute"].as_str().unwrap_or_default();
         if self.double.hang_on.as_deref() == Some(command) {
@@ -60,19 +69,20 @@ impl Serving<'_> {
         }
         let id = &asked["id"];
         if self.double.refuse.as_deref() == Some(command) {
-            return self.say(
-                &json!({"error": {"class": "GenericError", "desc": format!("{command} refused")}, "id": id}),
-            );
+            return self.refuse("GenericError", &format!("{command} refused"), id);
         }
+        let passed = (command == "add-fd").then(|| self.passed.pop_front()).flatten();
         let value = match command {
-            "add-fd" => json!({"fdset-id": self.kept.len(), "fd": 100 + self.kept.len()}),
-            "qmp_capabilities" | "cont" | "remove-fd" | "blockdev-add" | "device_add" | "blockdev-del"
-            | "device_del" | "quit" => json!({}),
+            "qmp_capabilities" | "cont" | "quit" => json!({}),
             "query-status" => json!({"status": "running", "running": true}),
-            _ => {
-                let desc = format!("The command {command} has not been found");
-                return self.say(&json!({"error": {"class": "CommandNotFound", "desc": desc}, "id": id}));
-            }
+            _ => match self.disks.command(command, &asked["arguments"], passed) {
+                Some(Ok(done)) => done,
+                Some(Err(desc)) => return self.refuse("GenericError", &desc, id),
+                None => {
+                    let desc = format!("The command {command} has not been found");
+                    return self.refuse("CommandNotFound", &desc, id);
+                }
+            },
         };
         self.say(&json!({"return": value, "id": id}));
         match command {

@@ -1,0 +1,156 @@
+//! Calls that are given up, or are not answered: nothing of them is left on the host, in QEMU or in the guest.
+
+use std::time::Duration;
+
+use harness::{Bundle, Census, Code, NO_STREAMS, PodConfig, PodNetns, TestNode, code, eventually, within};
+use serde_json::json;
+
+/// Moments at which a call is cancelled, spread over the time that the whole call takes (0 to 80 ms), in an order
+/// without pattern. A prime step visits each.
+fn moments(count: u64) -> impl Iterator<Item = Duration> {
+    (0..count).map(move |n| Duration::from_micros(n * 7919 % count * 80_000 / count))
+}
+
+/// How many; `KATA_SE_ROUNDS` for a longer run.
+fn rounds(usual: u64) -> u64 {
+    std::env::var("KATA_SE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// A pod's own files, which stay as long as its shim.
+fn is_the_shims(line: &str) -> bool {
+    ["/pack", "/journal", "/log", "/state.json", "/hosts", "/hostname", "/resolv.conf"]
+        .iter()
+        .any(|name| line.contains(name))
+}
+
+#[tokio::test]
+async fn a_create_cancelled_at_any_moment_leaves_nothing_when_it_is_answered() {
+    let netns = PodNetns::new();
+    let node = TestNode::new().await;
+    let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
+    let shim = node.shim("s1", &dir).await;
+    let served = Census::take(&node.path(""), &node.path("run"));
+    let mut cancelled = 0;
+    for moment in moments(rounds(60)) {
+        let cancel = async {
+            tokio::time::sleep(moment).await;
+            shim.delete("s1", "").await
+        };
+        let (created, deleted) = tokio::join!(shim.create("s1", &dir, NO_STREAMS), cancel);
+        if created.is_ok() && deleted.is_err() {
+            shim.delete("s1", "").await.expect("delete"); // the first one came before the Create
+        }
+        cancelled += u32::from(created.is_err());
+        let left: Vec<_> = served.difference().into_iter().filter(|line| !is_the_shims(line)).collect();
+        assert!(left.is_empty(), "after {moment:?}: {left:?}");
+    }
+    assert!(cancelled > 0, "none was in time");
+    shim.shutdown(true).await.expect("shutdown");
+    node.assert_clean();
+}
+
+#[tokio::test]
+async fn a_sandbox_start_cancelled_at_any_moment_leaves_nothing_when_it_is_answered() {
+    let netns = PodNetns::new();
+    let node = TestNode::new().await;
+    for moment in moments(rounds(20)) {
+        let (_, sandbox) = node.sandbox("s1").await;
+        sandbox.create(&PodConfig::default(), &netns.path()).await.expect("create");
+        let served = Census::take(&node.path(""), &node.path("run"));
+        let cancel = async {
+            tokio::time::sleep(moment).await;
+            sandbox.stop().await
+        };
+        let (_, stopped) = tokio::join!(sandbox.start(), cancel);
+        assert_eq!(stopped, Ok(()), "after {moment:?}");
+        let left: Vec<_> = served.difference().into_iter().filter(|line| !is_the_shims(line)).collect();
+        assert!(left.is_empty(), "after {moment:?}: {left:?}");
+        sandbox.shutdown().await.expect("shutdown");
+        node.assert_clean();
+    }
+}
+
+/// QEMU's open descriptors: one for each disk, at least.
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("QEMU").count()
+}
+
+#[tokio::test]
+async fn containers_that_fail_in_the_guest_leave_no_disk() {
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let (qemu, _) = shim.pid("s1").await;
+    let before = descriptors(qemu);
+    node.script(&json!([{"call": "CreateContainer", "error": {"code": 13, "text": "no"}}]));
+    for n in 0..20 {
+        let id = format!("m{n}");
+        let dir = node.bundle(&id, &Bundle::sh("sleep 1000").member("s1"));
+        let e = shim.create(&id, &dir, NO_STREAMS).await.expect_err("refused").to_string();
+        assert!(e.contains("agent CreateContainer: no"), "{e}");
+    }
+    assert_eq!(descriptors(qemu), before);
+    let removed = node.requests().iter().filter(|request| request["call"] == "RemoveContainer").count();
+    assert_eq!(removed, 20, "the guest may have half of it");
+    // One that hangs is cancelled.
+    node.script(&json!([{"call": "CreateContainer", "hang": true}]));
+    let dir = node.bundle("m20", &Bundle::sh("sleep 1000").member("s1"));
+    let cancel = async {
+        let asked = || node.requests().iter().filter(|r| r["call"] == "CreateContainer").count() > 21;
+        eventually("the guest is asked", 10, asked).await;
+        shim.delete("m20", "").await
+    };
+    let (created, deleted) = tokio::join!(shim.create("m20", &dir, NO_STREAMS), cancel);
+    assert_eq!((code(&created), code(&deleted)), (Some(Code::CANCELLED), Some(Code::NOT_FOUND)));
+    assert_eq!(descriptors(qemu), before);
+    node.script(&json!([]));
+    let dir = node.bundle("m21", &Bundle::sh("sleep 1000").member("s1"));
+    shim.create("m21", &dir, NO_STREAMS).await.expect("the next one");
+    node.end(&shim, "s1").await;
+}
+
+#[tokio::test]
+async fn a_container_that_hangs_in_the_guest_does_not_hold_up_others_of_its_image() {
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    node.script(&json!([{"call": "CreateContainer", "nth": 1, "hang": true}]));
+    let [first, second] = ["m1", "m2"].map(|id| node.bundle(id, &Bundle::sh("sleep 1000").member("s1")));
+    let others = async {
+        let asked = || node.requests().iter().filter(|r| r["call"] == "CreateContainer").count() > 1;
+        eventually("the guest is asked", 10, asked).await;
+        within("another create", 3, shim.create("m2", &second, NO_STREAMS)).await
+    };
+    let (first, second) = tokio::join!(shim.create("m1", &first, NO_STREAMS), others);
+    assert_eq!(code(&first), Some(Code::DEADLINE_EXCEEDED));
+    second.expect("create");
+    node.end(&shim, "s1").await;
+}
+
+/// Whether a process of the guest runs `sleep` with this argument.
+fn sleeps(seconds: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let wanted = format!("sleep\0{seconds}\0");
+    processes.into_iter().any(|process| {
+        std::fs::read_to_string(process.path().join("cmdline")).is_ok_and(|line| line == wanted)
+    })
+}
+
+#[tokio::test]
+async fn a_process_whose_start_was_not_answered_does_not_run_on_in_the_guest() {
+    let node = TestNode::new().await;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    shim.create("m1", &dir, NO_STREAMS).await.expect("create");
+    shim.start("m1", "").await.expect("start");
+    node.script(&json!([{"call": "ExecProcess", "hang": true}, {"call": "StartContainer", "hang": true}]));
+    shim.exec("m1", "e1", Bundle::process(&["/bin/sleep", "4711"]), NO_STREAMS).await.expect("exec");
+    let started = shim.start("m1", "e1").await;
+    assert_eq!(code(&started), Some(Code::DEADLINE_EXCEEDED));
+    eventually("the exec is gone", 10, || !sleeps("4711")).await;
+    let dir = node.bundle("m2", &Bundle::sh("exec sleep 4712").member("s1"));
+    shim.create("m2", &dir, NO_STREAMS).await.expect("create");
+    let started = shim.start("m2", "").await;
+    assert_eq!(code(&started), Some(Code::DEADLINE_EXCEEDED));
+    eventually("the container's process is gone", 10, || !sleeps("4712")).await;
+    shim.delete("m2", "").await.expect("delete");
+    node.end(&shim, "s1").await;
+}
