@@ -66,8 +66,11 @@ pub(crate) mod host {
     /// Largest accounting file of a cgroup: `io.stat` has a line of 100 bytes for each disk of the host.
     pub(crate) const CGROUP_BYTES: u64 = 1 << 20;
 
-    /// Notes about images whose content was verified: more than a node has images.
-    pub(crate) const VERIFIED_NOTES: usize = 64;
+    /// Notes about images whose content was verified: more than a node has sealed and container images.
+    pub(crate) const VERIFIED_NOTES: usize = 1024;
+
+    /// Pause between two tries for the lock of an image's layers, while another pod packs them.
+    pub(crate) const LAYERS_PAUSE: Duration = Duration::from_millis(20);
 
     /// Largest sandbox record read back: quoted console lines are the most of it.
     pub(crate) const RECORD_BYTES: u64 = 1 << 20;
@@ -258,6 +261,9 @@ pub(crate) mod stdio {
     /// 208 KiB in all.
     pub(crate) const STREAM_BUFFER: usize = 128 << 10;
 
+    /// First and longest pause between two looks whether the output of a process that has ended is read.
+    pub(crate) const LINGER_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
+
     /// Bytes given to a sink at once.
     pub(crate) const SINK_BYTES: usize = 16 << 10;
 
@@ -307,6 +313,9 @@ pub(crate) mod shim {
 
     /// Largest input taken on stdin by `start`: runtime options or bootstrap parameters.
     pub(crate) const START_INPUT_BYTES: u64 = 1 << 20;
+
+    /// A Shutdown waits this long for the monitors of processes to tell their ends: milliseconds.
+    pub(crate) const EXITS_TOLD: Duration = Duration::from_secs(1);
 
     /// The `start` command waits this long for an older shim of the same sandbox that is on its way out.
     pub(crate) const START_GRACE: Duration = Duration::from_secs(1);

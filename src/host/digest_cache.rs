@@ -1,7 +1,7 @@
-//! Which image files were verified: a small note per file, so that its content is hashed once and not
-//! at every start.
+//! Which files were verified, sealed images and packed layers: a small note per file, so that its content is
+//! hashed once and not at every start. The notes' folder does not outlive the host's boot.
 //!
-//! A note is about one state of one file (device, inode, size, times) and one header (its tag). It is
+//! A note is about one state of one file (device, inode, size, times) and its content's name. It is
 //! ignored unless only our user can have written it. Two shims may write the same note at once: at
 //! worst both hash the file. Only good verdicts are noted: a bad one is found again at the next start.
 
@@ -29,7 +29,7 @@ pub(crate) fn verdict(
     progress: impl FnMut(u64, u64),
 ) -> Result<Option<Verdict>, ImageError> {
     let Some(ipib) = &image.ipib else { return Ok(None) };
-    let note = Note::of(&file.identity(), image);
+    let note = Note::of(sealed(&file.identity(), image));
     let pages = image.header.pages;
     if note.is_in(folder) {
         return Ok(Some(Verdict { content: true, addresses: true, tweaks: true, pages: (pages, pages) }));
@@ -41,22 +41,42 @@ pub(crate) fn verdict(
     Ok(Some(verdict))
 }
 
+fn sealed(identity: &Identity, image: &SealedImage) -> String {
+    format!(
+        "device {} inode {} size {} modified {:?} changed {:?} tag {:02x?}\n",
+        identity.device, identity.inode, identity.size, identity.modified, identity.changed, image.header.tag
+    )
+}
+
+/// A note about a packed image of this digest. Each use sets the file's time of access, and with it the time of
+/// its last change: that one does not count.
+pub(super) struct LayerNote(Note);
+
+impl LayerNote {
+    pub(super) fn of(meta: &fs::Metadata, digest: &str) -> Self {
+        let (device, inode, size) = (meta.dev(), meta.ino(), meta.len());
+        let modified = (meta.mtime(), meta.mtime_nsec());
+        Self(Note::of(format!(
+            "device {device} inode {inode} size {size} modified {modified:?} digest {digest}\n"
+        )))
+    }
+
+    pub(super) fn is_in(&self, folder: &Path) -> bool {
+        self.0.is_in(folder)
+    }
+
+    pub(super) fn write_to(&self, folder: &Path) {
+        self.0.write_to(folder);
+    }
+}
+
 struct Note {
     name: String,
     text: String,
 }
 
 impl Note {
-    fn of(identity: &Identity, image: &SealedImage) -> Self {
-        let text = format!(
-            "device {} inode {} size {} modified {:?} changed {:?} tag {:02x?}\n",
-            identity.device,
-            identity.inode,
-            identity.size,
-            identity.modified,
-            identity.changed,
-            image.header.tag
-        );
+    fn of(text: String) -> Self {
         let digest = Sha256::digest(&text);
         Self { name: format!("{PREFIX}{}", hex(&digest[..16])), text }
     }

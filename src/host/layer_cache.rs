@@ -1,11 +1,12 @@
 //! The cache of packed image layers: one read-only erofs image per set of layers, made once and
 //! shared by every container that uses it.
 //!
-//! An image is named `<key>-<digest>.erofs`: the key names the layers, the digest the content,
-//! which is checked whenever the image is opened. An opened image has a shared lock until its last
-//! descriptor is closed; eviction removes only what it can lock exclusively.
+//! An image is named `<key>-<digest>.erofs`: the key names the layers, the digest the content, which is
+//! checked when the image is first opened after the host's boot, and again when the file has changed. An opened
+//! image has a shared lock until its last descriptor is closed; eviction removes only what it can lock
+//! exclusively, the one that was not used for longest first: by the time of access, which each use sets.
 
-use std::fs::{self, File};
+use std::fs::{self, File, FileTimes};
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -16,14 +17,17 @@ use std::time::{Instant, SystemTime};
 use nix::fcntl::{AtFlags, Flock, FlockArg};
 use sha2::{Digest, Sha256};
 use slog::{Logger, info, warn};
+use tokio::time::sleep;
 
 use crate::error::{Context, Error, Result};
 use crate::hex::hex;
 use crate::host::begun::blocking;
+use crate::host::digest_cache::LayerNote;
 use crate::host::files::private_dir;
 use crate::host::layer_pack::Packer;
-use crate::host::lock::lock_file;
+use crate::host::lock::try_lock_file;
 use crate::host::log;
+use crate::limits;
 
 /// A packed image in use.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(crate) struct LayerImage {
 #[derive(Clone, Debug)]
 pub(crate) struct LayerCache {
     pub(crate) dir: PathBuf,
+    /// Where notes on verified images are.
+    pub(crate) notes: PathBuf,
     /// Bytes of all images together, above which unused ones are evicted.
     pub(crate) limit: u64,
     pub(crate) packer: Packer,
@@ -47,18 +53,23 @@ impl LayerCache {
     /// The shared image of `layers` (topmost first), packed unless it is in the cache.
     pub(crate) async fn shared(&self, layers: Vec<PathBuf>) -> Result<LayerImage> {
         let dir = self.dir.clone();
-        let (key, lock) = {
+        let key = {
             let layers = layers.clone();
             blocking("open layer cache", move || {
                 make_dir(&dir)?;
-                let key = key(&layers)?;
-                let lock = lock_file(&dir.join(format!("{key}.lock")))?;
-                Ok((key, lock))
+                key(&layers)
             })
             .await?
         };
-        let (dir, name, log) = (self.dir.clone(), key.clone(), self.log.clone());
-        let found = blocking("check layer image", move || find(&dir, &name, &log)).await?;
+        let lock_path = self.dir.join(format!("{key}.lock"));
+        let lock = loop {
+            match try_lock_file(&lock_path)? {
+                Some(lock) => break lock,
+                None => sleep(limits::host::LAYERS_PAUSE).await,
+            }
+        };
+        let (cache, name) = (self.clone(), key.clone());
+        let found = blocking("check layer image", move || cache.find(&name)).await?;
         let file = match found {
             Some(file) => file,
             None => self.add(&layers, &key).await?,
@@ -77,16 +88,44 @@ impl LayerCache {
         Ok(LayerImage { file: reopen(&file)?.into(), key: None })
     }
 
+    /// The cached image of `key` whose content is what its name says; a damaged one is removed.
+    fn find(&self, key: &str) -> Result<Option<OwnedFd>> {
+        for (path, _) in images(&self.dir)? {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let Some(wanted) =
+                name.strip_prefix(key).and_then(|n| n.strip_prefix('-')?.strip_suffix(".erofs"))
+            else {
+                continue;
+            };
+            let Some(fd) = open_locked(&path)? else { continue };
+            let file = File::from(fd);
+            let note = LayerNote::of(&file.metadata().context("layer image")?, wanted);
+            let noted = note.is_in(&self.notes);
+            if noted || digest(&file)? == wanted {
+                if !noted {
+                    note.write_to(&self.notes);
+                }
+                // If it cannot be set, this one is evicted earlier.
+                file.set_times(FileTimes::new().set_accessed(SystemTime::now())).ok();
+                return Ok(Some(file.into()));
+            }
+            warn!(self.log, "layer image {} is damaged: packing it again", path.display());
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        Ok(None)
+    }
+
     async fn add(&self, layers: &[PathBuf], key: &str) -> Result<OwnedFd> {
         let began = Instant::now();
         let file = self.packer.pack(layers, &self.dir).await?;
-        let (dir, key) = (self.dir.clone(), key.to_owned());
+        let (dir, notes, key) = (self.dir.clone(), self.notes.clone(), key.to_owned());
         let (opened, bytes) = blocking("keep layer image", move || {
             let digest = digest(&file)?;
             let name = dir.join(format!("{key}-{digest}.erofs"));
             link(&file, &name)?;
-            let bytes = file.metadata().context("layer image")?.len();
-            Ok((open_locked(&name)?, bytes))
+            let meta = file.metadata().context("layer image")?;
+            LayerNote::of(&meta, &digest).write_to(&notes);
+            Ok((open_locked(&name)?, meta.len()))
         })
         .await?;
         let ms = log::ms(began.elapsed());
@@ -166,27 +205,6 @@ fn open_locked(path: &Path) -> Result<Option<OwnedFd>> {
     Ok(Some(fd))
 }
 
-/// The cached image of `key` after a check of its content; a damaged one is removed.
-fn find(dir: &Path, key: &str, log: &Logger) -> Result<Option<OwnedFd>> {
-    for (path, _) in images(dir)? {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let Some(wanted) = name.strip_prefix(key).and_then(|n| n.strip_prefix('-')?.strip_suffix(".erofs"))
-        else {
-            continue;
-        };
-        let Some(fd) = open_locked(&path)? else { continue };
-        let file = File::from(fd);
-        if digest(&file)? == wanted {
-            // The time of the last use, by which images are evicted. If it cannot be set, this one goes earlier.
-            file.set_modified(SystemTime::now()).ok();
-            return Ok(Some(file.into()));
-        }
-        warn!(log, "layer image {} is damaged: packing it again", path.display());
-        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-    }
-    Ok(None)
-}
-
 fn images(dir: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>> {
     let context = || format!("read {}", dir.display());
     let mut found = Vec::new();
@@ -204,7 +222,7 @@ fn images(dir: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>> {
 /// Removes unused images, least recently used first, until the rest fits into `limit` bytes.
 fn evict(dir: &Path, limit: u64) -> Result<()> {
     let mut all = images(dir)?;
-    all.sort_by_key(|(_, meta)| meta.mtime());
+    all.sort_by_key(|(_, meta)| meta.atime());
     let mut total: u64 = all.iter().map(|(_, meta)| meta.len()).sum();
     for (path, meta) in all {
         if total <= limit {
@@ -229,19 +247,44 @@ mod tests {
         path
     }
 
-    fn log() -> Logger {
-        Logger::root(slog::Discard, slog::o!())
+    fn cache(dir: &Path) -> LayerCache {
+        let packer = Packer { mkfs: PathBuf::new(), mount_point: PathBuf::new(), leaf: PathBuf::new() };
+        private_dir(&dir.join("notes")).expect("folder");
+        let notes = dir.join("notes");
+        LayerCache {
+            dir: dir.to_path_buf(),
+            notes,
+            limit: 0,
+            packer,
+            log: Logger::root(slog::Discard, slog::o!()),
+        }
     }
 
     #[test]
     fn a_damaged_image_is_never_used() {
         let dir = tempfile::tempdir().expect("dir");
+        let cache = cache(dir.path());
         let path = image(dir.path(), "k", b"layers");
-        assert!(find(dir.path(), "k", &log()).expect("find").is_some());
-        assert!(find(dir.path(), "other", &log()).expect("find").is_none());
+        assert!(cache.find("k").expect("find").is_some());
+        assert!(cache.find("other").expect("find").is_none());
         fs::write(&path, b"layerz").expect("damage");
-        assert!(find(dir.path(), "k", &log()).expect("find").is_none());
+        assert!(cache.find("k").expect("find").is_none());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_image_that_has_not_changed_is_read_once_a_boot() {
+        let dir = tempfile::tempdir().expect("dir");
+        let cache = cache(dir.path());
+        let path = image(dir.path(), "k", b"layers");
+        let before = fs::metadata(&path).expect("metadata").modified().expect("time");
+        assert!(cache.find("k").expect("find").is_some());
+        // The same state of the file with another content: who finds it has not read it.
+        fs::write(&path, b"layerz").expect("change");
+        File::options().append(true).open(&path).expect("open").set_modified(before).expect("time");
+        assert!(cache.find("k").expect("find").is_some());
+        fs::remove_dir_all(&cache.notes).expect("a boot");
+        assert!(cache.find("k").expect("find").is_none());
     }
 
     #[test]
@@ -252,7 +295,8 @@ mod tests {
         let new = image(dir.path(), "c", &[3; 1000]);
         for (path, age) in [(&old, 300), (&used, 600), (&new, 0)] {
             let when = SystemTime::now() - std::time::Duration::from_secs(age);
-            File::options().append(true).open(path).expect("open").set_modified(when).expect("age");
+            let file = File::options().append(true).open(path).expect("open");
+            file.set_times(FileTimes::new().set_accessed(when)).expect("age");
         }
         let _use = open_locked(&used).expect("open").expect("there");
         evict(dir.path(), 2000).expect("evict");

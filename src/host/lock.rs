@@ -79,11 +79,13 @@ impl PodLock {
     }
 }
 
-/// Locks the file at `path`, which is created if needed, and waits for other holders. Blocks.
-pub(crate) fn lock_file(path: &Path) -> Result<Flock<File>> {
-    Flock::lock(open_or_create(path)?, FlockArg::LockExclusive)
-        .map_err(|(_, e)| e)
-        .with_context(|| format!("lock {}", path.display()))
+/// Locks the file at `path`, which is created if needed. None: another one has locked it.
+pub(crate) fn try_lock_file(path: &Path) -> Result<Option<Flock<File>>> {
+    match Flock::lock(open_or_create(path)?, FlockArg::LockExclusiveNonblock) {
+        Ok(locked) => Ok(Some(locked)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(e).with_context(|| format!("lock {}", path.display())),
+    }
 }
 
 fn open_or_create(path: &Path) -> Result<File> {

@@ -110,6 +110,15 @@ impl State {
         }
     }
 
+    /// Every process of every container.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = (ProcessId, &Process)> {
+        self.containers.iter().flat_map(|(id, container)| {
+            let of = |exec: &ExecId| ProcessId { container: id.clone(), exec: Some(exec.clone()) };
+            let execs = container.execs.iter().map(move |(exec, process)| (of(exec), process));
+            execs.chain([(ProcessId::init(id.clone()), &container.init)])
+        })
+    }
+
     pub(crate) fn process_mut(&mut self, id: &ProcessId) -> Result<&mut Process> {
         let container = self.containers.get_mut(&id.container).ok_or_else(|| no_container(&id.container))?;
         match &id.exec {
@@ -234,6 +243,12 @@ impl Process {
 
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// It was started, and its end is not known.
+    pub(crate) fn is_running(&self) -> bool {
+        use Phase as P;
+        matches!(self.phase(), P::Starting | P::Running | P::Pausing | P::Paused | P::Resuming)
     }
 
     /// A watch of the phase; closed when the process is no longer known.

@@ -6,20 +6,21 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use slog::{info, warn};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::begun::{self, blocking};
 use crate::host::shim_cgroup::OriginalCgroup;
 use crate::ids::{ContainerId, ProcessId};
-use crate::lifecycle::process::Phase;
+use crate::lifecycle::process::{Input, Phase};
 use crate::lifecycle::vm::{VmInput, VmPhase};
 use crate::limits;
 use crate::mutex;
 use crate::pod::guest::Guest;
 use crate::pod::request::{Exit, Service};
-use crate::pod::{Pod, cleanup};
+use crate::pod::state::KILLED;
+use crate::pod::{Pod, cleanup, supervise};
 
 /// Stops the VM, gently first, and removes everything that was made for it. The VM is gone afterwards
 /// even when an error is returned; what could not be removed is still in the journal, for another Stop or
@@ -133,10 +134,33 @@ impl Pod {
             warn!(self.log(), "shutdown: {}", e);
         }
         self.end_sandbox(0);
+        self.await_exits().await;
         let mut state = self.lock();
         state.containers.clear();
         state.service.send_replace(Service::ShutDown);
         Ok(true)
+    }
+
+    /// Every process' end is told before the process is forgotten. Their monitors know it, and tell it within
+    /// milliseconds, since no output is waited for in a Shutdown.
+    async fn await_exits(&self) {
+        supervise::end_unstarted(self);
+        let running: Vec<_> = {
+            let state = self.lock();
+            state.processes().filter(|(_, p)| p.is_running()).map(|(id, p)| (id, p.exit_watch())).collect()
+        };
+        let until = Instant::now() + limits::shim::EXITS_TOLD;
+        for (id, mut exit) in running {
+            if timeout_at(until, exit.wait_for(Option::is_some)).await.is_err() {
+                self.end_process(&id, Input::VmEnded, KILLED, SystemTime::now());
+            }
+        }
+    }
+
+    /// Returns when a Shutdown has been asked for.
+    pub(crate) async fn shutting_down(&self) {
+        let mut service = self.lock().service.subscribe();
+        service.wait_for(|service| *service != Service::Serving).await.ok();
     }
 
     /// Returns when a Shutdown has ended everything.

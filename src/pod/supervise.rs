@@ -32,7 +32,7 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
         info!(pod.log(), "the VM has ended");
     }
     end_vm(&pod, &guest);
-    end_processes(&pod);
+    end_unstarted(&pod);
     pod.end_sandbox(if asked { 0 } else { KILLED });
 }
 
@@ -74,7 +74,7 @@ fn end_vm(pod: &Pod, guest: &Arc<Guest>) {
 
 /// Running processes are ended by their monitors, which first deliver their output; those that were never
 /// started have none.
-fn end_processes(pod: &Pod) {
+pub(super) fn end_unstarted(pod: &Pod) {
     let waiting: Vec<ProcessId> = {
         let state = pod.lock();
         let inits = state.containers.iter().filter(|(_, c)| c.init.phase() == Phase::Created);

@@ -87,11 +87,11 @@ impl PumpHandle {
 }
 
 impl Pump {
-    /// Copies with `read`, which returns nothing at the end of the stream.
+    /// Copies with `read`, which returns nothing at the end of the stream; returns the sink.
     pub(crate) async fn run<F: Future<Output = Result<Vec<u8>>> + Send>(
         mut self,
         read: impl Fn(u32) -> F + Send + Sync,
-    ) {
+    ) -> Sink {
         let (held, waiting) = tokio::io::duplex(limits::stdio::STREAM_BUFFER);
         let (read, reading) = (&read, &self.reading);
         let read = |len| async move {
@@ -101,6 +101,7 @@ impl Pump {
         let reading = read_all(read, held, &mut self.exited, &self.state);
         tokio::join!(reading, write_all(waiting, &mut self.sink));
         self.state.send_replace(StreamState::Finished);
+        self.sink
     }
 }
 

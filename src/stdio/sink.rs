@@ -12,12 +12,15 @@ use std::path::PathBuf;
 
 use nix::libc;
 use percent_encoding::percent_decode_str;
+use rustix::io::ioctl_fionread;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
 
 use crate::error::{Context, Error, Result};
 use crate::host::process::{FdTable, Launch};
 use crate::host::sys;
+use crate::limits;
 
 /// One stream's destination.
 #[derive(Debug)]
@@ -71,6 +74,25 @@ impl Sink {
                 }
                 Ok(())
             }
+        }
+    }
+}
+
+impl Sink {
+    /// Keeps a pipe open until everything is read, or `forgotten` ends: what no one has read yet is lost with the
+    /// last descriptor.
+    pub(crate) async fn linger(self, forgotten: impl Future<Output = ()>) {
+        let Self::Pipe(fd) = &self else { return };
+        let emptied = async {
+            let (mut pause, longest) = limits::stdio::LINGER_PAUSE;
+            while ioctl_fionread(fd.get_ref()).is_ok_and(|unread| unread > 0) {
+                sleep(pause).await;
+                pause = (pause * 2).min(longest);
+            }
+        };
+        tokio::select! {
+            () = emptied => {}
+            () = forgotten => {}
         }
     }
 }

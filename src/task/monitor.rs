@@ -38,15 +38,17 @@ pub(crate) struct Streams {
     no_input: bool,
     close_stdin: channel::Receiver<bool>,
     killed: channel::Receiver<bool>,
+    /// Closed when the process is no longer known.
+    deleted: channel::Receiver<Phase>,
 }
 
 impl Streams {
     /// Opens what the client named; never waits for its other end.
     pub(crate) fn open(pod: &Pod, id: &ProcessId, paths: &StdioPaths) -> Result<Self> {
-        let (close_stdin, killed) = {
+        let (close_stdin, killed, deleted) = {
             let state = pod.lock();
             let process = state.process(id)?;
-            (process.close_stdin.subscribe(), process.killed.subscribe())
+            (process.close_stdin.subscribe(), process.killed.subscribe(), process.phases())
         };
         let (stdout, stderr) = Sink::open_pair(
             &paths.stdout,
@@ -61,6 +63,7 @@ impl Streams {
             no_input: paths.stdin.is_empty() && !paths.terminal,
             close_stdin,
             killed,
+            deleted,
         })
     }
 }
@@ -68,9 +71,10 @@ impl Streams {
 /// Lives as long as the process; records its end once.
 pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, streams: Streams) {
     let exited = channel::Sender::new(false);
-    let mut pumps = vec![copy(&guest, &id, OutputStream::Stdout, streams.stdout, &exited)];
+    let deleted = || streams.deleted.clone();
+    let mut pumps = vec![copy(&guest, &id, OutputStream::Stdout, streams.stdout, &exited, deleted())];
     if let Some(sink) = streams.stderr {
-        pumps.push(copy(&guest, &id, OutputStream::Stderr, sink, &exited));
+        pumps.push(copy(&guest, &id, OutputStream::Stderr, sink, &exited, deleted()));
     }
     if let Some(input) = streams.stdin {
         let (guest, id) = (Arc::clone(&guest), id.clone());
@@ -117,11 +121,13 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
             end_execs(&pod, &id.container).await;
         }
     };
-    let (_drained, _execs, ()) = tokio::join!(
-        timeout(limits::stdio::OUTPUT_DRAIN, draining),
-        timeout(limits::stdio::OUTPUT_DRAIN, execs),
-        oom
-    );
+    let own = async {
+        tokio::select! {
+            _ = async { tokio::join!(timeout(limits::stdio::OUTPUT_DRAIN, draining), oom) } => {}
+            () = pod.shutting_down() => {}
+        }
+    };
+    let ((), _execs) = tokio::join!(own, timeout(limits::stdio::OUTPUT_DRAIN, execs));
     if pumps.iter().any(|pump| !pump.task.is_finished()) {
         warn!(pod.log(), "{}: its output has no reader; the rest is dropped", id);
     }
@@ -210,9 +216,16 @@ fn copy(
     stream: OutputStream,
     sink: Sink,
     exited: &channel::Sender<bool>,
+    mut deleted: channel::Receiver<Phase>,
 ) -> Copying {
     let (guest, id) = (Arc::clone(guest), id.clone());
     let (pump, handle) = pump::new(sink, exited.subscribe());
-    let task = tasks::spawn(async move { pump.run(|len| guest.agent.read_output(&id, stream, len)).await });
+    let task = tasks::spawn(async move {
+        let sink = pump.run(|len| guest.agent.read_output(&id, stream, len)).await;
+        // A client that begins to read after the exit finds what the pipe holds, until Delete.
+        tasks::detach(sink.linger(async move {
+            deleted.wait_for(|_phase| false).await.ok();
+        }));
+    });
     Copying { handle, task }
 }

@@ -52,6 +52,7 @@ pub(crate) async fn open(
     };
     let cache = LayerCache {
         dir: config.rootfs.cache_dir.clone(),
+        notes: pod_dir.parent().unwrap_or(pod_dir).to_path_buf(),
         limit: config.rootfs.cache_mib << 20,
         packer,
         log: log.clone(),

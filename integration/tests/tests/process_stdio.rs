@@ -132,6 +132,53 @@ async fn an_absent_reader_delays_an_exit_for_a_bounded_time() {
 }
 
 #[tokio::test]
+async fn output_is_there_for_a_reader_that_comes_after_the_exit() {
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    for round in 0..10 {
+        let name = format!("e{round}");
+        let (out, err) = (shim.fifo(&name, "out"), shim.fifo(&name, "err"));
+        let script = "echo to-out; head -c 50000 /dev/zero; echo to-err >&2";
+        shim.script("c1", &name, script, ["", text(&out), text(&err)]).await;
+        assert_eq!(within("its exit", 5, shim.wait("c1", &name)).await, Ok(0));
+        for (path, bytes) in [(out, 50_007), (err, 7)] {
+            let reading = reader(path); // a thread: without a writer its open never returns
+            harness::eventually("the output and its end", 5, || reading.is_finished()).await;
+            assert_eq!(reading.join().expect("join").len(), bytes, "round {round}");
+        }
+        shim.delete("c1", &name).await.expect("delete");
+    }
+    node.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn a_shutdown_tells_every_exit_also_of_processes_whose_output_no_one_reads() {
+    for round in 0..5 {
+        let node = TestNode::new().await;
+        let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+        let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+        let out = shim.fifo("m1", "out");
+        shim.create("m1", &dir, ["", "", ""]).await.expect("create");
+        shim.start("m1", "").await.expect("start");
+        // One has ended and drains, one is held back, one runs.
+        shim.script("m1", "e1", "head -c 150000 /dev/zero; exit 3", ["", text(&out), ""]).await;
+        let out = shim.fifo("e2", "out");
+        shim.script("m1", "e2", "head -c 1000000 /dev/zero", ["", text(&out), ""]).await;
+        shim.script("m1", "e3", "sleep 1000", ["", "", ""]).await;
+        harness::eventually("its end is known", 10, || {
+            node.requests().iter().any(|r| r["call"] == "WaitProcess" && r.to_string().contains("\"e1\""))
+        })
+        .await;
+        within("shutdown", 10, shim.shutdown(true)).await.expect("shutdown");
+        let exits = || node.events.lines().into_iter().filter(|line| line.starts_with("exit ")).count();
+        harness::eventually("five exits", 5, || exits() == 5).await;
+        let lines = node.events.lines();
+        assert!(lines.contains(&"exit m1/e1 3".to_owned()), "round {round}: {lines:?}");
+        node.assert_clean();
+    }
+}
+
+#[tokio::test]
 async fn files_and_programs_can_take_the_output() {
     use std::os::unix::fs::PermissionsExt;
     let node = TestNode::new().await;
