@@ -33,6 +33,8 @@ struct Double {
     ignore_quit: bool,
     #[serde(default)]
     no_agent: bool,
+    #[serde(default)]
+    unprotected: bool,
 }
 
 #[derive(Debug, Deserialize)]

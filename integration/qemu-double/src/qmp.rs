@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, raise};
-use qemu_double::wire::{greeting, receive, say, take};
+use qemu_double::wire::{greeting, not_migratable, receive, say, take};
 use serde_json::{Value, json};
 
 use crate::options::Options;
@@ -68,6 +68,8 @@ impl Serving<'_> {
             "add-fd" => json!({"fdset-id": self.kept.len(), "fd": 100 + self.kept.len()}),
             "qmp_capabilities" | "cont" | "remove-fd" | "blockdev-add" | "device_add" | "blockdev-del"
             | "device_del" | "quit" => json!({}),
+            "query-migrate" if self.options.confidential && !self.double.unprotected => not_migratable(),
+            "query-migrate" => json!({}),
             "query-status" => json!({"status": "running", "running": true}),
             _ => {
                 let desc = format!("The command {command} has not been found");

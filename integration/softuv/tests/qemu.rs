@@ -363,6 +363,8 @@ fn a_sealed_kernel_boots_with_the_command_line_that_was_sealed_with_it() {
     vm.ask("cont");
     let seen = console_says(&mut vm, "sealed.word=1");
     assert!(seen.contains("Linux version") && seen.contains("Kernel command line"), "{seen}");
+    let protected = json!({"blocked-reasons": ["protected VMs are currently not migratable."]});
+    assert_eq!(vm.ask("query-migrate"), protected);
     vm.ask("quit");
     let end = vm.end();
     assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""));
@@ -372,6 +374,7 @@ fn a_sealed_kernel_boots_with_the_command_line_that_was_sealed_with_it() {
     let mut vm = stage.start();
     vm.ready();
     vm.ask("cont");
+    assert_eq!(vm.ask("query-migrate"), json!({}));
     vm.ask("quit");
     assert_eq!(vm.end().code, Some(0));
 }

@@ -257,6 +257,36 @@ async fn a_refusal_of_the_ultravisor_is_explained_in_one_line_and_kept() {
     node.assert_clean();
 }
 
+/// A forged image can pass every check of the file: QEMU boots what it starts in clear, without a word.
+#[tokio::test]
+async fn a_guest_that_is_not_protected_is_ended_before_it_gets_anything_of_the_pod() {
+    let node = z_host().await;
+    node.double(|o| o["unprotected"] = json!(true));
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    let shim = node.shim("c1", &dir).await;
+    let created = within("an error", 20, shim.create("c1", &dir, NO_STREAMS)).await;
+    let text = created.expect_err("unprotected").to_string();
+    let cause = "the guest was started unprotected, and was ended before it got anything of the pod";
+    assert!(text.contains(&format!("check the guest's protection: {cause}: ")), "{text}");
+    assert_eq!(record(&node)["failure"]["cause"], cause);
+    let asked: Vec<_> = node.requests().iter().map(|r| r["call"].clone()).collect();
+    assert!(asked.iter().all(|call| call == "Check"), "{asked:?}");
+    shim.shutdown(true).await.expect("shutdown");
+    node.assert_clean();
+}
+
+/// What cannot be asked is not known.
+#[tokio::test]
+async fn a_qemu_that_does_not_say_whether_the_guest_is_protected_gets_no_pod() {
+    let node = z_host().await;
+    node.double(|o| o["refuse"] = json!("query-migrate"));
+    let text = node.refused(&Bundle::sh("true")).await;
+    assert!(
+        text.contains("check the guest's protection: QMP query-migrate: query-migrate refused"),
+        "{text}"
+    );
+}
+
 /// The node command with the same configuration and machine as the shim.
 fn command(node: &TestNode, args: &[&str]) -> (Option<i32>, String) {
     let mut command = std::process::Command::new(harness::program("kata-se"));
