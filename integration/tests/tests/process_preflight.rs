@@ -116,8 +116,13 @@ async fn what_cannot_run_here_is_refused_before_qemu_starts() {
         "not a Secure Execution image: QEMU would boot it unprotected: there is no header in its 300000",
     )
     .await;
-    fs::write(node.path("image"), IMAGE.get(..0x17100).expect("cut")).expect("image");
+    fs::write(node.path("image"), IMAGE.get(..0x18100).expect("cut")).expect("image");
     says(&node, "the image is damaged").await;
+    // Header, list and content are right, and QEMU would start the kernel behind the loader's place.
+    let mut forged = IMAGE.to_vec();
+    forged[0x10008..0x1000e].copy_from_slice(b"S390EP");
+    fs::write(node.path("image"), forged).expect("image");
+    says(&node, "QEMU would start something else than the image's loader, unprotected").await;
     fs::remove_file(node.path("image")).expect("remove");
     says(&node, "the image cannot be read").await;
     fs::write(node.path("image"), IMAGE).expect("image");
