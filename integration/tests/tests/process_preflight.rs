@@ -99,6 +99,7 @@ async fn an_image_for_this_machine_runs_and_is_recorded() {
     let recorded = record(&node);
     assert_eq!(recorded["image"]["path"], node.path("image").display().to_string());
     assert_eq!(recorded["image"]["size"], IMAGE.len());
+    assert_eq!(recorded["confidential"], true);
     assert_eq!(recorded["image"]["tag"], tag.as_str());
     assert_eq!(recorded["image"]["key"], image.header.slots[0].host_key.to_string());
     let log = node.log();
@@ -278,6 +279,24 @@ async fn a_guest_that_is_not_protected_is_ended_before_it_gets_anything_of_the_p
     assert!(asked.iter().all(|call| call == "Check"), "{asked:?}");
     shim.shutdown(true).await.expect("shutdown");
     node.assert_clean();
+}
+
+/// Allowed for development, and never without a word.
+#[tokio::test]
+async fn a_pod_without_protection_says_so_in_its_log_its_record_and_the_commands() {
+    let node = TestNode::new().await;
+    let shim = running(&node).await;
+    let log = node.log();
+    let warned = log.lines().find(|line| line.contains("this pod is NOT protected from the host"));
+    assert!(warned.is_some_and(|line| line.contains("\"level\":\"warning\"")), "{log}");
+    assert_eq!(record(&node)["confidential"], false);
+    let (_, text) = command(&node, &["explain", "c1"]);
+    assert!(text.contains("NOT protected from the host (guest.confidential = false)"), "{text}");
+    let (code, text) = command(&node, &["check"]);
+    assert!(code != Some(0) && text.contains("starts guests that are not protected"), "{text}");
+    let (code, text) = command(&node, &["runtimeclass"]);
+    assert!(code != Some(0) && text.contains("--handler kata-se-unprotected"), "{text}");
+    node.end(&shim, "c1").await;
 }
 
 /// What cannot be asked is not known.
