@@ -51,7 +51,7 @@ fn runtime_class_report(config: &Config, handler: &str, limits_mib: Option<u32>)
     if handler == CONFIDENTIAL && matches!(config.boot, Boot::Plain { .. }) {
         return Err(Error::precondition(format!(
             "handler {handler:?}: its pods rely on protection, and guests of this configuration have none \
-             (guest.confidential = false): give them a handler of their own, such as --handler kata-se-unprotected"
+             (guest.confidential = false): give them a handler of their own: --handler kata-se-unprotected"
         )));
     }
     let of = overhead(config, limits_mib);

@@ -73,8 +73,8 @@ mod tests {
 
     use super::*;
 
-    /// A size, and what is at [`PLACES`]: header and IPIB of testdata/by-hand.img with their addresses changed to
-    /// this place, and what starts them. The seed of a fuzzer.
+    /// A size, and what is at [`PLACES`]: header and IPIB of testdata/by-hand.img with their addresses
+    /// changed to this place, and what starts them. The seed of a fuzzer.
     const CORPUS: &[u8] = include_bytes!("testdata/se_image.fuzz");
 
     /// A small generator of numbers (xorshift), so that each run is the same.

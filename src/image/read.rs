@@ -16,8 +16,9 @@ const METADATA_MAGIC: [u8; 8] = *b"SeImgLnx";
 const SEARCH_FROM: u64 = 0x14000;
 const SEARCH_PAGES: u64 = 0x15;
 
-/// What an image file says about itself. Its parts are consistent with each other and lie inside the
-/// file, and QEMU starts the loader that leads to them; whether the content is what was sealed is checked separately ([`crate::image::verify`]).
+/// What an image file says about itself. Its parts are consistent with each other and lie inside the file,
+/// and QEMU starts the loader that leads to them; whether the content is what was sealed is checked
+/// separately ([`crate::image::verify`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedImage {
     /// The size of the whole file, in bytes.

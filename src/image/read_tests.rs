@@ -159,7 +159,7 @@ fn each_invalid_field_is_named_with_its_offset_value_and_bound() {
     }
 }
 
-/// Everything that can be checked without a machine is right in these but what QEMU or the loader would start.
+/// Header, list and content are right in these: what QEMU, or the loader, would start is not.
 #[test]
 fn a_forged_image_is_refused_where_the_file_tells_it() {
     let not_the_loader = "QEMU would start something else than the image's loader, unprotected";

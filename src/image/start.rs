@@ -1,14 +1,15 @@
 //! What QEMU starts, which the header does not say: a kernel with a header behind it would run in clear.
 //!
-//! QEMU loads the file at address 0 and starts it at the address of its PSW or, if it looks like Linux, at 0x10000
-//! (hw/s390x/ipl.c, `s390_ipl_realize`; a file with this PSW is no ELF). The loader that pvimg puts there enters
-//! protected mode with the header and the list that its arguments name (s390-tools, rust/pvimg/boot/stage3a.c).
-//! That the loader's code is pvimg's is not checked: versions differ. The machine is asked later.
+//! QEMU loads the file at address 0 and starts it at the address of its PSW or, if it looks like Linux, at
+//! 0x10000 (hw/s390x/ipl.c, `s390_ipl_realize`; a file with this PSW is no ELF). The loader that pvimg puts
+//! there enters protected mode with the header and the list that its arguments name (s390-tools,
+//! rust/pvimg/boot/stage3a.c). That the loader's code is pvimg's is not checked: versions differ. The machine
+//! is asked later.
 
 use crate::image::error::{Bound, ImageError};
 use crate::image::fields::{Fields, Number, block};
 use crate::image::header::Header;
-use crate::image::ipib::{Component, Ipib};
+use crate::image::ipib::Ipib;
 use crate::image::source::ReadAt;
 
 /// The loader's entry, and the short PSW that starts it: 64 bit mode, and bit 12, which marks it as short.
@@ -40,7 +41,7 @@ pub(crate) fn check(
     let linux = Fields::new(&linux, LINUX_AT).u64("start of the loader")?.any() >> 16;
     Number::new("start of the loader", LINUX_AT, linux).must_be(Bound::Not(LINUX), UNPROTECTED)?;
 
-    let addresses = ipib.iter().flat_map(|ipib| ipib.components.iter().map(|c: &Component| c.address));
+    let addresses = ipib.iter().flat_map(|ipib| ipib.components.iter().map(|component| component.address));
     let others = addresses.chain(ipib.map(|ipib| ipib.at)).chain([header_at, LOADER_END]);
     let end = others.fold(u64::MAX, u64::min);
     Number::new("end of the loader", ENTRY, end)

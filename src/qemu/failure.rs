@@ -171,8 +171,8 @@ const KNOWN_MESSAGES: [KnownMessage; 11] = [
     KnownMessage {
         text: UNPROTECTED,
         cause: "the guest was started unprotected, and was ended before it got anything of the pod",
-        advice: "the image is forged, or QEMU does not report protection: copy the image again from where it was \
-                 built, check the host's QEMU (8 or newer)",
+        advice: "the image is forged, or QEMU does not report protection: copy the image again from where it \
+                 was built, check the host's QEMU (8 or newer)",
     },
     KnownMessage {
         text: "CPU model does not support Protected Virtualization",

@@ -76,9 +76,10 @@ pub(crate) struct Migration {
 }
 
 impl Migration {
-    /// Whether it is the protection of the guest: the machine adds this reason when the ultravisor has unpacked
-    /// and verified the guest, and removes it when it leaves protected mode (QEMU, hw/s390x/s390-virtio-ccw.c,
-    /// `s390_machine_protect`, under the lock that QMP takes too). "migrateable" until 8.1, "migratable" since.
+    /// Whether it is the protection of the guest. The machine adds this reason before it has the ultravisor
+    /// unpack and verify the guest, and removes it if that fails and when the guest leaves protected mode,
+    /// all under the lock that QMP takes too (QEMU, hw/s390x/s390-virtio-ccw.c, `s390_machine_protect`).
+    /// Versions spell its end "migrateable" or "migratable".
     pub(crate) fn is_blocked_by_protection(&self) -> bool {
         self.blocked_reasons.iter().any(|why| why.starts_with("protected VMs are currently not migrat"))
     }

@@ -199,8 +199,9 @@ impl Vm {
             .context("start the guest")
     }
 
-    /// Asks the machine whether a confidential guest runs protected, and ends one that does not: QEMU boots a plain
-    /// kernel with the same options, without a word. Called once the guest runs, before it gets anything.
+    /// Asks the machine whether a confidential guest runs protected, and ends one that does not: QEMU
+    /// boots a plain kernel with the same options, without a word. Called once the guest runs, before it gets
+    /// anything.
     pub(crate) async fn check_protection(&self) -> Result<()> {
         if !self.confidential {
             return Ok(());

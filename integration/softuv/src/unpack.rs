@@ -97,7 +97,7 @@ fn place(bytes: &[u8], at: usize) -> Option<usize> {
     usize::try_from(number(bytes, at)?).ok()
 }
 
-/// Header and list, as the loader's arguments name them: none where QEMU would start something else than the loader.
+/// Header and list, as the loader's arguments name them: none where QEMU would not start the loader.
 fn find(image: &[u8]) -> Option<(usize, usize)> {
     let linux = image.get(LINUX_AT..)?.starts_with(b"S390EP");
     (!linux && place(image, 0)? & SHORT_ADDRESS == STAGE3A_ENTRY).then_some(())?;

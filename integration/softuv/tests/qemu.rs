@@ -369,8 +369,8 @@ fn a_sealed_kernel_boots_with_the_command_line_that_was_sealed_with_it() {
     let end = vm.end();
     assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""));
 
-    // The same kernel without a seal, and with a header that it never uses: QEMU boots it, unprotected. Only the
-    // runtime can refuse it.
+    // The same kernel without a seal, and with a header that it never uses: QEMU boots it, unprotected.
+    // Only the runtime can refuse it.
     let sealed = std::fs::read(stage.path("image")).expect("image");
     let metadata = sealed.get(0xc000..0xc01c).expect("metadata");
     let mut forged = parts.kernel.clone();
