@@ -114,14 +114,17 @@ fn find_record(run_dir: &Path, id: &str) -> Result<Search> {
 }
 
 fn record_report(record: &Record, style: Style) -> Report {
-    let image = record.image.as_ref().map_or_else(String::new, |image| {
+    let mut guest = record.image.as_ref().map_or_else(String::new, |image| {
         let key = image.key.as_deref().unwrap_or("not known");
         format!("image     {}\ntag       {}\nkey       {key}\n", image.path, image.tag)
     });
+    if !record.confidential {
+        guest.push_str("guest     NOT protected from the host (guest.confidential = false)\n");
+    }
     let Some(failure) = &record.failure else {
         return Report {
-            text: format!("sandbox   {}\n{image}\nIts VM has not failed.\n", record.sandbox),
-            json: json!({"sandbox": record.sandbox, "image": record.image, "failure": null}),
+            text: format!("sandbox   {}\n{guest}\nIts VM has not failed.\n", record.sandbox),
+            json: record_json(Some(record), None),
             yes: true,
         };
     };
@@ -135,7 +138,7 @@ fn record_report(record: &Record, style: Style) -> Report {
     let known = !failure.advice.is_empty();
     let diagnosis = if known { diagnosis } else { explain_text(&messages).unwrap_or(diagnosis) };
     let text = format!(
-        "sandbox   {}\n{image}{}words     {}\n",
+        "sandbox   {}\n{guest}{}words     {}\n",
         record.sandbox,
         diagnosis_text(&diagnosis, style),
         one_line(&failure.output_tail)
@@ -172,6 +175,7 @@ fn diagnosis_text(diagnosis: &Diagnosis, style: Style) -> String {
 fn record_json(record: Option<&Record>, diagnosis: Option<&Diagnosis>) -> serde_json::Value {
     json!({
         "sandbox": record.map(|record| &record.sandbox),
+        "confidential": record.map(|record| record.confidential),
         "image": record.and_then(|record| record.image.as_ref()),
         "failure": diagnosis.map(|d| json!({"cause": d.cause, "evidence": d.evidence, "advice": d.advice})),
     })
@@ -211,6 +215,12 @@ mod tests {
         assert!(record_report(&plain, Style::default()).text.contains("cause     QEMU runs without KVM\n"));
         let running = record_report(&Record::new("s1", None), Style::default());
         assert!(running.yes && running.text.ends_with("Its VM has not failed.\n"));
+        let unprotected = "guest     NOT protected from the host (guest.confidential = false)\n";
+        assert!(running.text.contains(unprotected), "{}", running.text);
+        assert_eq!(
+            (&running.json["confidential"], &report.json["confidential"]),
+            (&json!(false), &json!(true))
+        );
     }
 
     #[test]
@@ -237,7 +247,9 @@ mod tests {
             std::fs::write(dir.path().join(name).join(dir::RECORD), text).expect("write");
         };
         record_in("broken", b"{");
-        record_in("newer", br#"{"version": 2, "sandbox": "s2", "image": null, "failure": null}"#);
+        let newer =
+            json!({"version": 2, "sandbox": "s2", "confidential": false, "image": null, "failure": null});
+        record_in("newer", newer.to_string().as_bytes());
         record_in("good", &serde_json::to_vec(&Record::new("s1", None)).expect("json"));
         let explain = |what: &str| explain(what, dir.path(), Style::default());
         assert!(explain("s1").expect("readable").text.contains("Its VM has not failed"));

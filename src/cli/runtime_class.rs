@@ -7,10 +7,13 @@ use clap::Args;
 use serde_json::json;
 
 use crate::cli::output::Report;
-use crate::config::Config;
+use crate::config::{Boot, Config};
 use crate::error::{Error, Result};
 use crate::host::config;
 use crate::plan::overhead::overhead;
+
+/// The handler of the sample configurations, which stands for protected guests.
+const CONFIDENTIAL: &str = "kata-se";
 
 /// Prints the RuntimeClass for this configuration: `kata-se runtimeclass | kubectl apply -f -`.
 ///
@@ -22,7 +25,7 @@ pub(crate) struct RuntimeClass {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The name of the class and the handler: that of the runtime in containerd's or CRI-O's configuration.
-    #[arg(long, value_name = "NAME", default_value = "kata-se")]
+    #[arg(long, value_name = "NAME", default_value = CONFIDENTIAL)]
     handler: String,
     /// The size of the largest pod: the sum of its containers' memory limits, in MiB. Defaults to what
     /// guest.max_memory_mib leaves for them, or 8192.
@@ -43,6 +46,12 @@ fn runtime_class_report(config: &Config, handler: &str, limits_mib: Option<u32>)
     if !ends || handler.len() > 63 || !handler.chars().all(|c| letters(c) || c == '-') {
         return Err(Error::precondition(format!(
             "handler {handler:?}: may have lower case letters, digits and '-' between them, 63 at most"
+        )));
+    }
+    if handler == CONFIDENTIAL && matches!(config.boot, Boot::Plain { .. }) {
+        return Err(Error::precondition(format!(
+            "handler {handler:?}: its pods rely on protection, and guests of this configuration have none \
+             (guest.confidential = false): give them a handler of their own: --handler kata-se-unprotected"
         )));
     }
     let of = overhead(config, limits_mib);
@@ -75,6 +84,16 @@ mod tests {
         let report = runtime_class_report(&config, "kata-se", None).expect("answer");
         assert_eq!(report.text, include_str!("../../configs/runtimeclass.yaml"), "{}", report.text);
         assert_eq!(report.json["memory_mib"], 2385);
+    }
+
+    #[test]
+    fn guests_that_are_not_protected_have_a_handler_of_their_own() {
+        let plain = include_str!("../../configs/kata-se-emulated.toml");
+        let config = file::parse(&[(PathBuf::from("/c.toml"), plain.to_owned())]).expect("emulated");
+        let e = runtime_class_report(&config, "kata-se", None).expect_err("refused").to_string();
+        assert!(e.contains("guest.confidential = false") && e.contains("kata-se-unprotected"), "{e}");
+        let report = runtime_class_report(&config, "kata-se-unprotected", None).expect("answer");
+        assert!(report.text.contains("handler: kata-se-unprotected\n"), "{}", report.text);
     }
 
     #[test]

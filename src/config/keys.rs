@@ -113,7 +113,8 @@ keys! {
     ]), Only(&PROTECTED_BY_KVM);
 
     /// A confidential guest boots a Secure Execution image and nothing else. With false, the guest is not
-    /// protected and boots the kernel and initrd given below: for development.
+    /// protected and boots the kernel and initrd given below: for development, with a runtime handler of its
+    /// own, such as kata-se-unprotected.
     "guest.confidential": Switch(true, |c, on| c.boot = if on { sealed() } else { plain() });
 
     /// The sealed image. It contains kernel, initrd and kernel parameters: none of them can be set here.

@@ -21,6 +21,7 @@ pub enum ImageError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     Exactly(u64),
+    Not(u64),
     AtLeast(u64),
     AtMost(u64),
     Within(u64, u64),
@@ -31,6 +32,7 @@ impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exactly(n) => write!(f, "{n:#x}"),
+            Self::Not(n) => write!(f, "anything but {n:#x}"),
             Self::AtLeast(n) => write!(f, "at least {n:#x}"),
             Self::AtMost(n) => write!(f, "at most {n:#x}"),
             Self::Within(low, high) => write!(f, "{low:#x} to {high:#x}"),

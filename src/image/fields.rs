@@ -86,6 +86,7 @@ impl Number {
     pub(crate) fn must_be(self, bound: Bound, text: &'static str) -> Result<u64, ImageError> {
         let fits = match bound {
             Bound::Exactly(n) => self.value == n,
+            Bound::Not(n) => self.value != n,
             Bound::AtLeast(n) => self.value >= n,
             Bound::AtMost(n) => self.value <= n,
             Bound::Within(low, high) => (low..=high).contains(&self.value),

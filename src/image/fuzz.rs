@@ -26,25 +26,28 @@ fn attempt(source: &(impl ReadAt + Sync + ?Sized)) {
     }
 }
 
-/// A sparse file of any size: the first 28 bytes of `parts` are at the offset of the metadata, the rest
-/// from 0x14000 on, where a header may be; everything else is zero.
+/// A sparse file of any size: `parts` are the bytes of each of [`PLACES`], one after the other, everything
+/// else is zero.
 struct Scattered<'a> {
     size: u64,
     parts: &'a [u8],
 }
 
-const METADATA: (u64, usize) = (0xc000, 28);
-const HEADER_AT: u64 = 0x14000;
+/// Offsets with the bytes there: PSW, metadata, the loader's arguments, and the rest, where a header may be.
+const PLACES: [(u64, usize); 4] = [(0, 8), (0xc000, 28), (0x12bc0, 24), (0x14000, usize::MAX)];
 
 impl Scattered<'_> {
     fn byte(&self, at: u64) -> u8 {
-        let (metadata_at, metadata_bytes) = METADATA;
-        let index = match (at.checked_sub(metadata_at), at.checked_sub(HEADER_AT)) {
-            (_, Some(offset)) => usize::try_from(offset).ok().and_then(|n| n.checked_add(metadata_bytes)),
-            (Some(offset), None) => usize::try_from(offset).ok().filter(|n| *n < metadata_bytes),
-            (None, None) => None,
-        };
-        index.and_then(|index| self.parts.get(index)).copied().unwrap_or(0)
+        let mut before: usize = 0;
+        for (from, bytes) in PLACES {
+            let offset = at.checked_sub(from).and_then(|offset| usize::try_from(offset).ok());
+            if let Some(offset) = offset.filter(|offset| *offset < bytes) {
+                let index = before.saturating_add(offset);
+                return self.parts.get(index).copied().unwrap_or(0);
+            }
+            before = before.saturating_add(bytes);
+        }
+        0
     }
 }
 
@@ -70,8 +73,8 @@ mod tests {
 
     use super::*;
 
-    /// A size, metadata, and from 0x14000 on the header and IPIB of testdata/by-hand.img with their
-    /// addresses changed to this place: the seed of a fuzzer.
+    /// A size, and what is at [`PLACES`]: header and IPIB of testdata/by-hand.img with their addresses
+    /// changed to this place, and what starts them. The seed of a fuzzer.
     const CORPUS: &[u8] = include_bytes!("testdata/se_image.fuzz");
 
     /// A small generator of numbers (xorshift), so that each run is the same.

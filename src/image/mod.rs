@@ -12,6 +12,7 @@ mod header;
 mod ipib;
 mod read;
 mod source;
+mod start;
 
 pub use digest::{Verdict, verify};
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::image::fields::{Fields, block, read_exactly};
 use crate::image::header::{self, Header};
 use crate::image::ipib::{self, Ipib, PAGE};
 use crate::image::source::ReadAt;
+use crate::image::start;
 
 /// The offset and size of the image's metadata.
 const METADATA_AT: u64 = 0xc000;
@@ -15,8 +16,9 @@ const METADATA_MAGIC: [u8; 8] = *b"SeImgLnx";
 const SEARCH_FROM: u64 = 0x14000;
 const SEARCH_PAGES: u64 = 0x15;
 
-/// What an image file says about itself. Its parts are consistent with each other and lie inside the
-/// file; whether the content is what was sealed is checked separately ([`crate::image::verify`]).
+/// What an image file says about itself. Its parts are consistent with each other and lie inside the file,
+/// and QEMU starts the loader that leads to them; whether the content is what was sealed is checked
+/// separately ([`crate::image::verify`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedImage {
     /// The size of the whole file, in bytes.
@@ -28,7 +30,7 @@ pub struct SealedImage {
     pub ipib: Option<Ipib>,
 }
 
-/// Reads what the image says about itself: never the whole file, at most 16 KiB.
+/// Reads what the image says about itself: never the whole file, at most 24 KiB.
 pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<SealedImage, ImageError> {
     let offsets = find(source)?;
     let header = header::read(source, offsets.header)?;
@@ -36,6 +38,7 @@ pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<SealedImage, ImageError> 
         Some(at) => Some(ipib::read(source, at, offsets.header, &header)?),
         None => None,
     };
+    start::check(source, offsets.header, &header, ipib.as_ref())?;
     Ok(SealedImage { size: source.size(), header_at: offsets.header, header, ipib })
 }
 

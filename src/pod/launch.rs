@@ -66,6 +66,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
     let agent = agent.map_err(|e| with_console(e, &vm))?;
     hit(Step::AgentReady)?;
     debug!(pod.log(), "agent answers"; "step" => "agent_ready");
+    vm.check_protection().await?;
     network::send(&agent, &network.plan, &plan.nics).await.context("pod network")?;
     hit(Step::NetworkSent)?;
     let hostname = etc_files::hostname(&pod.parts.sandbox, spec);

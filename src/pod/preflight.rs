@@ -33,6 +33,7 @@ pub(crate) async fn check_boot(pod: &Pod, config: &Config, size: Size) -> Result
     let checked = match &config.boot {
         Boot::Sealed { image } => Some(check(pod, config, image, size).await?),
         Boot::Plain { kernel, initrd, .. } => {
+            warn!(pod.log(), "guest.confidential = false: this pod is NOT protected from the host");
             check_file("guest.kernel", kernel)?;
             check_file("guest.initrd", initrd)?;
             None

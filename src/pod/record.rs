@@ -20,6 +20,8 @@ const VERSION: u32 = 1;
 pub(crate) struct Record {
     pub version: u32,
     pub sandbox: String,
+    /// Whether the guest is to be protected: `guest.confidential`.
+    pub confidential: bool,
     /// The sealed image; none for a guest that is not confidential.
     pub image: Option<ImageRecord>,
     /// Why the VM ended without being asked.
@@ -49,7 +51,8 @@ pub(crate) struct Failure {
 
 impl Record {
     pub(crate) fn new(sandbox: &str, image: Option<ImageRecord>) -> Self {
-        Self { version: VERSION, sandbox: sandbox.to_owned(), image, failure: None }
+        let confidential = image.is_some();
+        Self { version: VERSION, sandbox: sandbox.to_owned(), confidential, image, failure: None }
     }
 
     /// Writes the record whole or not at all, mode 0600.

@@ -163,8 +163,17 @@ const NOT_A_HOST: &str = "this machine is not a Secure Execution host";
 const PROT_VIRT: &str = "boot the host with the kernel parameter prot_virt=1 on a machine and LPAR with Secure \
      Execution; `kata-se check` shows what is missing";
 
+/// Our own words behind QEMU's, when a guest that has to be protected is not.
+pub(crate) const UNPROTECTED: &str = "the guest answers, and QEMU's machine is not protected (query-migrate)";
+
 /// QEMU: target/s390x/kvm/pv.c, hw/s390x/s390-virtio-ccw.c, accel/kvm/kvm-all.c.
-const KNOWN_MESSAGES: [KnownMessage; 10] = [
+const KNOWN_MESSAGES: [KnownMessage; 11] = [
+    KnownMessage {
+        text: UNPROTECTED,
+        cause: "the guest was started unprotected, and was ended before it got anything of the pod",
+        advice: "the image is forged, or QEMU does not report protection: copy the image again from where it \
+                 was built, check the host's QEMU (8 or newer)",
+    },
     KnownMessage {
         text: "CPU model does not support Protected Virtualization",
         cause: NOT_A_HOST,

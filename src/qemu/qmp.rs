@@ -57,6 +57,34 @@ impl Command for BlockdevAdd {
     const ALLOW_OOB: bool = false;
 }
 
+/// `query-migrate`; of its large answer, which differs between versions, we need only the blockers.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct QueryMigrate {}
+
+impl Command for QueryMigrate {
+    type Ok = Migration;
+    const NAME: &'static str = "query-migrate";
+    const ALLOW_OOB: bool = false;
+}
+
+/// What keeps a guest from being migrated (QEMU, qapi/migration.json; since 6.0).
+#[derive(Debug, Deserialize)]
+pub(crate) struct Migration {
+    /// Left out where there is none.
+    #[serde(default, rename = "blocked-reasons")]
+    blocked_reasons: Vec<String>,
+}
+
+impl Migration {
+    /// Whether it is the protection of the guest. The machine adds this reason before it has the ultravisor
+    /// unpack and verify the guest, and removes it if that fails and when the guest leaves protected mode,
+    /// all under the lock that QMP takes too (QEMU, hw/s390x/s390-virtio-ccw.c, `s390_machine_protect`).
+    /// Versions spell its end "migrateable" or "migratable".
+    pub(crate) fn is_blocked_by_protection(&self) -> bool {
+        self.blocked_reasons.iter().any(|why| why.starts_with("protected VMs are currently not migrat"))
+    }
+}
+
 impl Qmp {
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self {
@@ -295,6 +323,26 @@ mod tests {
             e = qmp.read(|_| events += 1) => panic!("{e}"),
         }
         assert_eq!(events, 2);
+    }
+
+    #[test]
+    fn only_the_machines_own_reason_says_that_a_guest_is_protected() {
+        for (answer, protected) in [
+            ("{}", false),
+            (r#"{"status": "none"}"#, false),
+            (r#"{"blocked-reasons": []}"#, false),
+            (r#"{"blocked-reasons": ["protected VMs are currently not migratable."]}"#, true),
+            (r#"{"blocked-reasons": ["protected VMs are currently not migrateable."]}"#, true),
+            (
+                r#"{"blocked-reasons": ["x", "protected VMs are currently not migratable."], "new": [1]}"#,
+                true,
+            ),
+            (r#"{"blocked-reasons": ["mounted as: protected VMs are currently not migratable."]}"#, false),
+            (r#"{"blocked": true}"#, false),
+        ] {
+            let answer: Migration = serde_json::from_str(answer).expect("answer");
+            assert_eq!(answer.is_blocked_by_protection(), protected, "{answer:?}");
+        }
     }
 
     #[tokio::test]

@@ -26,9 +26,9 @@ use crate::plan::cpus::CpuList;
 use crate::plan::vm::{ChildFd, VmPlan};
 use crate::qemu::args::args;
 use crate::qemu::event::{GuestPanic, QmpEvent};
-use crate::qemu::failure::{Evidence, diagnose};
+use crate::qemu::failure::{Evidence, UNPROTECTED, diagnose};
 use crate::qemu::hotplug::{self, Disk};
-use crate::qemu::qmp::{Qmp, cont, quit};
+use crate::qemu::qmp::{Qmp, QueryMigrate, cont, quit};
 
 /// Our ends of the connections to a QEMU that is not started yet.
 #[derive(Debug)]
@@ -197,6 +197,24 @@ impl Vm {
         self.or_its_end(async { self.qmp.execute(cont {}).await.map(|_| ()) })
             .await
             .context("start the guest")
+    }
+
+    /// Asks the machine whether a confidential guest runs protected, and ends one that does not: QEMU
+    /// boots a plain kernel with the same options, without a word. Called once the guest runs, before it gets
+    /// anything.
+    pub(crate) async fn check_protection(&self) -> Result<()> {
+        if !self.confidential {
+            return Ok(());
+        }
+        let asking = async {
+            let migration = self.qmp.execute(QueryMigrate {}).await?;
+            if migration.is_blocked_by_protection() {
+                return Ok(());
+            }
+            self.kill_because(UNPROTECTED);
+            Err(Error::precondition(UNPROTECTED))
+        };
+        self.or_its_end(asking).await.context("check the guest's protection")
     }
 
     /// A QMP failure is often a consequence of QEMU's end: then the end is the error.

@@ -51,7 +51,7 @@ fn image(path: &Path) -> f64 {
         kernel: vec![1; 8 << 20],
         ramdisk: Some(vec![2; RAMDISK]),
         command_line: b"quiet".to_vec(),
-        stage3a: vec![0; 300],
+        stage3a: vec![0; 4392],
         stage3b: vec![0; 200],
     };
     let secrets = Secrets::new(Some("bench")).expect("secrets");

@@ -34,6 +34,8 @@ struct Double {
     ignore_quit: bool,
     #[serde(default)]
     no_agent: bool,
+    #[serde(default)]
+    unprotected: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -11,6 +11,8 @@ pub(crate) struct Options {
     pub(crate) console: i32,
     /// Where the vsock device would be: the agent listens beside it.
     pub(crate) vsock: PathBuf,
+    /// The guest is to be a protected one.
+    pub(crate) confidential: bool,
 }
 
 /// Errors have QEMU's wording.
@@ -24,6 +26,7 @@ pub(crate) fn parse(args: &[String]) -> Result<Options, String> {
             ("-kernel" | "-initrd", _) if std::fs::File::open(&value).is_err() => {
                 return Err(format!("could not load kernel '{value}'"));
             }
+            ("-machine", _) => options.confidential = of("confidential-guest-support").is_some(),
             ("-chardev", Some("qmp")) => options.qmp = number(),
             ("-chardev", Some("console")) => options.console = number(),
             ("-chardev", Some("vsock")) => options.vsock = of("path").unwrap_or_default().into(),

@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, raise};
-use qemu_double::wire::{greeting, receive, say, take};
+use qemu_double::wire::{greeting, not_migratable, receive, say, take};
 use serde_json::{Value, json};
 
 use crate::disks::Disks;
@@ -74,6 +74,8 @@ impl Serving<'_> {
         let passed = (command == "add-fd").then(|| self.passed.pop_front()).flatten();
         let value = match command {
             "qmp_capabilities" | "cont" | "quit" => json!({}),
+            "query-migrate" if self.options.confidential && !self.double.unprotected => not_migratable(),
+            "query-migrate" => json!({}),
             "query-status" => json!({"status": "running", "running": true}),
             _ => match self.disks.command(command, &asked["arguments"], passed) {
                 Some(Ok(done)) => done,

@@ -13,6 +13,11 @@ pub fn greeting() -> Value {
     json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}})
 }
 
+/// The answer to `query-migrate` of a machine whose guest is protected.
+pub fn not_migratable() -> Value {
+    json!({"blocked-reasons": ["protected VMs are currently not migratable."]})
+}
+
 /// The descriptor with this number; to be taken once.
 #[allow(unsafe_code)]
 pub fn take(fd: RawFd) -> UnixStream {

@@ -11,7 +11,7 @@ use crate::{Result, keys};
 
 /// Address and entry of the loader in clear text.
 pub const STAGE3A_AT: usize = 0x10000;
-const STAGE3A_ENTRY: u64 = 0x11000;
+pub const STAGE3A_ENTRY: usize = 0x11000;
 const STAGE3A_ARGUMENTS: usize = 24;
 const STAGE3B_ARGUMENTS: usize = 64;
 
@@ -215,7 +215,7 @@ fn ipib(components: &[Component], places: Places) -> Result<Vec<u8>> {
 /// PSW, metadata, and the loader with its arguments: distances from where they stand.
 fn clear_part(image: &mut [u8], stage3a: &[u8], places: Places) {
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &(SHORT_PSW | STAGE3A_ENTRY).to_be_bytes());
+    put(0, &(SHORT_PSW | STAGE3A_ENTRY as u64).to_be_bytes());
     put(METADATA_AT, METADATA_MAGIC);
     put(METADATA_AT + 8, &(places.header as u64).to_be_bytes());
     put(METADATA_AT + 16, &1_u32.to_be_bytes());

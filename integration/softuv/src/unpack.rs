@@ -12,7 +12,7 @@ use crate::header::{self, FIXED_BYTES, SEALED_BYTES, SLOT_BYTES, TAG_BYTES};
 use crate::keys;
 use crate::page::{PAGE, PageKey, tweak};
 use crate::refusal::Refusal;
-use crate::seal::{METADATA_AT, METADATA_MAGIC};
+use crate::seal::STAGE3A_ENTRY;
 
 /// A machine's capabilities.
 pub struct Host {
@@ -61,6 +61,13 @@ pub enum Fate {
     Unknown(String),
 }
 
+/// Where Linux has its magic: QEMU then starts it, whatever the PSW says.
+const LINUX_AT: usize = 0x10008;
+/// The address in a short PSW.
+const SHORT_ADDRESS: usize = 0x7fff_ffff;
+/// The loader ends before this address.
+const STAGE3A_END: usize = 0x13000;
+
 /// Diagnose 308: invalid (QEMU, hw/s390x/ipl.h).
 const DIAGNOSE_INVALID: u16 = 0x402;
 
@@ -90,13 +97,15 @@ fn place(bytes: &[u8], at: usize) -> Option<usize> {
     usize::try_from(number(bytes, at)?).ok()
 }
 
-/// Header and list, by the metadata.
+/// Header and list, as the loader's arguments name them: none where QEMU would not start the loader.
 fn find(image: &[u8]) -> Option<(usize, usize)> {
-    let metadata = image.get(METADATA_AT..)?;
-    (metadata.first_chunk()? == METADATA_MAGIC).then_some(())?;
-    let header = place(metadata, 8)?;
-    (image.get(header..)?.first_chunk()? == header::MAGIC).then_some(())?;
-    Some((header, place(metadata, 20)?))
+    let linux = image.get(LINUX_AT..)?.starts_with(b"S390EP");
+    (!linux && place(image, 0)? & SHORT_ADDRESS == STAGE3A_ENTRY).then_some(())?;
+    (STAGE3A_ENTRY..STAGE3A_END).step_by(16).find_map(|arguments| {
+        let header = arguments.checked_add(place(image, arguments)?)?;
+        (image.get(header..)?.first_chunk()? == header::MAGIC).then_some(())?;
+        Some((header, arguments.checked_add(place(image, arguments + 16)?)?))
+    })
 }
 
 struct Component {

@@ -60,7 +60,7 @@ impl Stage {
             kernel: vec![1; 5000],
             ramdisk: None,
             command_line: b"quiet".to_vec(),
-            stage3a: vec![0; 300],
+            stage3a: vec![0; 4392],
             stage3b: vec![0; 200],
         };
         let image = seal(&parts, options, &Secrets::new(Some("image")).expect("secrets")).expect("seal");
@@ -363,15 +363,29 @@ fn a_sealed_kernel_boots_with_the_command_line_that_was_sealed_with_it() {
     vm.ask("cont");
     let seen = console_says(&mut vm, "sealed.word=1");
     assert!(seen.contains("Linux version") && seen.contains("Kernel command line"), "{seen}");
+    let protected = json!({"blocked-reasons": ["protected VMs are currently not migratable."]});
+    assert_eq!(vm.ask("query-migrate"), protected);
     vm.ask("quit");
     let end = vm.end();
     assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""));
 
-    // The same kernel without a seal: QEMU boots it, unprotected. Only the runtime can refuse it.
-    std::fs::write(stage.path("image"), &parts.kernel).expect("image");
-    let mut vm = stage.start();
-    vm.ready();
-    vm.ask("cont");
-    vm.ask("quit");
-    assert_eq!(vm.end().code, Some(0));
+    // The same kernel without a seal, and with a header that it never uses: QEMU boots it, unprotected.
+    // Only the runtime can refuse it.
+    let sealed = std::fs::read(stage.path("image")).expect("image");
+    let metadata = sealed.get(0xc000..0xc01c).expect("metadata");
+    let mut forged = parts.kernel.clone();
+    forged.resize(sealed.len(), 0);
+    let header = u64::from_be_bytes(*metadata[8..].first_chunk().expect("offset of the header"));
+    let header = usize::try_from(header).expect("small");
+    forged[header..].copy_from_slice(&sealed[header..]);
+    forged[0xc000..0xc01c].copy_from_slice(metadata);
+    for plain in [parts.kernel, forged] {
+        std::fs::write(stage.path("image"), plain).expect("image");
+        let mut vm = stage.start();
+        vm.ready();
+        vm.ask("cont");
+        assert_eq!(vm.ask("query-migrate"), json!({}));
+        vm.ask("quit");
+        assert_eq!(vm.end().code, Some(0));
+    }
 }

@@ -36,7 +36,7 @@ fn parts() -> Parts {
         kernel: (0..5000).map(|i| byte((i * i) >> 3)).collect(),
         ramdisk: Some((0..4097).map(|i| byte(i * 3)).collect()),
         command_line: b"console=ttysclp0 swiotlb=262144".to_vec(),
-        stage3a: (0..300).map(byte).collect(),
+        stage3a: (0..4392).map(byte).collect(),
         stage3b: (0..200).map(|i| 255 - byte(i)).collect(),
     }
 }
@@ -94,11 +94,22 @@ fn an_image_without_ramdisk_or_encryption_comes_back_too() {
         unpack(image.clone(), &host()),
         Ok(Guest { kernel: parts.kernel.clone(), ramdisk: None, command_line: Vec::new() })
     );
-    assert_eq!(image[0x11000..0x11000 + 5000], parts.kernel);
+    assert_eq!(image[0x12000..0x12000 + 5000], parts.kernel);
     assert!(verdict(&image).untouched());
     let kinds: Vec<_> = read(&*image).expect("image").ipib.expect("list").components;
     let kinds: Vec<_> = kinds.iter().map(kata_se::test_api::image::Component::kind).collect();
     assert_eq!(kinds, [ComponentKind::Kernel, ComponentKind::CommandLine, ComponentKind::Stage3b]);
+}
+
+#[test]
+fn the_arguments_of_a_loader_of_any_size_are_found() {
+    // Their place is a multiple of 16; the last byte of an offset is zero where it is one of 256.
+    for size in [4376, 4392, 7000, 8184, 11224, 12264] {
+        let parts = Parts { stage3a: vec![7; size], ..parts() };
+        let image = seal(&parts, &options(), &secrets()).expect("seal");
+        assert!(verdict(&image).untouched(), "{size}");
+        assert_eq!(unpack(image, &host()), Ok(guest()), "{size}");
+    }
 }
 
 #[test]
@@ -165,8 +176,15 @@ fn a_machine_without_a_slot_or_the_flags_refuses() {
 #[test]
 fn a_plain_kernel_is_not_sealed_and_a_bad_list_is_qemus_to_refuse() {
     assert_eq!(unpack(parts().kernel, &host()), Err(Fate::NotSealed));
+    // Everything else is right in these: QEMU would start another address, or the loader another header.
+    for (at, bytes) in [(5, &[1, 0, 0][..]), (0x10008, b"S390EP"), (0x11110, &[0; 24])] {
+        let mut forged = BY_HAND.to_vec();
+        forged[at..at + bytes.len()].copy_from_slice(bytes);
+        assert_eq!(unpack(forged.clone(), &host()), Err(Fate::NotSealed), "{at:#x}");
+        drop(read(&*forged).expect_err("forged"));
+    }
     let mut image = BY_HAND.to_vec();
-    image[0x18000 + 151] = 1; // address of the first component: no page
+    image[0x19000 + 151] = 1; // address of the first component: no page
     assert_eq!(unpack(image, &host()), Err(Fate::BadList(0x402)));
 }
 

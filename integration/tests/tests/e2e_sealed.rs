@@ -100,6 +100,20 @@ fn flipped(sealed: &SealedNode, from: &Path) -> PathBuf {
     path
 }
 
+/// As with a forged image that passes every check of the file: its guest boots in clear, its agent answers.
+#[test]
+fn a_guest_that_boots_unprotected_is_ended_before_it_gets_anything_of_the_pod() {
+    let sealed = SealedNode::new();
+    let orders = serde_json::json!({"machine": sealed.path("machine"), "unprotected": true});
+    fs::write(sealed.path("softuv.json"), orders.to_string()).expect("softuv.json");
+    let output = sealed.node.run(&["--rm"], "c1", &["true"]).output().expect("ctr");
+    let message = text(&output.stderr);
+    let cause = "check the guest's protection: the guest was started unprotected, and was ended before it \
+                 got anything of the pod";
+    assert!(!output.status.success() && message.contains(cause), "{message}");
+    sealed.node.assert_clean();
+}
+
 #[test]
 fn what_may_not_run_is_refused_in_one_line_and_leaves_nothing() {
     let sealed = SealedNode::new();

@@ -50,6 +50,23 @@ fn each_containerd_takes_every_key_of_its_snippet() {
     }
 }
 
+/// Pods of the handler `kata-se` rely on protection: the sample of one without it has another name.
+#[test]
+fn unprotected_guests_have_a_handler_of_their_own_in_every_snippet() {
+    for (snippet, key) in [
+        ("containerd-1.toml", "ConfigPath"),
+        ("containerd-2.toml", "ConfigPath"),
+        ("crio.conf", "runtime_config_path"),
+    ] {
+        let sample = text(snippet).replace("\n#", "\n");
+        let configured = keys(&sample).into_iter().filter(|(name, _)| name.ends_with(key));
+        let files: BTreeMap<_, _> =
+            configured.map(|(name, file)| (name.contains("unprotected"), file)).collect();
+        let own = |name: &str| format!("\"/etc/kata-se/{name}.toml\"");
+        assert_eq!(files, BTreeMap::from([(false, own("config")), (true, own("unprotected"))]), "{snippet}");
+    }
+}
+
 #[test]
 fn crios_snippet_has_only_keys_that_crio_knows() {
     // The toml names of RuntimeHandler in cri-o's pkg/config/config.go.

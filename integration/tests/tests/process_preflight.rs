@@ -99,6 +99,7 @@ async fn an_image_for_this_machine_runs_and_is_recorded() {
     let recorded = record(&node);
     assert_eq!(recorded["image"]["path"], node.path("image").display().to_string());
     assert_eq!(recorded["image"]["size"], IMAGE.len());
+    assert_eq!(recorded["confidential"], true);
     assert_eq!(recorded["image"]["tag"], tag.as_str());
     assert_eq!(recorded["image"]["key"], image.header.slots[0].host_key.to_string());
     let log = node.log();
@@ -116,8 +117,13 @@ async fn what_cannot_run_here_is_refused_before_qemu_starts() {
         "not a Secure Execution image: QEMU would boot it unprotected: there is no header in its 300000",
     )
     .await;
-    fs::write(node.path("image"), IMAGE.get(..0x17100).expect("cut")).expect("image");
+    fs::write(node.path("image"), IMAGE.get(..0x18100).expect("cut")).expect("image");
     says(&node, "the image is damaged").await;
+    // Header, list and content are right, and QEMU would start the kernel behind the loader's place.
+    let mut forged = IMAGE.to_vec();
+    forged[0x10008..0x1000e].copy_from_slice(b"S390EP");
+    fs::write(node.path("image"), forged).expect("image");
+    says(&node, "QEMU would start something else than the image's loader, unprotected").await;
     fs::remove_file(node.path("image")).expect("remove");
     says(&node, "the image cannot be read").await;
     fs::write(node.path("image"), IMAGE).expect("image");
@@ -255,6 +261,54 @@ async fn a_refusal_of_the_ultravisor_is_explained_in_one_line_and_kept() {
     assert!(node.log().contains("\"evidence\":\"KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5"));
     shim.shutdown(true).await.expect("shutdown");
     node.assert_clean();
+}
+
+/// A forged image can pass every check of the file: QEMU boots what it starts in clear, without a word.
+#[tokio::test]
+async fn a_guest_that_is_not_protected_is_ended_before_it_gets_anything_of_the_pod() {
+    let node = z_host().await;
+    node.double(|o| o["unprotected"] = json!(true));
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    let shim = node.shim("c1", &dir).await;
+    let created = within("an error", 20, shim.create("c1", &dir, NO_STREAMS)).await;
+    let text = created.expect_err("unprotected").to_string();
+    let cause = "the guest was started unprotected, and was ended before it got anything of the pod";
+    assert!(text.contains(&format!("check the guest's protection: {cause}: ")), "{text}");
+    assert_eq!(record(&node)["failure"]["cause"], cause);
+    let asked: Vec<_> = node.requests().iter().map(|r| r["call"].clone()).collect();
+    assert!(asked.iter().all(|call| call == "Check"), "{asked:?}");
+    shim.shutdown(true).await.expect("shutdown");
+    node.assert_clean();
+}
+
+/// Allowed for development, and never without a word.
+#[tokio::test]
+async fn a_pod_without_protection_says_so_in_its_log_its_record_and_the_commands() {
+    let node = TestNode::new().await;
+    let shim = running(&node).await;
+    let log = node.log();
+    let warned = log.lines().find(|line| line.contains("this pod is NOT protected from the host"));
+    assert!(warned.is_some_and(|line| line.contains("\"level\":\"warning\"")), "{log}");
+    assert_eq!(record(&node)["confidential"], false);
+    let (_, text) = command(&node, &["explain", "c1"]);
+    assert!(text.contains("NOT protected from the host (guest.confidential = false)"), "{text}");
+    let (code, text) = command(&node, &["check"]);
+    assert!(code != Some(0) && text.contains("starts guests that are not protected"), "{text}");
+    let (code, text) = command(&node, &["runtimeclass"]);
+    assert!(code != Some(0) && text.contains("--handler kata-se-unprotected"), "{text}");
+    node.end(&shim, "c1").await;
+}
+
+/// What cannot be asked is not known.
+#[tokio::test]
+async fn a_qemu_that_does_not_say_whether_the_guest_is_protected_gets_no_pod() {
+    let node = z_host().await;
+    node.double(|o| o["refuse"] = json!("query-migrate"));
+    let text = node.refused(&Bundle::sh("true")).await;
+    assert!(
+        text.contains("check the guest's protection: QMP query-migrate: query-migrate refused"),
+        "{text}"
+    );
 }
 
 /// The node command with the same configuration and machine as the shim.

@@ -78,7 +78,7 @@ fn image(node: &TestNode, options: &Options) {
         kernel: vec![1; 5000],
         ramdisk: None,
         command_line: b"quiet".to_vec(),
-        stage3a: vec![0; 300],
+        stage3a: vec![0; 4392],
         stage3b: vec![0; 200],
     };
     let image = seal(&parts, options, &Secrets::new(None).expect("secrets")).expect("seal");

@@ -39,7 +39,7 @@ def point(private):
 kernel = bytes((i * i >> 3) & 255 for i in range(5000))
 ramdisk = bytes((i * 3) & 255 for i in range(4097))
 command_line = b'console=ttysclp0 swiotlb=262144\0'
-stage3a = bytearray(i & 255 for i in range(300))
+stage3a = bytearray(i & 255 for i in range(4392))
 stage3b = bytearray((255 - i) & 255 for i in range(200))
 hosts = [key(b'another host key'), key(b'host key')]
 customer = key(b'customer key')

@@ -13,7 +13,7 @@ use softuv::refusal::QEMU;
 use softuv::unpack::Guest;
 
 use crate::options::{Options, head, of};
-use crate::{Orders, fail};
+use crate::{Orders, fail, relay};
 
 /// What replaces `-kernel` and related options.
 enum Kernel {
@@ -32,6 +32,9 @@ pub(crate) fn plain(orders: &Orders, options: &Options) -> ! {
 pub(crate) fn sealed(orders: &Orders, options: &Options, guest: &Guest) -> ! {
     let mut files = Vec::new();
     let kernel = unpacked(guest, &mut files).unwrap_or_else(|e| fail(70, &e));
+    if let Some(qmp) = options.qmp.filter(|_| !orders.unprotected) {
+        relay::start(qmp).unwrap_or_else(|e| fail(70, &e));
+    }
     run(orders, &words(options, &kernel))
 }
 
