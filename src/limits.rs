@@ -213,6 +213,9 @@ pub(crate) mod agent {
     /// than ours.
     pub(crate) const CALL_SLACK: Duration = Duration::from_secs(1);
 
+    /// Largest answer to a call, errors included: output of 64 KiB is the largest honest one.
+    pub(crate) const ANSWER_BYTES: u32 = 128 << 10;
+
     /// Characters of one of the agent's details (version, storage drivers), and how many drivers are taken.
     pub(crate) const GUEST_DETAIL_CHARS: usize = 64;
     pub(crate) const GUEST_DETAILS: usize = 64;

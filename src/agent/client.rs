@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use ttrpc::r#async::Client;
 use ttrpc::context::Context as Metadata;
 
+use crate::agent::guard::Guard;
 use crate::agent::messages::agent_ttrpc::AgentServiceClient;
 use crate::agent::messages::health::CheckRequest;
 use crate::agent::messages::health_ttrpc::HealthClient;
@@ -29,6 +30,7 @@ pub struct Agent {
 
 struct Inner {
     transport: Transport,
+    guard: Guard,
     config: AgentConfig,
     gone: watch::Receiver<Option<VmEnd>>,
     service: Mutex<Connected>,
@@ -60,16 +62,24 @@ impl Agent {
         gone: watch::Receiver<Option<VmEnd>>,
     ) -> Result<Self> {
         let limit = config.connect_timeout;
-        let (client, health) = transport::connect(&transport, limit, gone.clone(), checked).await?;
+        let guard = Guard::default();
+        let (client, health) = transport::connect(&transport, &guard, limit, gone.clone(), checked).await?;
         let service = Mutex::new(Connected { client, health, number: 0 });
         let reconnecting = tokio::sync::Mutex::new(());
         let suspected = Notify::new();
-        Ok(Self { inner: Arc::new(Inner { transport, config, gone, service, reconnecting, suspected }) })
+        Ok(Self {
+            inner: Arc::new(Inner { transport, guard, config, gone, service, reconnecting, suspected }),
+        })
     }
 
     /// Reports that the agent seems dead: a call was not answered in time.
     pub(crate) fn suspect(&self) {
         self.inner.suspected.notify_one();
+    }
+
+    /// Returns when the agent has broken the protocol: its VM is to be ended.
+    pub(crate) async fn broken(&self) -> Error {
+        self.inner.guard.broken().await
     }
 
     /// Waits until the agent seems dead.
@@ -124,6 +134,7 @@ impl Agent {
         let result = tokio::select! {
             result = attempts => result,
             end = transport::ended(&mut gone) => Err(end),
+            e = self.broken() => Err(e),
         };
         if matches!(&result, Err(e) if e.code() == Code::DeadlineExceeded) && method.limit() != Limit::Short {
             self.suspect();
@@ -153,7 +164,8 @@ impl Agent {
         }
         let gone = self.inner.gone.clone();
         let limit = self.inner.config.health_timeout;
-        let (client, health) = transport::connect(&self.inner.transport, limit, gone, checked).await?;
+        let (client, health) =
+            transport::connect(&self.inner.transport, &self.inner.guard, limit, gone, checked).await?;
         let again = Connected { client, health, number: lost + 1 };
         *lock(&self.inner.service) = again.clone();
         Ok(again)

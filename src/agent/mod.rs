@@ -3,6 +3,7 @@
 pub(crate) mod calls;
 pub(crate) mod client;
 mod convert;
+pub(crate) mod guard;
 mod messages;
 mod methods;
 mod stats;

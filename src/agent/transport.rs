@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::r#async::transport::Socket;
 
+use crate::agent::guard::Guard;
 use crate::error::{Context, Error, Result};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
@@ -40,11 +41,11 @@ impl std::fmt::Display for Transport {
 }
 
 /// One connection to the agent's port.
-async fn connect_once(transport: &Transport) -> Result<Socket> {
+async fn connect_once(transport: &Transport, guard: &Guard) -> Result<Socket> {
     match transport {
         Transport::Vsock { cid } => {
             let stream = VsockStream::connect(VsockAddr::new(*cid, AGENT_PORT)).await.context("connect")?;
-            Ok(Socket::new(stream))
+            Ok(Socket::new(guard.over(stream)))
         }
         Transport::Hybrid { socket } => {
             let mut stream = UnixStream::connect(socket).await.context("connect")?;
@@ -62,7 +63,7 @@ async fn connect_once(transport: &Transport) -> Result<Socket> {
                 let text = String::from_utf8_lossy(&line).into_owned();
                 return Err(Error::unavailable(format!("CONNECT was answered with {text:?}")));
             }
-            Ok(Socket::new(stream))
+            Ok(Socket::new(guard.over(stream)))
         }
     }
 }
@@ -70,6 +71,7 @@ async fn connect_once(transport: &Transport) -> Result<Socket> {
 /// Tries until `attempt` succeeds on a new connection, `limit` is over, or the VM is gone.
 pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
     transport: &Transport,
+    guard: &Guard,
     limit: Duration,
     mut gone: watch::Receiver<Option<VmEnd>>,
     attempt: impl Fn(Socket) -> F + Send + Sync,
@@ -81,7 +83,8 @@ pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
         loop {
             let this_try =
                 try_limit.min(limit.saturating_sub(began.elapsed()).max(limits::agent::DIAL_TRY.0));
-            let tried = timeout(this_try, async { attempt(connect_once(transport).await?).await }).await;
+            let tried =
+                timeout(this_try, async { attempt(connect_once(transport, guard).await?).await }).await;
             let reason = match tried {
                 Ok(Ok(connected)) => return Ok(connected),
                 Ok(Err(e)) => e,
@@ -105,6 +108,7 @@ pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
     tokio::select! {
         result = dialing => result,
         end = ended(&mut gone) => Err(end),
+        e = guard.broken() => Err(e),
     }
 }
 
@@ -140,9 +144,9 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.expect("write");
             }
         };
-        let (_vm, gone) = alive();
+        let ((_vm, gone), guard) = (alive(), Guard::default());
         let transport = Transport::Hybrid { socket };
-        let dial = connect(&transport, Duration::from_secs(5), gone, |_| async { Ok(()) });
+        let dial = connect(&transport, &guard, Duration::from_secs(5), gone, |_| async { Ok(()) });
         let (result, ()) = tokio::join!(dial, server);
         assert_eq!(result, Ok(()));
     }
@@ -158,13 +162,13 @@ mod tests {
                 stream.write_all(b"OK 1024\n").await.expect("write");
             }
         };
-        let (_vm, gone) = alive();
+        let ((_vm, gone), guard) = (alive(), Guard::default());
         let transport = Transport::Hybrid { socket };
         let slow = |_| async {
             sleep(Duration::from_millis(3500)).await;
             Ok(())
         };
-        let dial = connect(&transport, Duration::from_secs(60), gone, slow);
+        let dial = connect(&transport, &guard, Duration::from_secs(60), gone, slow);
         tokio::select! {
             result = dial => assert_eq!(result, Ok(())),
             () = server => {}
@@ -173,9 +177,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_limit_ends_it_with_the_last_reason() {
-        let (_vm, gone) = alive();
+        let ((_vm, gone), guard) = (alive(), Guard::default());
         let transport = Transport::Hybrid { socket: "/nonexistent/s".into() };
-        let e = connect(&transport, Duration::from_secs(3), gone, |_| async { Ok(()) })
+        let e = connect(&transport, &guard, Duration::from_secs(3), gone, |_| async { Ok(()) })
             .await
             .expect_err("no listener");
         assert!(
@@ -188,11 +192,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_vm_ends_it_at_once() {
-        let (vm, gone) = alive();
+        let ((vm, gone), guard) = (alive(), Guard::default());
         vm.send_replace(Some(VmEnd::Exited { code: 1, text: "no kernel".into() }));
         let transport = Transport::Hybrid { socket: "/nonexistent/s".into() };
-        let e =
-            connect(&transport, Duration::from_secs(60), gone, |_| async { Ok(()) }).await.expect_err("dead");
+        let e = connect(&transport, &guard, Duration::from_secs(60), gone, |_| async { Ok(()) })
+            .await
+            .expect_err("dead");
         assert_eq!(e.to_string(), "QEMU ended with exit code 1: no kernel");
     }
 }

@@ -86,18 +86,25 @@ pub(super) fn end_unstarted(pod: &Pod) {
 }
 
 /// Checks the health of a guest whose agent seems dead, and ends one that does not answer: its containers could
-/// not be stopped, nor their ends be learnt. A guest that answers its calls is never asked.
+/// not be stopped, nor their ends be learnt. A guest that answers its calls is never asked. One that breaks the
+/// protocol is ended at once.
 async fn watch_health(pod: Arc<Pod>, guest: Arc<Guest>) {
-    loop {
-        guest.agent.suspected().await;
-        if let Err(e) = guest.agent.health().await {
-            if guest.vm.gone().borrow().is_none() {
-                warn!(pod.log(), "killing the VM: {}", e);
-                guest.vm.kill_because(&e.to_string());
+    let silent = async {
+        loop {
+            guest.agent.suspected().await;
+            if let Err(e) = guest.agent.health().await {
+                return e;
             }
-            return;
+            debug!(pod.log(), "a call was not answered in time; the agent is well");
         }
-        debug!(pod.log(), "a call was not answered in time; the agent is well");
+    };
+    let e = tokio::select! {
+        e = silent => e,
+        e = guest.agent.broken() => e,
+    };
+    if guest.vm.gone().borrow().is_none() {
+        warn!(pod.log(), "killing the VM: {}", e);
+        guest.vm.kill_because(&e.to_string());
     }
 }
 

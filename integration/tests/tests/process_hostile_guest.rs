@@ -1,4 +1,5 @@
-//! A guest that lies about exit codes and statistics: values are clamped to what is possible.
+//! A guest that lies about exit codes and statistics: values are clamped to what is possible. One that breaks the
+//! protocol: its VM ends, and the shim does not grow.
 
 use harness::{Bundle, NO_STREAMS, TestNode, within};
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ async fn statistics_of_a_lying_guest_are_bounded_by_its_vm() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
     let many: Vec<Value> =
-        (0..20_000).map(|n| json!({"major": n.to_string(), "op": "read", "value": "1"})).collect();
+        (0..2_000).map(|n| json!({"major": n.to_string(), "op": "read", "value": "1"})).collect();
     let most = u64::MAX.to_string();
     node.script(&json!([{"call": "StatsContainer", "answer": {"cgroup_stats": {
         "cpu_stats": {"cpu_usage": {"total_usage": most}},
@@ -46,4 +47,51 @@ async fn statistics_of_a_lying_guest_are_bounded_by_its_vm() {
     }
     assert!(bytes.len() < 16 << 10, "{} bytes", bytes.len());
     node.end(&shim, "c1").await;
+}
+
+/// The most memory that a process has had, in KiB.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the shim");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+}
+
+#[tokio::test]
+async fn a_guest_that_breaks_the_protocol_is_ended_and_the_shim_does_not_grow() {
+    let flood = |kind: u8, bytes: u32| json!({"flood": {"frames": 0, "bytes": bytes, "type": kind}});
+    let many: Vec<Value> =
+        (0..40_000).map(|n| json!({"major": n.to_string(), "op": "read", "value": "1"})).collect();
+    for (rule, how) in [
+        (flood(3, 0), "a frame of type 3"),
+        (flood(3, 1 << 20), "a frame of type 3"),
+        (flood(2, 1000), "an answer to no call"),
+        (json!({"header": {"type": 3}}), "a frame of type 3"),
+        (json!({"header": {"length": u32::MAX}}), "an answer of 4294967295 bytes"),
+        (json!({"header": {"stream_id": 4_000_001}}), "an answer to no call (stream 4000001)"),
+        (json!({"repeat": 1}), "an answer to no call"),
+        (
+            json!({"answer": {"cgroup_stats": {"blkio_stats": {"io_service_bytes_recursive": many}}}}),
+            "an answer of",
+        ),
+    ] {
+        let node = TestNode::new().await;
+        let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+        let (server, _) = shim.pids_of("c1").await.expect("pids");
+        let mut rule = rule;
+        rule["call"] = json!("StatsContainer");
+        node.script(&json!([rule]));
+        let answer = within("an answer", 5, shim.stats("c1")).await;
+        // An honest first answer counts; the next frame does not.
+        if let Err(e) = answer {
+            assert!(
+                e.to_string().contains(&format!("the guest's agent broke the protocol: {how}")),
+                "{how}: {e}"
+            );
+        }
+        assert_eq!(within("the pod's end", 5, shim.wait("c1", "")).await, Ok(137), "{how}");
+        assert!(node.log().contains(how), "{how}: {}", node.log());
+        let peak = peak(server);
+        assert!(peak < 64 << 10, "{how}: {peak} KiB");
+        node.end(&shim, "c1").await;
+    }
 }
