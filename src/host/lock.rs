@@ -13,9 +13,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_send_signal};
 
 use crate::error::{Context, Error, Result};
 use crate::limits;
+
+/// Characters of a process' number in a lock file.
+const HOLDER: usize = 10;
 
 /// The lock of a running shim; held as long as this, or a descriptor made from it, is open.
 #[derive(Debug)]
@@ -47,10 +51,16 @@ impl PodLock {
         Err(Error::unavailable(format!("lock {}: it keeps being replaced", path.display())))
     }
 
-    /// Writes who holds the lock into the file.
-    pub(crate) fn write_pid(&mut self, pid: u32) -> Result<()> {
-        self.0.set_len(0).context("write lock file")?;
-        self.0.write_all_at(format!("{pid}\n").as_bytes(), 0).context("write lock file")
+    /// Makes room for the name of the process that will take the lock over: then it needs no free space. Until it
+    /// signs, nobody is named.
+    pub(crate) fn reserve(&self, path: &Path) -> Result<()> {
+        let blank = format!("{:HOLDER$}\n", "");
+        self.0.write_all_at(blank.as_bytes(), 0).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Names nobody as the holder: who waits for the lock is not to kill this process.
+    pub(crate) fn unsign(&self) {
+        self.0.set_len(0).ok(); // only shorter: no space is needed
     }
 
     /// A descriptor that shares the lock, for the process that takes it over.
@@ -77,6 +87,30 @@ impl PodLock {
             Err((_, e)) => Err(e).with_context(context),
         }
     }
+}
+
+/// Names this process as the holder, in the file of a lock that was left to it.
+pub(crate) fn sign(lock: &File) -> Result<()> {
+    let own = format!("{:HOLDER$}\n", std::process::id());
+    lock.write_all_at(own.as_bytes(), 0).context("write the pod's lock file")
+}
+
+/// Kills the process that is named as the holder of the lock, if it holds it still. False: nobody is named.
+pub(crate) fn kill_holder(path: &Path) -> Result<bool> {
+    let Some(pid) = holder(path) else { return Ok(false) };
+    let context = || format!("kill process {pid}, which holds {}", path.display());
+    let process = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(true),
+        opened => opened.map_err(std::io::Error::from).with_context(context)?,
+    };
+    // It holds the lock after it was opened: it is the process that signed, and not another one of its number.
+    if PodLock::is_held(path)? && holder(path) == Some(pid) {
+        match pidfd_send_signal(&process, Signal::KILL) {
+            Err(rustix::io::Errno::SRCH) => {}
+            sent => sent.map_err(std::io::Error::from).with_context(context)?,
+        }
+    }
+    Ok(true)
 }
 
 /// Locks the file at `path`, which is created if needed. None: another one has locked it.
@@ -110,22 +144,30 @@ pub(crate) fn lock_folder(folder: &Path, limit: Duration) -> Option<Flock<File>>
     }
 }
 
-/// The process id written into a lock file; only valid while the lock is held.
-pub(crate) fn lock_holder(path: &Path) -> Option<i32> {
-    fs::read_to_string(path).ok()?.trim().parse().ok().filter(|pid| *pid > 1)
+/// Whoever is named in a lock file; only valid while the lock is held.
+fn holder(path: &Path) -> Option<Pid> {
+    let pid = fs::read_to_string(path).ok()?.trim().parse().ok().filter(|pid| *pid > 1);
+    pid.and_then(Pid::from_raw)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::process::{Ended, Launch};
 
     #[test]
     fn a_lock_is_held_by_one_and_released_with_its_last_descriptor() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("lock");
-        let mut first = PodLock::try_take(&path).expect("take").expect("free");
-        first.write_pid(42).expect("pid");
-        assert_eq!(lock_holder(&path), Some(42));
+        let first = PodLock::try_take(&path).expect("take").expect("free");
+        first.reserve(&path).expect("reserve");
+        assert_eq!((holder(&path), kill_holder(&path)), (None, Ok(false)));
+        sign(&first.0).expect("sign");
+        assert_eq!(
+            holder(&path).map(|pid| pid.as_raw_nonzero().get().cast_unsigned()),
+            Some(std::process::id())
+        );
+        assert_eq!(fs::metadata(&path).expect("file").len(), 11, "no more than was reserved");
         assert_eq!(PodLock::is_held(&path), Ok(true));
         let shared = first.share().expect("share");
         drop(first); // explicitly unlocks, also for the shared descriptor: that is what `leave` is for
@@ -135,5 +177,18 @@ mod tests {
         let _shared = first.share().expect("share");
         first.leave();
         assert!(PodLock::try_take(&path).expect("take").is_none());
+    }
+
+    #[tokio::test]
+    async fn only_a_process_that_holds_the_lock_is_killed() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("lock");
+        let sleep = Launch { program: "/bin/sleep".into(), args: vec!["100".into()], ..Launch::default() };
+        let stranger = sleep.spawn().expect("spawn");
+        // The number of a shim that has ended, taken by another process.
+        fs::write(&path, format!("{}\n", stranger.pid())).expect("write");
+        assert_eq!(kill_holder(&path), Ok(true));
+        stranger.kill(libc::SIGTERM).expect("kill");
+        assert_eq!(stranger.wait().await, Ok(Ended::Signal(libc::SIGTERM)), "it lived until now");
     }
 }

@@ -10,11 +10,9 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
-use crate::host::lock::{PodLock, lock_holder};
+use crate::host::lock::{PodLock, kill_holder};
 use crate::ids::PodKey;
 use crate::limits;
 use crate::oci::role::Role;
@@ -48,7 +46,8 @@ fn remove_pod(pod_dir: &Path) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e).with_context(|| format!("read {}", pod_dir.display())),
     }
-    let Some(_lock) = lock_dead_pod(&pod_dir.join(dir::LOCK))? else { return Ok(()) };
+    let Some(lock) = lock_dead_pod(&pod_dir.join(dir::LOCK))? else { return Ok(()) };
+    lock.unsign();
     cleanup::run(pod_dir)?;
     match fs::remove_dir_all(pod_dir) {
         Err(e) if e.kind() != ErrorKind::NotFound => {
@@ -62,6 +61,7 @@ fn remove_pod(pod_dir: &Path) -> Result<()> {
 /// None: another process has removed the pod meanwhile.
 fn lock_dead_pod(path: &Path) -> Result<Option<PodLock>> {
     let began = Instant::now();
+    let mut killed = false;
     loop {
         match PodLock::try_take(path) {
             Ok(Some(lock)) => return Ok(Some(lock)),
@@ -70,15 +70,15 @@ fn lock_dead_pod(path: &Path) -> Result<Option<PodLock>> {
             Err(e) => return Err(e),
         }
         if began.elapsed() > limits::shim::DELETE_GRACE {
-            if let Some(pid) = lock_holder(path) {
-                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
-            }
+            killed = kill_holder(path)?;
         }
         if began.elapsed() > limits::shim::DELETE_GRACE + limits::host::CLEANUP_STEP {
-            return Err(Error::deadline(format!(
-                "lock {}: its shim does not exit after SIGKILL",
-                path.display()
-            )));
+            let by = if killed {
+                "its shim, which does not exit after SIGKILL"
+            } else {
+                "another start or delete"
+            };
+            return Err(Error::deadline(format!("lock {}: held by {by}", path.display())));
         }
         poll_pause();
     }

@@ -15,6 +15,7 @@ mod start;
 mod stats;
 mod task_service;
 
+use std::fs;
 use std::path::Path;
 
 use crate::error::{Code, Result};
@@ -38,4 +39,11 @@ fn role_of(bundle: &Path, id: &ContainerId) -> Result<Role> {
 #[allow(clippy::disallowed_methods)] // these commands have no runtime to block
 fn poll_pause() {
     std::thread::sleep(std::time::Duration::from_millis(10));
+}
+
+/// Removes the pod's directory, unless its journal has entries that `delete` must clean up.
+fn remove_pod_dir(dir: &Path) {
+    if crate::pod::journal::read(dir).is_ok_and(|entries| entries.is_empty()) {
+        fs::remove_dir_all(dir).ok();
+    }
 }

@@ -1,9 +1,7 @@
 //! The server process: one pod and one socket, with the Task service under two names and the Sandbox service.
 
 use std::collections::HashMap;
-use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
 
 use containerd_shim_protos::sandbox_async::create_sandbox;
@@ -16,13 +14,13 @@ use ttrpc::r#async::{Server, Service};
 
 use crate::error::{Context, Error, Result};
 use crate::host::tasks;
-use crate::host::{log, sys};
+use crate::host::{lock, log, sys};
 use crate::ids::PodKey;
 use crate::limits;
 use crate::pod::{Pod, PodParts, dir};
 use crate::shim::flags::Flags;
 use crate::shim::pod_service::PodService;
-use crate::shim::{connections, events, role_of};
+use crate::shim::{connections, events, remove_pod_dir, role_of};
 
 /// The action with which `start` runs this program.
 pub(crate) const ACTION: &str = "serve";
@@ -44,6 +42,8 @@ const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let listener = UnixListener::from(sys::inherited_fd(LISTENER).context("listening socket")?);
     let lock = sys::inherited_fd(POD_LOCK).context("pod lock")?; // held until the pod has ended
+    let lock = std::fs::File::from(lock);
+    lock::sign(&lock)?;
     let (namespace, id) = flags.ids()?;
     let bundle = flags.bundle_dir()?;
     let sandbox = role_of(&bundle, &id)?.sandbox(&id);
@@ -141,11 +141,4 @@ fn log_panics(log: Logger) {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         error!(log, "a bug in the shim: panic at {}", place);
     }));
-}
-
-/// Removes the pod's directory, unless its journal has entries that `delete` must clean up.
-fn remove_pod_dir(dir: &Path) {
-    if crate::pod::journal::read(dir).is_ok_and(|entries| entries.is_empty()) {
-        fs::remove_dir_all(dir).ok();
-    }
 }

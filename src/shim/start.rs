@@ -27,7 +27,7 @@ use crate::oci::role::Role;
 use crate::pod::{cleanup, dir};
 use crate::shim::convert::config_path;
 use crate::shim::flags::Flags;
-use crate::shim::{poll_pause, role_of, serve};
+use crate::shim::{poll_pause, remove_pod_dir, role_of, serve};
 
 /// Which bootstrap protocol the caller uses.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +51,12 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     let root = dir::run_dir();
     let pod_dir = dir::of(&root, &key);
     let socket = pod_dir.join(dir::SOCKET);
+    // All that can fail for lack of space comes before the shim runs: one that serves and was not announced would
+    // be found by no one. CRI-O reads the address after it was restarted.
+    let address = format!("unix://{}", socket.display());
+    let file = bundle_dir.join("address");
+    fs::write(&file, &address).with_context(|| format!("write {}", file.display()))?;
+    let answer = encode_address(&dialect, address)?;
     if let Role::Member { .. } = role {
         if !PodLock::is_held(&pod_dir.join(dir::LOCK))? {
             return Err(Error::not_found(format!(
@@ -68,11 +74,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
         };
         start_shim(&root, &pod_dir, &socket, &caller).with_context(|| format!("start sandbox {sandbox}"))?;
     }
-    let address = format!("unix://{}", socket.display());
-    // CRI-O reads it after it was restarted.
-    let file = bundle_dir.join("address");
-    fs::write(&file, &address).with_context(|| format!("write {}", file.display()))?;
-    encode_address(&dialect, address)
+    Ok(answer)
 }
 
 /// What containerd has written to our stdin; empty if that is a terminal.
@@ -107,15 +109,16 @@ fn start_shim(root: &Path, pod_dir: &Path, socket: &Path, caller: &Caller<'_>) -
         )));
     }
     private_dir(root)?;
-    let mut lock = lock_pod_dir(pod_dir)?;
-    let started = clean_leftovers(pod_dir).and_then(|()| spawn_server(socket, &lock, caller));
-    match started.and_then(|pid| lock.write_pid(pid)) {
+    let lock = lock_pod_dir(pod_dir)?;
+    let reserved = lock.reserve(&pod_dir.join(dir::LOCK));
+    let cleaned = reserved.and_then(|()| clean_leftovers(pod_dir));
+    match cleaned.and_then(|()| spawn_server(socket, &lock, caller)) {
         Ok(()) => {
             lock.leave();
             Ok(())
         }
         Err(e) => {
-            fs::remove_dir_all(pod_dir).ok();
+            remove_pod_dir(pod_dir);
             Err(e)
         }
     }
@@ -146,7 +149,7 @@ fn clean_leftovers(pod_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u32> {
+fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<()> {
     let listener = UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
     fs::set_permissions(socket, Permissions::from_mode(0o600)).context("set the socket's mode")?;
     let mut fds = FdTable::default();
@@ -173,6 +176,7 @@ fn spawn_server(socket: &Path, lock: &PodLock, caller: &Caller<'_>) -> Result<u3
         ..Launch::default()
     }
     .spawn_detached()
+    .map(|_pid| ())
 }
 
 /// The variables that the server needs, and no others.

@@ -221,6 +221,52 @@ async fn a_create_that_its_client_gave_up_is_ended_by_delete() {
     node.assert_clean();
 }
 
+#[tokio::test]
+async fn a_start_killed_at_any_moment_leaves_a_shim_that_delete_finds_at_once() {
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    for moment in (0..40).map(|n| Duration::from_micros(n * 500)) {
+        let mut start = node.start_command("c1", &dir);
+        start.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+        let mut start = start.spawn().expect("start");
+        tokio::time::sleep(moment).await;
+        start.kill().expect("kill");
+        start.wait().expect("wait");
+        let began = Instant::now();
+        node.delete("c1");
+        assert!(began.elapsed() < Duration::from_secs(5), "{moment:?}: {:?}", began.elapsed());
+        node.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_cannot_write_the_address_leaves_no_shim() {
+    let node = TestNode::new().await;
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    std::fs::create_dir(dir.join("address")).expect("in its place");
+    let output = node.start_output("c1", &dir);
+    let text =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && text.contains("/address"), "{text}");
+    node.assert_clean();
+}
+
+#[tokio::test]
+async fn a_start_that_cannot_clean_up_leaves_the_journal_to_delete() {
+    let node = node_with_failpoint().await;
+    let netns = PodNetns::new();
+    let clean = harness::Census::take(&node.path(""), &node.path("run"));
+    failpoint(&node, &format!("{}=kill", Step::QemuSpawned.name()));
+    within("an end", 60, whole_life(&node, &netns)).await.ok();
+    failpoint(&node, &format!("{}=EIO", Step::CleanupStepDone.name()));
+    let dir = node.bundle("s1", &Bundle::sh("true").sandbox());
+    assert!(!node.start_output("s1", &dir).status.success());
+    failpoint(&node, "");
+    assert!(!clean.difference().is_empty(), "something is left");
+    node.delete("s1");
+    clean.assert_clean();
+}
+
 /// Leaks one thing of each kind until it is dropped.
 struct Leak {
     dir: tempfile::TempDir,
