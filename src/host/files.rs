@@ -36,6 +36,12 @@ pub(super) fn open_error(doing: impl std::fmt::Display, e: &std::io::Error) -> E
     Error::new(code, format!("{doing}: {e}"))
 }
 
+/// Creates a directory and those above it that are missing, each with this mode (less what the umask takes away).
+pub(crate) fn make_dirs(path: &Path, mode: u32) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.with_context(|| format!("make directory {}", path.display()))
+}
+
 /// Creates a directory for our user only (0700), or checks that an existing one is.
 pub(crate) fn private_dir(path: &Path) -> Result<()> {
     let context = || format!("make directory {}", path.display());

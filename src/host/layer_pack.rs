@@ -3,7 +3,7 @@
 //! The overlay is mounted in a mount namespace of mkfs alone and disappears with it. The image is a
 //! file without a name, which the caller links once it is complete, so that a crash leaves nothing.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use nix::libc;
 use tokio::net::unix::pipe;
 
 use crate::error::{Code, Context, Error, Result};
+use crate::host::files::make_dirs;
 use crate::host::process::{Ended, Launch, LayerMount};
 use crate::host::tail::Tail;
 use crate::host::{cgroup, tasks};
@@ -39,7 +40,7 @@ impl Packer {
             .with_context(|| format!("make a file in {}", directory.display()))?;
         let (target, bottom) = (self.mount_point.join("tree"), self.mount_point.join("empty"));
         for dir in [&self.mount_point, &bottom, &target] {
-            fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+            make_dirs(dir, 0o700)?;
         }
         let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
         let stderr = pipe::Receiver::from_owned_fd(stderr).context("watch mkfs")?;

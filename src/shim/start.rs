@@ -17,7 +17,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use crate::error::{Context, Error, Result};
 use crate::host::config;
-use crate::host::files::private_dir;
+use crate::host::files::{private_dir, write_atomic};
 use crate::host::lock::PodLock;
 use crate::host::process::{FdTable, Launch};
 use crate::ids::{ContainerId, Namespace, PodKey};
@@ -70,8 +70,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     }
     let address = format!("unix://{}", socket.display());
     // CRI-O reads it after it was restarted.
-    let file = bundle_dir.join("address");
-    fs::write(&file, &address).with_context(|| format!("write {}", file.display()))?;
+    write_atomic(&bundle_dir, "address", address.as_bytes())?;
     encode_address(&dialect, address)
 }
 
