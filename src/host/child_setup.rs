@@ -10,6 +10,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -83,9 +84,13 @@ impl ChildSetup {
     /// Moves the descriptors out of each other's way first, then to 3, 4, 5 …; the rest of the
     /// table closes itself at exec.
     fn place_fds(&self, scratch: &mut [RawFd]) -> io::Result<()> {
-        let first_free = libc::c_int::try_from(self.fds.len()).unwrap_or(libc::c_int::MAX - 64) + 64;
+        let first_free = libc::c_int::try_from(self.fds.len()).unwrap_or(libc::c_int::MAX - 3) + 3;
         for (fd, high) in self.fds.iter().zip(scratch.iter_mut()) {
-            *high = fcntl(fd, FcntlArg::F_DUPFD(first_free))?;
+            *high = fcntl(fd, FcntlArg::F_DUPFD(first_free)).map_err(|e| match e {
+                // A number beyond RLIMIT_NOFILE (fcntl(2)): the parent names the limit.
+                Errno::EINVAL => Errno::EMFILE,
+                other => other,
+            })?;
         }
         // SAFETY: plain descriptor calls; descriptors of this process are closed at exec, not now.
         unsafe {

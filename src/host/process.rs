@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use rustix::io::Errno;
@@ -126,7 +128,16 @@ impl Launch {
             mount: self.mount.map(LayerMount::prepare).transpose()?,
         }
         .attach(&mut command);
-        command.spawn().with_context(|| format!("start {}", self.program.display()))
+        let spawned = command.spawn();
+        let full = spawned.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EMFILE));
+        let limit = match getrlimit(Resource::RLIMIT_NOFILE) {
+            Ok((limit, _)) if full => format!(
+                " with a limit of {limit} descriptors (RLIMIT_NOFILE: raise LimitNOFILE= of the unit that starts \
+                 this program)"
+            ),
+            _ => String::new(),
+        };
+        spawned.with_context(|| format!("start {}{limit}", self.program.display()))
     }
 }
 
@@ -265,6 +276,43 @@ mod tests {
         launch.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
         launch.fds.give(std::fs::File::open(&file).expect("open").into());
         assert_eq!(launch.spawn().expect("spawn").wait().await, Ok(Ended::Code(0)));
+    }
+
+    /// A limit is one of the whole process: the test runs again in a process of its own.
+    #[tokio::test]
+    async fn a_low_limit_of_descriptors_is_enough_or_named() {
+        const AGAIN: &str = "KATA_SE_TEST_LOW_LIMIT";
+        if std::env::var_os(AGAIN).is_none() {
+            let own = std::env::current_exe().expect("own path");
+            let mut again = run("/bin/sh", &["-c", "ulimit -n 40; exec \"$@\"", "sh"]);
+            let test = "host::process::tests::a_low_limit_of_descriptors_is_enough_or_named";
+            again.args.extend([own.into(), "--exact".into(), test.into()]);
+            again.env = vec![(AGAIN.into(), "1".into())];
+            let ended = again.spawn().expect("spawn").wait().await;
+            // 126: this program is one of another machine, and an emulator runs it.
+            assert!(matches!(ended, Ok(Ended::Code(0 | 126))), "{ended:?}");
+            return;
+        }
+        let open = || std::fs::File::open("/dev/null");
+        let mut launch = run("/bin/sh", &["-c", "exit 7"]);
+        launch.fds.give(open().expect("open").into());
+        assert_eq!(launch.spawn().expect("40 are enough").wait().await, Ok(Ended::Code(7)));
+        // In this process there is no room, or none among those that the child needs.
+        for free in 0..12 {
+            let mut launch = run("/bin/sh", &["-c", "exit 7"]);
+            for _ in 0..6 {
+                launch.fds.give(open().expect("open").into());
+            }
+            let mut others: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
+            others.truncate(others.len() - free);
+            match launch.start() {
+                Ok(mut child) => assert_eq!(child.wait().expect("wait").code(), Some(7)),
+                Err(e) => assert!(
+                    e.to_string().contains("with a limit of 40 descriptors (RLIMIT_NOFILE"),
+                    "{free}: {e}"
+                ),
+            }
+        }
     }
 
     #[tokio::test]
