@@ -59,7 +59,7 @@ impl Agent {
         config: AgentConfig,
         gone: watch::Receiver<Option<VmEnd>>,
     ) -> Result<Self> {
-        let limit = config.connect_timeout;
+        let limit = (config.connect_timeout, "connect_timeout_s");
         let (client, health) = transport::connect(&transport, limit, gone.clone(), checked).await?;
         let service = Mutex::new(Connected { client, health, number: 0 });
         let reconnecting = tokio::sync::Mutex::new(());
@@ -152,7 +152,7 @@ impl Agent {
             return Ok(current);
         }
         let gone = self.inner.gone.clone();
-        let limit = self.inner.config.health_timeout;
+        let limit = (self.inner.config.health_timeout, "health_timeout_s");
         let (client, health) = transport::connect(&self.inner.transport, limit, gone, checked).await?;
         let again = Connected { client, health, number: lost + 1 };
         *lock(&self.inner.service) = again.clone();
