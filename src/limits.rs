@@ -348,6 +348,10 @@ pub(crate) mod shim {
     /// How long a caller may take to close its connection after the last answer to it.
     pub(crate) const CLIENT_HANGUP: Duration = Duration::from_millis(300);
 
+    /// Pause after a connection could not be accepted: it stays in the queue, and so does the reason for a
+    /// moment.
+    pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
     /// At the shim's end, time for the last answers to leave.
     pub(crate) const SERVER_SHUTDOWN: Duration = Duration::from_secs(2);
 }

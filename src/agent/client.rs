@@ -61,7 +61,7 @@ impl Agent {
         config: AgentConfig,
         gone: watch::Receiver<Option<VmEnd>>,
     ) -> Result<Self> {
-        let limit = config.connect_timeout;
+        let limit = (config.connect_timeout, "connect_timeout_s");
         let guard = Guard::default();
         let (client, health) = transport::connect(&transport, &guard, limit, gone.clone(), checked).await?;
         let service = Mutex::new(Connected { client, health, number: 0 });
@@ -163,7 +163,7 @@ impl Agent {
             return Ok(current);
         }
         let gone = self.inner.gone.clone();
-        let limit = self.inner.config.health_timeout;
+        let limit = (self.inner.config.health_timeout, "health_timeout_s");
         let (client, health) =
             transport::connect(&self.inner.transport, &self.inner.guard, limit, gone, checked).await?;
         let again = Connected { client, health, number: lost + 1 };

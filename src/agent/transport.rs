@@ -68,11 +68,12 @@ async fn connect_once(transport: &Transport, guard: &Guard) -> Result<Socket> {
     }
 }
 
-/// Tries until `attempt` succeeds on a new connection, `limit` is over, or the VM is gone.
+/// Tries until `attempt` succeeds on a new connection, `limit`, which is the configuration's `key`, is over,
+/// or the VM is gone.
 pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
     transport: &Transport,
     guard: &Guard,
-    limit: Duration,
+    (limit, key): (Duration, &str),
     mut gone: watch::Receiver<Option<VmEnd>>,
     attempt: impl Fn(Socket) -> F + Send + Sync,
 ) -> Result<T> {
@@ -97,7 +98,7 @@ pub(crate) async fn connect<T, F: Future<Output = Result<T>> + Send>(
             if began.elapsed() >= limit {
                 return Err(Error::deadline(format!(
                     "the guest agent did not answer on {transport} within {} s (last try: {reason}): look at the \
-                     guest console in the sandbox's log, and at agent.connect_timeout_s if the guest is only slow",
+                     guest console in the sandbox's log, and at agent.{key} if the guest is only slow",
                     limit.as_secs()
                 )));
             }
@@ -146,7 +147,10 @@ mod tests {
         };
         let ((_vm, gone), guard) = (alive(), Guard::default());
         let transport = Transport::Hybrid { socket };
-        let dial = connect(&transport, &guard, Duration::from_secs(5), gone, |_| async { Ok(()) });
+        let dial =
+            connect(&transport, &guard, (Duration::from_secs(5), "connect_timeout_s"), gone, |_| async {
+                Ok(())
+            });
         let (result, ()) = tokio::join!(dial, server);
         assert_eq!(result, Ok(()));
     }
@@ -168,7 +172,7 @@ mod tests {
             sleep(Duration::from_millis(3500)).await;
             Ok(())
         };
-        let dial = connect(&transport, &guard, Duration::from_secs(60), gone, slow);
+        let dial = connect(&transport, &guard, (Duration::from_secs(60), "connect_timeout_s"), gone, slow);
         tokio::select! {
             result = dial => assert_eq!(result, Ok(())),
             () = server => {}
@@ -179,15 +183,18 @@ mod tests {
     async fn the_limit_ends_it_with_the_last_reason() {
         let ((_vm, gone), guard) = (alive(), Guard::default());
         let transport = Transport::Hybrid { socket: "/nonexistent/s".into() };
-        let e = connect(&transport, &guard, Duration::from_secs(3), gone, |_| async { Ok(()) })
-            .await
-            .expect_err("no listener");
+        let e = connect(&transport, &guard, (Duration::from_secs(3), "health_timeout_s"), gone, |_| async {
+            Ok(())
+        })
+        .await
+        .expect_err("no listener");
         assert!(
             e.to_string().starts_with(
                 "the guest agent did not answer on /nonexistent/s port 1024 within 3 s (last try: connect: No such"
             ),
             "{e}"
         );
+        assert!(e.to_string().contains(" and at agent.health_timeout_s if the guest is only slow"), "{e}");
     }
 
     #[tokio::test]
@@ -195,7 +202,10 @@ mod tests {
         let ((vm, gone), guard) = (alive(), Guard::default());
         vm.send_replace(Some(VmEnd::Exited { code: 1, text: "no kernel".into() }));
         let transport = Transport::Hybrid { socket: "/nonexistent/s".into() };
-        let e = connect(&transport, &guard, Duration::from_secs(60), gone, |_| async { Ok(()) })
+        let e =
+            connect(&transport, &guard, (Duration::from_secs(60), "connect_timeout_s"), gone, |_| async {
+                Ok(())
+            })
             .await
             .expect_err("dead");
         assert_eq!(e.to_string(), "QEMU ended with exit code 1: no kernel");

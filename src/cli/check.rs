@@ -52,6 +52,7 @@ impl Check {
         let root = Root::of_this_machine();
         let inputs = probe::collect(&root, Count::Always, &image, &config.host_key_documents);
         findings.extend(inputs.findings(config.memory_mib, config.vcpus));
+        findings.push(probe::ownership(config.files.iter().chain([&image])));
         findings.extend(check_programs(&config));
         findings.push(debug_access(&inputs));
         Ok(check_report(&findings, &image, style))

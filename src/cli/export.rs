@@ -4,17 +4,22 @@
 //! `rsa`). Everything in it is public: header, certificates, revocation lists.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File, Metadata, Permissions};
+use std::io::Write as _;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use nix::libc;
 use serde_json::{Value, json};
 
 use crate::cli::host_key::{TrustFiles, check_documents, now};
 use crate::cli::inspect::{open_image, read_documents};
 use crate::cli::output::{Report, Style};
 use crate::error::{Context, Error, Result};
+use crate::host::files::{make_dirs, private_dir, random};
 use crate::hostkey::{Document, Trust, pem};
 use crate::image::{ImageError, SealedImage, header_bytes};
 use crate::plan::checks::tag;
@@ -28,7 +33,7 @@ pub(crate) struct Export {
     /// The sealed image.
     #[arg(value_name = "FILE")]
     image: PathBuf,
-    /// The folder to create; it must not exist, or be empty.
+    /// The folder to create, in one that exists; it must not exist itself, or be empty.
     #[arg(long = "to", value_name = "DIR")]
     to: PathBuf,
     /// The host key document of a machine that the image is for. Can be repeated.
@@ -162,27 +167,51 @@ impl Set {
             files.push(("root_ca.crt".to_owned(), pem::encode("CERTIFICATE", &trust.root.der)?));
         }
         files.push(("reference-values.json".to_owned(), format!("{:#}\n", self.values).into_bytes()));
-        let name = to.file_name().ok_or_else(|| Error::invalid(format!("{}: not a name", to.display())))?;
-        let partial = to.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-        fs::remove_dir_all(&partial).ok();
-        let written = write_files(&partial, &files).and_then(|()| {
-            // This replaces an empty folder but fails on any other, so two sets cannot mix.
-            fs::rename(&partial, to)
-                .with_context(|| format!("create folder {} (it must not exist, or be empty)", to.display()))
-        });
-        if written.is_err() {
-            fs::remove_dir_all(&partial).ok();
-        }
-        written.map(|()| files.into_iter().map(|(name, _)| name).collect())
+        write_folder(to, &files)?;
+        Ok(files.into_iter().map(|(name, _)| name).collect())
     }
+}
+
+/// Others may be able to write to the folder around `to`. So the new one has a name that nobody can guess, is
+/// only ours until it is complete, and is written to through its descriptor.
+fn write_folder(to: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let context = || format!("create folder {}", to.display());
+    let name = to.file_name().ok_or_else(|| Error::invalid(format!("{}: not a name", to.display())))?;
+    let partial = to.with_file_name(format!(".{}.{:016x}", name.to_string_lossy(), random()?));
+    private_dir(&partial).with_context(context)?;
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let folder = File::options().read(true).custom_flags(flags).open(&partial).with_context(context)?;
+    let inside = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+    let is_ours = |there: Metadata, made: &Metadata| (there.dev(), there.ino()) == (made.dev(), made.ino());
+    let written = write_files(&inside, files).with_context(context).and_then(|()| {
+        folder.set_permissions(Permissions::from_mode(0o755)).with_context(context)?;
+        // This replaces an empty folder but fails on any other, so two sets cannot mix.
+        fs::rename(&partial, to)
+            .with_context(|| format!("{} (it must not exist, or be empty)", context()))?;
+        let made = folder.metadata().with_context(context)?;
+        if fs::symlink_metadata(to).is_ok_and(|there| is_ours(there, &made)) {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "{}: somebody put something else in its place: export into a folder that is yours alone",
+            context()
+        )))
+    });
+    if written.is_err() {
+        for entry in fs::read_dir(&inside).into_iter().flatten().flatten() {
+            fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path())).ok();
+        }
+        fs::remove_dir(&partial).ok();
+    }
+    written
 }
 
 fn write_files(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     for (name, bytes) in files {
         let path = folder.join(name);
-        let parent = path.parent().unwrap_or(folder);
-        fs::create_dir_all(parent).with_context(|| format!("create folder {}", parent.display()))?;
-        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+        make_dirs(path.parent().unwrap_or(folder), 0o755)?;
+        let file = File::options().write(true).create_new(true).mode(0o644).open(&path);
+        file.and_then(|mut file| file.write_all(bytes)).with_context(|| format!("write {name}"))?;
     }
     Ok(())
 }
@@ -274,6 +303,46 @@ mod tests {
         let late = NOW + Duration::from_secs(400 * 86_400);
         let e = export.run_at(late, Style::default()).expect_err("late").to_string();
         assert!(e.starts_with("not trusted: ") && !export.to.exists(), "{e}");
+    }
+
+    #[test]
+    fn what_others_put_beside_the_folder_is_neither_removed_nor_written_to() {
+        let (dir, export) = export_of_test_files();
+        let shared = dir.path().join("shared");
+        let (theirs, victim) = (shared.join(".out.partial"), dir.path().join("victim"));
+        let export = Export { to: shared.join("out"), ..export };
+        for folder in [&theirs, &victim] {
+            fs::create_dir_all(folder).expect("folder");
+        }
+        fs::write(theirs.join("theirs"), b"").expect("write");
+        export.run_at(NOW, Style::default()).expect("export");
+        assert!(theirs.join("theirs").exists(), "it was removed");
+        fs::remove_dir_all(&theirs).expect("remove");
+        // Another user of the folder, who may rename what is in it, puts a link in the place of each new one.
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::os::unix::fs::symlink(&victim, &theirs).ok();
+                    for entry in fs::read_dir(&shared).expect("list").flatten() {
+                        let (path, away) = (entry.path(), dir.path().join("away"));
+                        if entry.file_name() != "out" && !path.is_symlink() {
+                            fs::remove_dir_all(&away).ok();
+                            fs::rename(&path, &away).ok();
+                            std::os::unix::fs::symlink(&victim, &path).ok();
+                        }
+                    }
+                }
+            });
+            for _ in 0..200 {
+                if fs::remove_dir_all(&export.to).is_err() {
+                    fs::remove_file(&export.to).ok();
+                }
+                write_folder(&export.to, &[("hdr/hdr.bin".into(), vec![1])]).ok();
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(fs::read_dir(&victim).expect("list").count(), 0, "it was written to");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::cli::output::Report;
 use crate::config::keys::{FILES, KEYS, Kind};
 use crate::error::{Context, Result};
+use crate::host::files::make_dirs;
 
 pub(crate) fn completion(shell: Shell, mut command: Command) -> Report {
     let mut script = Vec::new();
@@ -22,7 +23,7 @@ pub(crate) fn completion(shell: Shell, mut command: Command) -> Report {
 /// One page per command, kata-se.1, kata-se-check.1 …, and kata-se.toml.5 for the configuration.
 pub(crate) fn manual(dir: &Path, command: Command) -> Result<Report> {
     let context = || format!("write manual pages into {}", dir.display());
-    std::fs::create_dir_all(dir).with_context(context)?;
+    make_dirs(dir, 0o755)?;
     clap_mangen::generate_to(command.disable_help_subcommand(true), dir).with_context(context)?;
     std::fs::write(dir.join("kata-se.toml.5"), configuration_page()).with_context(context)?;
     let text = format!("manual pages are in {}\n", dir.display());

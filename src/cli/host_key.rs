@@ -30,7 +30,7 @@ pub(crate) struct Verify {
 /// What documents are checked against.
 #[derive(Debug, Args)]
 pub(crate) struct TrustFiles {
-    /// IBM's host key signing key certificate.
+    /// IBM's host key signing key certificate, in a file that may have intermediate ones, too.
     #[arg(long, value_name = "FILE")]
     pub(crate) signing_key: PathBuf,
     /// A certificate between the signing key and the root. Can be repeated.
@@ -72,10 +72,20 @@ impl TrustFiles {
         for path in &self.intermediates {
             intermediates.extend(read_certificates("intermediate certificate", path)?);
         }
+        let (what, path) = ("signing key certificate", &self.signing_key);
+        let mut signing = read_certificates(what, path)?;
+        // As pvimg knows it among all the certificates that it is given (s390-tools:
+        // rust/pv/src/verify/helper.rs, extract_ibm_sign_key). One alone is told what is wrong with its name.
+        if signing.len() > 1 {
+            let (ibm, others) = signing.into_iter().partition(Certificate::is_signing_key);
+            intermediates.extend::<Vec<_>>(others);
+            signing = ibm;
+        }
+        let (of_root, root) = ("root certificate", &self.root);
         Ok(Trust {
-            signing_key: single_certificate("signing key certificate", &self.signing_key)?,
+            signing_key: only(what, path, signing)?,
             intermediates,
-            root: single_certificate("root certificate", &self.root)?,
+            root: only(of_root, root, read_certificates(of_root, root)?)?,
             lists,
         })
     }
@@ -88,15 +98,12 @@ fn read_certificates(what: &str, path: &Path) -> Result<Vec<Certificate>> {
     )
 }
 
-fn single_certificate(what: &str, path: &Path) -> Result<Certificate> {
-    let mut all = read_certificates(what, path)?;
-    match (all.pop(), all.len()) {
-        (Some(certificate), 0) => Ok(certificate),
-        (_, more) => Err(Error::invalid(format!(
-            "{what} {}: has {} certificates, expected one",
-            path.display(),
-            more + 1
-        ))),
+fn only(what: &str, path: &Path, mut found: Vec<Certificate>) -> Result<Certificate> {
+    match (found.len(), found.pop()) {
+        (1, Some(certificate)) => Ok(certificate),
+        (count, _) => {
+            Err(Error::invalid(format!("{what} {}: {count} are in this file, expected one", path.display())))
+        }
     }
 }
 
@@ -180,6 +187,24 @@ mod tests {
             without.text
         );
         assert_eq!(without.text.lines().count(), 1);
+    }
+
+    #[test]
+    fn the_signing_key_is_found_among_the_certificates_of_its_file() {
+        let (dir, mut verify) = verify_test_files();
+        let at = |name: &str| dir.path().join(name);
+        let read = |name: &str| {
+            let der = std::fs::read(at(name)).expect("read");
+            crate::hostkey::pem::encode("CERTIFICATE", &der).expect("pem")
+        };
+        std::fs::write(at("bundle.crt"), [read("middle.crt"), read("signing.crt")].concat()).expect("write");
+        verify.trust.signing_key = at("bundle.crt");
+        verify.trust.intermediates.clear();
+        let trust = verify.trust.read().expect("trust");
+        trust.check(NOW).expect("chain");
+        std::fs::write(at("bundle.crt"), read("middle.crt").repeat(2)).expect("write");
+        let e = verify.trust.read().expect_err("no key of IBM's").to_string();
+        assert!(e.ends_with("/bundle.crt: 0 are in this file, expected one"), "{e}");
     }
 
     #[test]

@@ -335,6 +335,7 @@ fn empty() -> Config {
     let nothing = PathBuf::new;
     let never = Duration::ZERO;
     Config {
+        files: Vec::new(),
         qemu: QemuConfig { path: nothing(), accelerator: Accelerator::Kvm },
         boot: sealed(),
         allowed_images: Vec::new(),

@@ -19,6 +19,7 @@ fn one(key: &Key, value: &str) -> String {
 fn the_defaults() {
     let seconds = Duration::from_secs;
     let wanted = Config {
+        files: Vec::new(),
         qemu: QemuConfig { path: "/usr/bin/qemu-system-s390x".into(), accelerator: Accelerator::Kvm },
         boot: Boot::Sealed { image: "/usr/share/kata-se/kata-se.img".into() },
         allowed_images: Vec::new(),

@@ -11,6 +11,8 @@ use std::time::Duration;
 /// The whole configuration of one shim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// The files that it was read from.
+    pub files: Vec<PathBuf>,
     pub qemu: QemuConfig,
     pub boot: Boot,
     /// Sealed images that a pod may choose by annotation, besides the configured one.

@@ -1,4 +1,5 @@
-//! What a child does to itself between fork and exec: cgroup, CPUs, session, signals, mount, descriptors.
+//! What a child does to itself between fork and exec: cgroup, CPUs, session, signals, mount, descriptors and
+//! their limit.
 //!
 //! Nothing here may allocate or take a lock: at the fork another thread of the parent may have held the
 //! allocator's lock, and nobody in the child would release it.
@@ -9,17 +10,30 @@ use std::io::{self, Cursor, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::OnceLock;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, setsid, write};
 
 use crate::host::sys::check;
+
+/// The limit of open files that this process was started with: children get it again, as programs that know
+/// only 1024 descriptors (select(2)) expect.
+static GIVEN_LIMIT: OnceLock<rlim_t> = OnceLock::new();
+
+/// Raises this process's own limit of open files as far as it may: each stream of a container needs some.
+pub(crate) fn raise_file_limit() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    GIVEN_LIMIT.get_or_init(|| soft);
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
 
 /// The set-up of one child.
 #[derive(Debug)]
@@ -77,15 +91,24 @@ impl ChildSetup {
         if let Some(mount) = &mut self.mount {
             mount.apply()?;
         }
-        self.place_fds(scratch)
+        self.place_fds(scratch)?;
+        if let Some(limit) = GIVEN_LIMIT.get() {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            setrlimit(Resource::RLIMIT_NOFILE, *limit, hard)?;
+        }
+        Ok(())
     }
 
     /// Moves the descriptors out of each other's way first, then to 3, 4, 5 …; the rest of the
     /// table closes itself at exec.
     fn place_fds(&self, scratch: &mut [RawFd]) -> io::Result<()> {
-        let first_free = libc::c_int::try_from(self.fds.len()).unwrap_or(libc::c_int::MAX - 64) + 64;
+        let first_free = libc::c_int::try_from(self.fds.len()).unwrap_or(libc::c_int::MAX - 3) + 3;
         for (fd, high) in self.fds.iter().zip(scratch.iter_mut()) {
-            *high = fcntl(fd, FcntlArg::F_DUPFD(first_free))?;
+            *high = fcntl(fd, FcntlArg::F_DUPFD(first_free)).map_err(|e| match e {
+                // A number beyond RLIMIT_NOFILE (fcntl(2)): the parent names the limit.
+                Errno::EINVAL => Errno::EMFILE,
+                other => other,
+            })?;
         }
         // SAFETY: plain descriptor calls; descriptors of this process are closed at exec, not now.
         unsafe {

@@ -26,7 +26,8 @@ pub fn load(option: Option<&Path>) -> Result<Config> {
     for drop_in in drop_ins(&folder)? {
         files.push(read(&drop_in).with_context(|| format!("configuration {}", drop_in.display()))?);
     }
-    file::parse(&files)
+    let config = file::parse(&files)?;
+    Ok(Config { files: files.into_iter().map(|(path, _)| path).collect(), ..config })
 }
 
 fn first_there() -> Result<Option<(PathBuf, String)>> {
@@ -94,6 +95,9 @@ mod tests {
         }
         let config = load(Some(&main)).expect("load");
         assert_eq!((config.vcpus, config.memory_mib), (4, 512));
+        let wanted =
+            ["config.toml", "config.d/10.toml", "config.d/20.toml"].map(|name| dir.path().join(name));
+        assert_eq!(config.files, wanted);
         let e = load(Some(Path::new("/nonexistent/c.toml"))).expect_err("missing");
         assert!(
             e.to_string().starts_with("configuration /nonexistent/c.toml: read /nonexistent/c.toml: No such")

@@ -36,6 +36,28 @@ pub(super) fn open_error(doing: impl std::fmt::Display, e: &std::io::Error) -> E
     Error::new(code, format!("{doing}: {e}"))
 }
 
+/// The first place on the path of a file at which others than root and we could change it, or put another
+/// file there.
+pub(super) fn changeable_by_others(path: &Path) -> Option<String> {
+    let real = fs::canonicalize(path).ok()?;
+    let own = nix::unistd::geteuid().as_raw();
+    path.ancestors().chain(real.ancestors()).find_map(|place| {
+        let meta = fs::metadata(place).ok()?;
+        // Where the sticky bit is, nobody can replace what belongs to another (chmod(2)).
+        let is_shared = meta.mode() & 0o022 != 0 && !(meta.is_dir() && meta.mode() & libc::S_ISVTX != 0);
+        let is_foreign = ![0, own].contains(&meta.uid());
+        let text = || format!("{} (uid {}, mode {:04o})", place.display(), meta.uid(), meta.mode() & 0o7777);
+        (is_foreign || is_shared).then(text)
+    })
+}
+
+/// Creates a directory and those above it that are missing, each with this mode (less what the umask takes
+/// away).
+pub(crate) fn make_dirs(path: &Path, mode: u32) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.with_context(|| format!("make directory {}", path.display()))
+}
+
 /// Creates a directory for our user only (0700), or checks that an existing one is.
 pub(crate) fn private_dir(path: &Path) -> Result<()> {
     let context = || format!("make directory {}", path.display());
@@ -119,6 +141,35 @@ mod tests {
         private_dir(&path).expect("again");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
         assert_eq!(private_dir(&path).expect_err("mode").code(), Code::PermissionDenied);
+    }
+
+    #[test]
+    fn a_file_that_others_could_change_or_replace_is_told_from_one_that_only_root_can() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("dir");
+        let (folder, file) = (dir.path().join("d"), dir.path().join("d/f"));
+        make_dirs(&folder, 0o755).expect("folder");
+        fs::write(&file, "").expect("write");
+        let found = |of_folder: u32, of_file: u32, path: &Path| {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(of_folder)).expect("chmod");
+            fs::set_permissions(&file, fs::Permissions::from_mode(of_file)).expect("chmod");
+            changeable_by_others(path)
+        };
+        assert_eq!(found(0o755, 0o644, &file), None);
+        assert_eq!(found(0o1777, 0o600, &file), None, "sticky");
+        assert_eq!(changeable_by_others(&dir.path().join("none")), None);
+        for (of_folder, of_file, name, mode) in
+            [(0o755, 0o664, "d/f", "0664"), (0o755, 0o646, "d/f", "0646"), (0o775, 0o644, "d", "0775")]
+        {
+            let text = found(of_folder, of_file, &file).expect(name);
+            let wanted = format!("{} (uid ", dir.path().join(name).display());
+            assert!(text.starts_with(&wanted) && text.ends_with(&format!(", mode {mode})")), "{text}");
+        }
+        // Behind a link, and on the way to it.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).expect("link");
+        assert!(found(0o775, 0o644, &link).is_some());
+        assert_eq!(found(0o755, 0o644, &link), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::error::{Context, Error, Result};
 use crate::hex::hex;
 use crate::host::begun::blocking;
 use crate::host::digest_cache::LayerNote;
-use crate::host::files::private_dir;
+use crate::host::files::{make_dirs, private_dir};
 use crate::host::layer_pack::Packer;
 use crate::host::lock::try_lock_file;
 use crate::host::log;
@@ -138,7 +138,7 @@ impl LayerCache {
 
 fn make_dir(dir: &Path) -> Result<()> {
     if let Some(parent) = dir.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
+        make_dirs(parent, 0o755)?;
     }
     private_dir(dir)
 }
@@ -301,6 +301,22 @@ mod tests {
         let _use = open_locked(&used).expect("open").expect("there");
         evict(dir.path(), 2000).expect("evict");
         assert_eq!((old.exists(), used.exists(), new.exists()), (false, true, true));
+    }
+
+    #[test]
+    fn folders_above_the_cache_have_their_mode_whatever_the_umask() {
+        let dir = tempfile::tempdir().expect("dir");
+        let cache = dir.path().join("a/b/cache");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // The umask of this thread alone.
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).expect("own umask");
+                nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+                make_dir(&cache).expect("make");
+            });
+        });
+        let mode = |path: &Path| fs::metadata(path).expect("there").mode() & 0o7777;
+        assert_eq!(["a", "a/b", "a/b/cache"].map(|name| mode(&dir.path().join(name))), [0o755, 0o755, 0o700]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! file without a name, which the caller links once it is complete, so that a crash leaves nothing. mkfs
 //! runs in the pod's cgroup, and ends when the container that it packs for is given up.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::error::{Code, Context, Error, Result};
 use crate::host::begun::Begun;
+use crate::host::files::make_dirs;
 use crate::host::process::{Child, Ended, Launch, LayerMount};
 use crate::host::tail::Tail;
 use crate::host::{cgroup, tasks};
@@ -43,7 +44,7 @@ impl Packer {
             .with_context(|| format!("make a file in {}", directory.display()))?;
         let (target, bottom) = (self.mount_point.join("tree"), self.mount_point.join("empty"));
         for dir in [&self.mount_point, &bottom, &target] {
-            fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+            make_dirs(dir, 0o700)?;
         }
         let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
         let stderr = pipe::Receiver::from_owned_fd(stderr).context("watch mkfs")?;

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::host::facts::{self, Count, Root};
-use crate::host::files::read_bounded;
+use crate::host::files::{changeable_by_others, read_bounded};
 use crate::host::image_file::ImageFile;
 use crate::hostkey::key_hash;
 use crate::image::{self, SealedImage};
 use crate::limits;
 use crate::plan::checks::{self, CheckInputs, ImageProblem};
-use crate::plan::finding::Finding;
+use crate::plan::finding::{Finding, pass, warning};
 use crate::plan::host_facts::HostFacts;
 use crate::plan::key_slot::KnownDocument;
 
@@ -50,6 +50,21 @@ impl PreflightInputs {
     }
 }
 
+/// Whether only root can change these files, the configuration's and the image: the checks of a pod rest on
+/// them.
+pub(crate) fn ownership<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Finding {
+    let open: Vec<String> = files.into_iter().filter_map(|file| changeable_by_others(file)).collect();
+    if open.is_empty() {
+        return pass("files", "only root can change the configuration and the image");
+    }
+    warning(
+        "files",
+        "others than root could change the configuration or the image",
+        &open.join(", "),
+        "chown these to root, and chmod go-w",
+    )
+}
+
 pub(crate) fn open_image(path: &Path) -> Result<OpenedImage, ImageProblem> {
     let file = ImageFile::open(path).map_err(|e| ImageProblem::Unreadable(e.to_string()))?;
     let image = image::read(&file).map_err(ImageProblem::Invalid)?;
@@ -65,7 +80,27 @@ fn document(path: &Path) -> KnownDocument {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::finding::refusal;
+    use crate::plan::finding::{Severity, refusal};
+
+    #[test]
+    fn files_that_others_could_change_are_a_warning() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("dir");
+        let files = ["config.toml", "image"].map(|name| dir.path().join(name));
+        for file in &files {
+            std::fs::write(file, "").expect("write");
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+        }
+        assert_eq!(ownership(&files).severity, Severity::Pass);
+        std::fs::set_permissions(&files[1], std::fs::Permissions::from_mode(0o666)).expect("chmod");
+        let found = ownership(&files);
+        assert_eq!((found.severity, found.check), (Severity::Warning, "files"));
+        let wanted = format!(
+            "others than root could change the configuration or the image: {} (uid ",
+            files[1].display()
+        );
+        assert!(found.text.to_string().starts_with(&wanted), "{}", found.text);
+    }
 
     #[test]
     fn files_that_are_not_what_they_should_be_are_findings() {

@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use rustix::io::Errno;
@@ -21,6 +23,7 @@ use tokio::sync::OnceCell;
 
 use crate::error::{Context, Error, Result};
 use crate::host::cgroup::Entry;
+pub(crate) use crate::host::child_setup::raise_file_limit;
 use crate::host::child_setup::{self, ChildSetup};
 use crate::host::{affinity, sys};
 use crate::plan::cpus::CpuList;
@@ -126,7 +129,16 @@ impl Launch {
             mount: self.mount.map(LayerMount::prepare).transpose()?,
         }
         .attach(&mut command);
-        command.spawn().with_context(|| format!("start {}", self.program.display()))
+        let spawned = command.spawn();
+        let full = spawned.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EMFILE));
+        let limit = match getrlimit(Resource::RLIMIT_NOFILE) {
+            Ok((limit, _)) if full => format!(
+                " with a limit of {limit} descriptors (RLIMIT_NOFILE: raise LimitNOFILE= of the unit that \
+                 starts this program)"
+            ),
+            _ => String::new(),
+        };
+        spawned.with_context(|| format!("start {}{limit}", self.program.display()))
     }
 }
 
@@ -214,6 +226,7 @@ fn checked(pid: u32) -> Result<rustix::process::Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::resource::setrlimit;
 
     fn run(program: &str, args: &[&str]) -> Launch {
         Launch { program: program.into(), args: args.iter().map(Into::into).collect(), ..Launch::default() }
@@ -251,6 +264,60 @@ mod tests {
         launch.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
         launch.fds.give(std::fs::File::open(&file).expect("open").into());
         assert_eq!(launch.spawn().expect("spawn").wait().await, Ok(Ended::Code(0)));
+    }
+
+    /// A limit is one of the whole process: the test runs again in a process of its own.
+    #[tokio::test]
+    async fn a_low_limit_of_descriptors_is_enough_or_named() {
+        const AGAIN: &str = "KATA_SE_TEST_LOW_LIMIT";
+        if std::env::var_os(AGAIN).is_none() {
+            let own = std::env::current_exe().expect("own path").display().to_string();
+            // An emulator's programs start no other of their kind.
+            let listed = run(&own, &["--list"]).spawn().expect("spawn").wait().await;
+            if listed != Ok(Ended::Code(0)) {
+                return;
+            }
+            let mut again = run("/bin/sh", &["-c", "ulimit -n 40; exec \"$@\"", "sh"]);
+            let test = "host::process::tests::a_low_limit_of_descriptors_is_enough_or_named";
+            again.args.extend([own.into(), "--exact".into(), test.into()]);
+            again.env = vec![(AGAIN.into(), "1".into())];
+            let ended = again.spawn().expect("spawn").wait().await;
+            assert_eq!(ended, Ok(Ended::Code(0)));
+            return;
+        }
+        raise_file_limit().expect("raise");
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE), Ok((40, 40)));
+        let open = || std::fs::File::open("/dev/null");
+        let mut launch = run("/bin/sh", &["-c", "exit 7"]);
+        launch.fds.give(open().expect("open").into());
+        assert_eq!(launch.spawn().expect("40 are enough").wait().await, Ok(Ended::Code(7)));
+        // In this process there is no room, or none among those that the child needs.
+        for free in 0..12 {
+            let mut launch = run("/bin/sh", &["-c", "exit 7"]);
+            for _ in 0..6 {
+                launch.fds.give(open().expect("open").into());
+            }
+            let mut others: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
+            others.truncate(others.len() - free);
+            match launch.start() {
+                Ok(mut child) => assert_eq!(child.wait().expect("wait").code(), Some(7)),
+                Err(e) => assert!(
+                    e.to_string().contains("with a limit of 40 descriptors (RLIMIT_NOFILE"),
+                    "{free}: {e}"
+                ),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn our_own_limit_of_descriptors_is_raised_and_a_childs_is_as_before() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("limit");
+        setrlimit(Resource::RLIMIT_NOFILE, hard / 2, hard).expect("lower");
+        raise_file_limit().expect("raise");
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE), Ok((hard, hard)));
+        let test = format!("[ $(ulimit -Sn) = {} ] && [ $(ulimit -Hn) = {hard} ]", hard / 2);
+        let child = run("/bin/sh", &["-c", &test]).spawn().expect("spawn");
+        assert_eq!(child.wait().await, Ok(Ended::Code(0)));
     }
 
     #[tokio::test]

@@ -144,6 +144,20 @@ fn open_source(source: &Path, flags: i32) -> Result<File> {
     options.open(source).map_err(|e| open_error(format_args!("volume {}", source.display()), &e))
 }
 
+fn too_large() -> Error {
+    too_much("larger", format!("{} MiB", limits::volumes::COPIED_BYTES >> 20))
+}
+
+fn too_much(what: &str, most: String) -> Error {
+    Error::new(
+        Code::ResourceExhausted,
+        format!(
+            "{what} than can be copied into a guest ({most} for all volumes of a container): put the data \
+             into the image, or let the workload fetch it"
+        ),
+    )
+}
+
 impl Volume {
     /// Lists the file or folder at `source` and subtracts it from the budget.
     pub(crate) fn list(source: &Path, budget: &mut Budget) -> Result<Self> {
@@ -190,19 +204,7 @@ impl Volume {
     }
 
     fn add(&mut self, (entry, bytes): (Entry, u64), budget: &mut Budget) -> Result<()> {
-        let too_much = |what: &str, most: String| {
-            Error::new(
-                Code::ResourceExhausted,
-                format!(
-                    "{what} than can be copied into a guest ({most} for all volumes of a container): put the \
-                     data into the image, or let the workload fetch it"
-                ),
-            )
-        };
-        budget.bytes = budget
-            .bytes
-            .checked_sub(bytes)
-            .ok_or_else(|| too_much("larger", format!("{} MiB", limits::volumes::COPIED_BYTES >> 20)))?;
+        budget.bytes = budget.bytes.checked_sub(bytes).ok_or_else(too_large)?;
         budget.entries = budget
             .entries
             .checked_sub(1)
@@ -265,8 +267,9 @@ impl Volume {
         Ok((Entry { path, node, mode, uid: meta.uid(), gid: meta.gid() }, bytes))
     }
 
-    /// Opens a listed file and returns its length now. None: it is not a file any more.
-    pub(crate) fn open(&self, path: &Path) -> Result<Option<(File, u64)>> {
+    /// Opens a listed file and returns its length now, of which at most `left` bytes may be copied: it may
+    /// have grown since it was listed. None: it is not a file any more.
+    pub(crate) fn open(&self, path: &Path, left: u64) -> Result<Option<(File, u64)>> {
         let opened = if path.as_os_str().is_empty() {
             // The volume is a file: opened again, for a separate offset.
             let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.root));
@@ -279,6 +282,9 @@ impl Volume {
             }
         };
         let meta = opened.metadata().with_context(|| path.display().to_string())?;
+        if meta.is_file() && meta.len() > left {
+            return Err(too_large().context(path.display()));
+        }
         Ok(meta.is_file().then_some((opened, meta.len())))
     }
 

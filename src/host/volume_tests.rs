@@ -20,7 +20,7 @@ fn paths(volume: &Volume) -> Vec<&str> {
 }
 
 fn content(volume: &Volume, path: &str) -> Option<Vec<u8>> {
-    let (mut file, length) = volume.open(Path::new(path)).expect("open")?;
+    let (mut file, length) = volume.open(Path::new(path), u64::MAX).expect("open")?;
     Some(read_piece(&mut file, length).expect("read"))
 }
 
@@ -104,7 +104,7 @@ fn nothing_outside_is_read_whatever_is_put_in_its_place() {
         assert_eq!(content(&volume, "a/secret"), None, "{outside}");
         fs::remove_file(at("v/a")).expect("remove");
     }
-    assert!(volume.open(Path::new("../secret")).is_err(), "above the volume");
+    assert!(volume.open(Path::new("../secret"), 9).is_err(), "above the volume");
     // A folder swapped with a link again and again while it is listed and read.
     fs::create_dir(at("v/a")).expect("folder");
     fs::write(at("v/a/secret"), "fine").expect("write");
@@ -123,7 +123,7 @@ fn nothing_outside_is_read_whatever_is_put_in_its_place() {
             // It may be a link by the time it is opened as a folder: an error, never its content.
             let Ok(volume) = Volume::list(&at("v"), &mut Budget::default()) else { continue };
             for path in ["a/secret", "b/secret"] {
-                if let Ok(Some((mut file, length))) = volume.open(Path::new(path)) {
+                if let Ok(Some((mut file, length))) = volume.open(Path::new(path), 9) {
                     assert_eq!(read_piece(&mut file, length).expect("read"), b"fine");
                 }
             }
@@ -152,4 +152,17 @@ fn what_has_no_content_is_counted_and_bounds_are_named() {
     fs::create_dir_all(dir.path().join(deep)).expect("folders");
     let e = Volume::list(dir.path(), &mut Budget::default()).expect_err("deep");
     assert!(e.to_string().contains("folders nested deeper than 32"), "{e}");
+}
+
+#[test]
+fn a_file_that_grew_after_it_was_listed_is_counted_as_it_is_now() {
+    let Some(dir) = folder() else { return };
+    let path = dir.path().join("f");
+    fs::write(&path, "12345").expect("write");
+    let volume = listed(dir.path());
+    fs::write(&path, "1234567890").expect("grow");
+    assert!(matches!(volume.open(Path::new("f"), 10), Ok(Some((_, 10)))));
+    let e = volume.open(Path::new("f"), 9).expect_err("grown");
+    assert_eq!(e.code(), Code::ResourceExhausted);
+    assert!(e.to_string().starts_with("f: larger than can be copied into a guest (64 MiB"), "{e}");
 }

@@ -7,14 +7,15 @@ use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, KeyUsage, SubjectKeyIdentifier};
 use x509_cert::name::Name;
 use x509_cert::time::Time;
 
 use crate::error::{Error, Result};
 use crate::hostkey::pem::{self, blocks};
-use crate::hostkey::scope;
 use crate::hostkey::signature::{self, Signed};
+use crate::hostkey::{name, scope};
 
 /// A certificate, as it is in the file.
 #[derive(Clone, Debug)]
@@ -55,6 +56,11 @@ impl Certificate {
         &self.x509.tbs_certificate.issuer
     }
 
+    /// By its name.
+    pub(crate) fn is_signing_key(&self) -> bool {
+        name::check_signing_key(self.subject()).is_ok()
+    }
+
     pub(crate) fn serial(&self) -> &[u8] {
         self.x509.tbs_certificate.serial_number.as_bytes()
     }
@@ -88,6 +94,11 @@ impl Certificate {
         check_signature(&self.name, &signed, issuer)
     }
 
+    /// With a hash that is too weak to be accepted from anyone but a root.
+    pub(crate) fn is_signed_with_sha1(&self) -> bool {
+        signature::SHA1.contains(&self.x509.signature_algorithm.oid)
+    }
+
     /// Does its authority key identifier, if it has one, name the key of `issuer`?
     pub(crate) fn check_authority(&self, issuer: &Self) -> Result<()> {
         let found = self.x509.tbs_certificate.get::<AuthorityKeyIdentifier>();
@@ -113,6 +124,17 @@ impl Certificate {
             }
             Ok(_) => Ok(()),
             Err(e) => wrong(&format!("key usage: {e}")),
+        }
+    }
+
+    /// May it sign revocation lists (RFC 5280, 6.3.3 (f))?
+    pub(crate) fn check_authority_to_list(&self) -> Result<()> {
+        match self.x509.tbs_certificate.get::<KeyUsage>() {
+            Ok(Some((_, usage))) if !usage.crl_sign() => {
+                Err(Error::invalid(format!("{}: key usage: it may not sign revocation lists", self.name)))
+            }
+            Ok(_) => Ok(()),
+            Err(e) => Err(Error::invalid(format!("{}: key usage: {e}", self.name))),
         }
     }
 }
@@ -223,6 +245,15 @@ fn check_authority(
         if serial.as_bytes() != issuer.serial() {
             return wrong(format!("it names another serial number than that of {}", issuer.name));
         }
+    }
+    // The first name that is one of a directory, as OpenSSL takes it.
+    let names = authority.authority_cert_issuer.iter().flatten();
+    let directory = |name: &GeneralName| match name {
+        GeneralName::DirectoryName(name) => Some(name.clone()),
+        _ => None,
+    };
+    if names.filter_map(directory).next().is_some_and(|named| !name::same(&named, &tbs.issuer)) {
+        return wrong(format!("it names another issuer than that of {}", issuer.name));
     }
     let subject = match tbs.get::<SubjectKeyIdentifier>() {
         Ok(found) => found.map(|(_, id)| id.0),

@@ -1,15 +1,31 @@
 //! Can a host key document be trusted? IBM's signing key signed it, a chain of certificates leads from
 //! that key to a trusted root, and nothing of it is revoked or out of date.
 //!
-//! The rules are those of pvimg and pvattest (s390-tools: rust/pv/src/verify.rs), without downloads:
-//! every list is given. Each refusal names the document and the field.
+//! The rules are those of pvimg and pvattest (s390-tools: rust/pv/src/verify.rs and verify/helper.rs), which
+//! leave the chain to OpenSSL; without downloads: every list is given. Each refusal names the document and
+//! the field.
+//!
+//! | of | rule | source |
+//! | --- | --- | --- |
+//! | signing key | its subject is IBM's | helper.rs: is_ibm_signing_cert; here Armonk as well |
+//! | chain | at most two certificates between signing key and root | helper.rs: SECURITY_CHAIN_MAX_LEN |
+//! | chain | names, signatures, dates, CA, path length, critical extensions | RFC 5280, 6.1 |
+//! | chain | keys and signatures of 112 bits, except the root's own | OpenSSL: check_auth_level, level 2 |
+//! | chain | the forms that RFC 5280 asks of authorities | `rules` |
+//! | chain | on no list of its issuer, who may sign lists | OpenSSL: CRL_CHECK_ALL, check_crl |
+//! | all, and lists | an identifier of the issuer's key fits | OpenSSL: X509_check_akid |
+//! | document | issuer (with IBM's quirks), signature, dates | helper.rs: verify_hkd_options |
+//! | document | on no list of the signing key, whose usage does not name lists | verify.rs: verify |
+//!
+//! Narrower than OpenSSL: a key on P-256 and a signature by RSA-PSS are refused by name, and a root's file has
+//! one certificate. Wider: a root's own signature with SHA-1 is not computed, as it proves nothing.
 
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::hostkey::certificate::{Certificate, RevocationList};
 use crate::hostkey::document::Document;
-use crate::hostkey::{name, signature};
+use crate::hostkey::{name, rules, signature};
 
 /// Intermediate certificates between signing key and root, at most: pvimg's depth.
 const MOST_INTERMEDIATES: usize = 2;
@@ -46,6 +62,7 @@ impl Trust {
         loop {
             below.check_dates(now)?;
             below.check_strength()?;
+            rules::check(below, false)?;
             let by_root = name::same(below.issuer(), self.root.subject());
             let issuer = match left.iter().position(|c| name::same(below.issuer(), c.subject())) {
                 _ if by_root => &self.root,
@@ -53,6 +70,7 @@ impl Trust {
                 None => return Err(no_issuer(below)),
             };
             check_issued(below, issuer, path.len() - 1)?;
+            issuer.check_authority_to_list()?;
             self.check_not_revoked(below, issuer, name::same, now)?;
             path.push(issuer.name.clone());
             if by_root {
@@ -75,7 +93,12 @@ impl Trust {
         }
         root.check_dates(now)?;
         root.check_strength()?;
-        check_issued(root, root, 0)
+        rules::check(root, true)?;
+        root.check_extensions()?;
+        root.check_authority_to_sign(0)?;
+        root.check_authority(root)?;
+        // Whoever trusts the certificate trusts its key, whatever the key has signed.
+        if root.is_signed_with_sha1() { Ok(()) } else { root.check_signature(root) }
     }
 
     /// There must be a valid list of the issuer, and the certificate must be on none of them.

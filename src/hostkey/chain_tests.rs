@@ -69,13 +69,13 @@ fn signer(n: u8) -> p384::ecdsa::SigningKey {
     p384::ecdsa::SigningKey::from_slice(&[n; 48]).expect("key")
 }
 
-fn algorithm() -> Vec<u8> {
-    seq(&[oid("1.2.840.10045.4.3.3")])
+fn algorithm(name: &str) -> Vec<u8> {
+    seq(&[oid(name)])
 }
 
-fn signed(tbs: Vec<u8>, key: u8) -> Vec<u8> {
+fn signed(tbs: Vec<u8>, name: &str, key: u8) -> Vec<u8> {
     let signature: p384::ecdsa::Signature = signer(key).sign_prehash(&Sha384::digest(&tbs)).expect("sign");
-    seq(&[tbs, algorithm(), bits(signature.to_der().as_bytes())])
+    seq(&[tbs, algorithm(name), bits(signature.to_der().as_bytes())])
 }
 
 fn public(curve: &str, point: &[u8]) -> Vec<u8> {
@@ -104,10 +104,21 @@ struct Cert {
     skid: Option<u8>,
     akid: Option<u8>,
     signer: u8,
-    /// Basic constraints.
+    /// Basic constraints, and the first byte of the key usage.
     ca: Option<Vec<u8>>,
+    usage: Option<u8>,
+    is_critical: bool,
+    /// The algorithm that the signature is said to be of.
+    algorithm: &'static str,
     more: Vec<u8>,
 }
+
+/// Key usage: to sign certificates, revocation lists; a digital signature.
+const CERTIFICATES: u8 = 0x04;
+const LISTS: u8 = 0x02;
+const SIGNATURE: u8 = 0x80;
+
+const ECDSA_SHA384: &str = "1.2.840.10045.4.3.3";
 
 #[derive(Clone)]
 struct List {
@@ -125,7 +136,10 @@ impl Cert {
     fn der(&self) -> Vec<u8> {
         let mut extensions = vec![];
         if let Some(ca) = &self.ca {
-            extensions.push(extension("2.5.29.19", true, ca));
+            extensions.push(extension("2.5.29.19", self.is_critical, ca));
+        }
+        if let Some(usage) = self.usage {
+            extensions.push(extension("2.5.29.15", true, &tlv(3, &[1, usage])));
         }
         if let Some(n) = self.skid {
             extensions.push(extension("2.5.29.14", false, &tlv(4, &[n; 20])));
@@ -138,14 +152,14 @@ impl Cert {
         let tbs = seq(&[
             tlv(0xa0, &tlv(2, &[2])),
             tlv(2, &[self.serial]),
-            algorithm(),
+            algorithm(self.algorithm),
             dn(&self.issuer),
             seq(&dates),
             dn(&self.subject),
             self.key.clone(),
             tlv(0xa3, &seq(&extensions)),
         ]);
-        signed(tbs, self.signer)
+        signed(tbs, self.algorithm, self.signer)
     }
 }
 
@@ -157,13 +171,13 @@ impl List {
         let entries: Vec<_> =
             self.revoked.iter().map(|n| seq(&[tlv(2, &[*n]), date("251231000000Z"), more.clone()])).collect();
         let akid = extension("2.5.29.35", false, &seq(&[tlv(0x80, &[self.akid; 20])]));
-        let mut tbs = vec![tlv(2, &[1]), algorithm(), dn(&self.issuer)];
+        let mut tbs = vec![tlv(2, &[1]), algorithm(ECDSA_SHA384), dn(&self.issuer)];
         tbs.extend(self.dates.iter().filter(|d| !d.is_empty()).map(|d| date(d)));
         if !entries.is_empty() {
             tbs.push(seq(&entries));
         }
         tbs.push(tlv(0xa0, &seq(&[akid, self.more.clone()])));
-        signed(seq(&tbs), self.signer)
+        signed(seq(&tbs), ECDSA_SHA384, self.signer)
     }
 }
 
@@ -192,6 +206,9 @@ fn world() -> World {
         akid: Some(by),
         signer: by,
         ca: ca.clone(),
+        usage: Some(CERTIFICATES | LISTS),
+        is_critical: true,
+        algorithm: ECDSA_SHA384,
         more: vec![],
     };
     let list = |issuer: &Parts, n: u8| List {
@@ -204,11 +221,16 @@ fn world() -> World {
         more: vec![],
     };
     let signing = ibm("Poughkeepsie");
-    let host = Cert { key: host_key(), ca: None, ..cert(&parts(&[("2.5.4.3", "8561-T01")]), &signing, 4, 3) };
+    let host = Cert {
+        key: host_key(),
+        ca: None,
+        usage: None,
+        ..cert(&parts(&[("2.5.4.3", "8561-T01")]), &signing, 4, 3)
+    };
     World {
         root: cert(&root, &root, 1, 1),
         intermediate: cert(&middle, &root, 2, 1),
-        signing: Cert { ca: None, ..cert(&signing, &middle, 3, 2) },
+        signing: Cert { ca: None, usage: Some(SIGNATURE), ..cert(&signing, &middle, 3, 2) },
         host,
         lists: vec![list(&root, 1), list(&middle, 2), list(&signing, 3)],
     }
@@ -443,6 +465,79 @@ fn key_identifiers_must_match() {
     assert!(without.verify().is_ok());
 }
 
+/// Each row of `rules`: what OpenSSL refuses with the flags of pvimg, too.
+#[test]
+fn every_certificate_of_the_chain_obeys_the_strict_rules() {
+    type Change = fn(&mut World);
+    let rows: [(Change, &str); 10] = [
+        (|w| w.root.is_critical = false, "root.crt: basic constraints: those of a CA must be critical"),
+        (|w| w.intermediate.usage = None, "middle.crt: key usage: a CA must have one"),
+        (|w| w.signing.usage = Some(CERTIFICATES), "signing.crt: key usage: only a CA may sign certificates"),
+        (
+            |w| w.signing.ca = Some(seq(&[tlv(2, &[0])])),
+            "signing.crt: basic constraints: a path length is for those that sign certificates",
+        ),
+        (|w| w.intermediate.skid = None, "middle.crt: subject key identifier: a CA must have one"),
+        (|w| w.root.skid = None, "root.crt: subject key identifier: a CA must have one"),
+        (|w| w.signing.akid = None, "signing.crt: authority key identifier: it must name a key"),
+        (|w| w.intermediate.akid = None, "middle.crt: authority key identifier: it must name a key"),
+        (
+            |w| {
+                w.intermediate.subject.clear();
+                w.signing.issuer.clear();
+            },
+            "signing.crt: issuer: it is empty",
+        ),
+        (
+            |w| w.intermediate.usage = Some(CERTIFICATES),
+            "middle.crt: key usage: it may not sign revocation lists",
+        ),
+    ];
+    for (change, wanted) in rows {
+        refused(change, wanted);
+    }
+    // A root need not name its own key.
+    let mut root = world();
+    root.root.akid = None;
+    assert!(root.verify().is_ok());
+}
+
+#[test]
+fn a_roots_own_signature_need_not_be_of_a_hash_that_counts() {
+    // ECDSA and RSA with SHA-1, and another that is not accepted.
+    for old in ["1.2.840.10045.4.1", "1.2.840.113549.1.1.5"] {
+        let mut world = world();
+        world.root.algorithm = old;
+        world.root.signer = 9;
+        assert!(world.verify().is_ok(), "{old}");
+    }
+    refused(
+        |w| w.root.algorithm = "1.2.840.113549.1.1.4",
+        "root.crt: signature: algorithm 1.2.840.113549.1.1.4",
+    );
+    refused(
+        |w| w.intermediate.algorithm = "1.2.840.10045.4.1",
+        "middle.crt: signature: algorithm 1.2.840.10045.4.1 is not accepted",
+    );
+}
+
+#[test]
+fn an_authority_key_identifier_may_name_the_issuers_issuer() {
+    // The serial number and the issuer of the key's certificate (RFC 5280, 4.2.1.1).
+    let of = |names: &[Vec<u8>]| {
+        let names = tlv(0xa1, &names.iter().map(|name| tlv(0xa4, name)).collect::<Vec<_>>().concat());
+        let mut changed = world();
+        changed.host.akid = None;
+        changed.host.more = extension("2.5.29.35", false, &seq(&[names, tlv(0x82, &[13])]));
+        changed.verify()
+    };
+    assert!(of(&[dn(&parts(&[("2.5.4.3", "Middle")]))]).is_ok());
+    let e = of(&[dn(&parts(&[("2.5.4.3", "Root")]))]).expect_err("another issuer").to_string();
+    let wanted =
+        "host key document HKD.crt: authority key identifier: it names another issuer than that of signing";
+    assert!(e.starts_with(wanted), "{e}");
+}
+
 #[test]
 fn the_chain_must_end_at_the_root_through_authorities() {
     refused(
@@ -454,9 +549,9 @@ fn the_chain_must_end_at_the_root_through_authorities() {
         "root.crt: issuer: a root certificate issues itself",
     );
     refused(|w| w.intermediate.ca = None, "middle.crt: basic constraints: it is not a CA certificate");
-    refused(|w| w.root.ca = Some(seq(&[])), "root.crt: basic constraints: it is not a CA certificate");
-    let no_certificates = extension("2.5.29.15", true, &tlv(3, &[1, 2]));
-    refused(|w| w.intermediate.more = no_certificates, "middle.crt: key usage: it may not sign certificates");
+    let no_ca = |w: &mut World| (w.root.ca, w.root.usage) = (Some(seq(&[])), None);
+    refused(no_ca, "root.crt: basic constraints: it is not a CA certificate");
+    refused(|w| w.intermediate.usage = Some(LISTS), "middle.crt: key usage: it may not sign certificates");
     let only_itself = seq(&[tlv(1, &[0xff]), tlv(2, &[0])]);
     refused(|w| w.root.ca = Some(only_itself), "root.crt: basic constraints: the chain below it is longer");
     let unknown = extension("1.2.3.4", true, &[]);

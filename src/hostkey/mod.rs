@@ -13,6 +13,7 @@ pub(crate) mod chain;
 pub(crate) mod document;
 mod name;
 pub(crate) mod pem;
+mod rules;
 mod scope;
 mod signature;
 

@@ -54,6 +54,10 @@ const ALGORITHMS: [(ObjectIdentifier, ObjectIdentifier, Hash); 6] = [
     (ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.4"), EC, SHA512),
 ];
 
+/// RSA and ECDSA with SHA-1, of which nothing is accepted.
+pub(crate) const SHA1: [ObjectIdentifier; 2] =
+    [ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.5"), ObjectIdentifier::new_unwrap("1.2.840.10045.4.1")];
+
 /// Does the signature fit the key?
 pub(crate) fn verify(signed: &Signed<'_>, key: &SubjectPublicKeyInfoOwned) -> Verdict {
     let oid = signed.algorithm.oid;

@@ -46,7 +46,7 @@ fn to_record(leaf: &Path, own: &Path) -> Vec<PathBuf> {
 fn recorded_by_others(own: &Path) -> Vec<PathBuf> {
     let pods = own.parent().and_then(|all| std::fs::read_dir(all).ok()).into_iter().flatten().flatten();
     let others = pods.map(|entry| entry.path()).filter(|dir| dir != own);
-    let entries = others.filter_map(|dir| journal::read(&dir).ok()).flatten();
+    let entries = others.filter_map(|dir| journal::read(&dir).ok()).flatten().flatten();
     entries
         .filter_map(|entry| match entry {
             Cleanup::Cgroup { path } => Some(path),

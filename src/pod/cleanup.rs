@@ -14,13 +14,15 @@ use crate::host::{cgroup, netlink};
 use crate::limits;
 use crate::pod::journal::{self, Cleanup};
 
-/// Removes everything that the journal of the pod in `dir` names; goes on after an error and reports all of
-/// them.
+/// Removes everything that the journal of the pod in `dir` names; goes on after an error, also of a line that
+/// cannot be read, and reports all of them: the journal must then be kept.
 pub(crate) fn run(dir: &Path) -> Result<()> {
-    let entries = in_order(journal::read(dir)?);
-    let remove = |entry| remove(entry, dir).and_then(|()| hit(Step::CleanupStepDone));
+    let (entries, unreadable): (Vec<_>, Vec<_>) = journal::read(dir)?.into_iter().partition(Result::is_ok);
+    let remove = |entry| remove(&entry, dir).and_then(|()| hit(Step::CleanupStepDone));
+    let failed = in_order(entries.into_iter().flatten().collect()).into_iter().map(remove);
+    let unreadable = unreadable.into_iter().map(|line| line.map(drop));
     let failed: Vec<String> =
-        entries.iter().filter_map(|entry| remove(entry).err()).map(|e| e.to_string()).collect();
+        failed.chain(unreadable).filter_map(Result::err).map(|e| e.to_string()).collect();
     if failed.is_empty() { Ok(()) } else { Err(Error::internal(format!("clean up: {}", failed.join("; ")))) }
 }
 
@@ -60,6 +62,7 @@ fn remove_file(dir: &Path, name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::dir;
 
     #[test]
     fn removing_what_is_not_there_succeeds_and_other_places_are_never_touched() {
@@ -89,6 +92,23 @@ mod tests {
         ];
         let [above, own, shims, one, two] = [0, 1, 2, 3, 4].map(|at: usize| entries[at].clone());
         assert_eq!(in_order(entries), [own, two, one, shims, above]);
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_named_and_does_not_keep_the_others() {
+        let dir = tempfile::tempdir().expect("dir");
+        let line = |name: &str| format!("{{\"owe\":\"path\",\"name\":\"{name}\"}}\n");
+        for damage in [&b"nonsense\n"[..], b"\xff\xfe\n", b"{\"owe\":\"moon\"}\n"] {
+            for name in ["a", "b"] {
+                fs::write(dir.path().join(name), b"").expect("write");
+            }
+            let text = [line("a").as_bytes(), damage, line("b").as_bytes()].concat();
+            fs::write(dir.path().join(dir::JOURNAL), &text).expect("write");
+            let e = run(dir.path()).expect_err("damaged").to_string();
+            assert!(e.starts_with("clean up: journal ") && e.contains("/journal: line 2: "), "{e}");
+            assert!(!dir.path().join("a").exists() && !dir.path().join("b").exists(), "{e}");
+            assert_eq!(fs::read(dir.path().join(dir::JOURNAL)).expect("kept"), text);
+        }
     }
 
     #[test]

@@ -78,8 +78,9 @@ impl Journal {
     }
 }
 
-/// Reads the entries of the pod in `dir`, oldest first. No journal: none.
-pub(crate) fn read(dir: &Path) -> Result<Vec<Cleanup>> {
+/// Reads the entries of the pod in `dir`, oldest first; a line that cannot be read is an error among them. No
+/// journal: none.
+pub(crate) fn read(dir: &Path) -> Result<Vec<Result<Cleanup>>> {
     let path = dir.join(JOURNAL);
     let context = || format!("read journal {}", path.display());
     let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
@@ -87,21 +88,26 @@ pub(crate) fn read(dir: &Path) -> Result<Vec<Cleanup>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e).with_context(context),
     };
-    let mut text = String::new();
-    file.take(limits::host::JOURNAL_BYTES).read_to_string(&mut text).with_context(context)?;
-    parse(&text).with_context(context)
+    let mut text = Vec::new();
+    let size = file.take(limits::host::JOURNAL_BYTES + 1).read_to_end(&mut text).with_context(context)?;
+    let mut entries = parse(&text);
+    if size as u64 > limits::host::JOURNAL_BYTES {
+        let most = limits::host::JOURNAL_BYTES;
+        entries.push(Err(Error::internal(format!("it is larger than {most} bytes: the rest is not read"))));
+    }
+    Ok(entries
+        .into_iter()
+        .map(|entry| entry.with_context(|| format!("journal {}", path.display())))
+        .collect())
 }
 
-fn parse(text: &str) -> Result<Vec<Cleanup>> {
+fn parse(text: &[u8]) -> Vec<Result<Cleanup>> {
     // Without its newline the last line was not completely written.
-    let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
-    whole
-        .lines()
-        .enumerate()
-        .map(|(at, line)| {
-            serde_json::from_str(line).map_err(|e| Error::internal(format!("line {}: {e}", at + 1)))
-        })
-        .collect()
+    let whole = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let entry = |(at, line)| {
+        serde_json::from_slice(line).map_err(|e| Error::internal(format!("line {}: {e}", at + 1)))
+    };
+    whole.enumerate().map(entry).collect()
 }
 
 #[cfg(test)]
@@ -124,17 +130,28 @@ mod tests {
         for entry in &entries {
             journal.record(entry).expect("record");
         }
-        assert_eq!(read(dir.path()), Ok(entries.to_vec()));
+        assert_eq!(read(dir.path()), Ok(entries.map(Ok).to_vec()));
         journal.clear().expect("clear");
         assert_eq!(read(dir.path()), Ok(vec![]));
     }
 
     #[test]
     fn a_torn_last_line_is_skipped_and_a_bad_one_named() {
-        assert_eq!(parse("{\"owe\":\"path\",\"name\":\"a\"}\n{\"owe\":\"pa"), Ok(vec![path("a")]));
-        assert_eq!(parse(""), Ok(vec![]));
-        let e = parse("{\"owe\":\"path\",\"name\":\"a\"}\nnonsense\n").expect_err("bad");
-        assert!(e.to_string().starts_with("line 2: "), "{e}");
+        assert_eq!(parse(b"{\"owe\":\"path\",\"name\":\"a\"}\n{\"owe\":\"pa"), [Ok(path("a"))]);
+        assert_eq!(parse(b""), []);
+        let all = parse(b"{\"owe\":\"path\",\"name\":\"a\"}\nnonsense\n{\"owe\":\"path\",\"name\":\"b\"}\n");
+        assert_eq!((&all[0], &all[2]), (&Ok(path("a")), &Ok(path("b"))));
+        assert!(all[1].as_ref().is_err_and(|e| e.to_string().starts_with("line 2: ")), "{all:?}");
+    }
+
+    #[test]
+    fn what_is_beyond_the_journals_bound_is_told() {
+        let dir = tempfile::tempdir().expect("dir");
+        let line = "{\"owe\":\"path\",\"name\":\"a\"}\n";
+        let lines = usize::try_from(limits::host::JOURNAL_BYTES).expect("small") / line.len() + 1;
+        std::fs::write(dir.path().join(JOURNAL), line.repeat(lines)).expect("write");
+        let last = read(dir.path()).expect("read").pop().expect("entries").expect_err("too large");
+        assert!(last.to_string().ends_with("the rest is not read"), "{last}");
     }
 
     #[test]

@@ -82,6 +82,7 @@ fn look(config: &Config, path: PathBuf, notes: &Path, size: Size) -> (Vec<Findin
     let root = Root::of_this_machine();
     let inputs = probe::collect(&root, Count::NearLimit, &path, &config.host_key_documents);
     let mut findings = inputs.findings(size.memory_mib, size.vcpus);
+    findings.push(probe::ownership(config.files.iter().chain([&path])));
     let Ok(OpenedImage { file, image }) = &inputs.image else { return (findings, None) };
     if config.verify_digest && refusal(&findings).is_none() {
         findings.push(match digest_cache::verdict(notes, file, image, |_, _| ()) {

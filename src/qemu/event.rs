@@ -20,6 +20,13 @@ pub(crate) enum QmpEvent {
         reason: String,
     },
     GuestPanicked(GuestPanic),
+    /// A disk failed (QEMU: qapi/block-core.json, BLOCK_IO_ERROR), in one line.
+    DiskFailed {
+        text: String,
+    },
+    /// The guest does not run any more: because of a failed disk, or an error inside QEMU or KVM. We never
+    /// ask for it.
+    Stopped,
     Other,
 }
 
@@ -57,8 +64,25 @@ pub(crate) fn event(object: &Value) -> QmpEvent {
             reason: short(text("/data/reason")),
         },
         Some("GUEST_PANICKED") => QmpEvent::GuestPanicked(panic(object)),
+        Some("BLOCK_IO_ERROR") => QmpEvent::DiskFailed { text: disk_error(object.get("data")) },
+        Some("STOP") => QmpEvent::Stopped,
         _ => QmpEvent::Other,
     }
+}
+
+/// Which disk, doing what, why, and what QEMU does then.
+fn disk_error(data: Option<&Value>) -> String {
+    let text = |key: &str| data.and_then(|data| data.get(key)).and_then(Value::as_str).unwrap_or_default();
+    let no_space = data.and_then(|data| data.get("nospace")).and_then(Value::as_bool).unwrap_or(false);
+    // A disk that was plugged has a node and no name of its own.
+    let disk = if text("node-name").is_empty() { text("device") } else { text("node-name") };
+    let no_space = if no_space { " (its storage is full)" } else { "" };
+    short(&format!(
+        "I/O error of disk {disk}: {}: {}{no_space}; QEMU's action: {}",
+        text("operation"),
+        text("reason"),
+        text("action")
+    ))
 }
 
 fn panic(object: &Value) -> GuestPanic {
@@ -99,6 +123,23 @@ mod tests {
         let QmpEvent::Shutdown { reason, .. } = event(&long) else { panic!("not a shutdown") };
         assert_eq!(reason.len(), limits::text::QUOTED_LINE_CHARS);
         assert_eq!(event(&json!({"event": "NEWER_THAN_US", "data": [1]})), QmpEvent::Other);
+    }
+
+    #[test]
+    fn a_failed_disk_is_told_with_operation_reason_and_action() {
+        let mut data = json!({"device": "", "node-name": "hot-5", "operation": "write", "action": "stop",
+            "nospace": true, "reason": "No space left on device", "qom-path": "/machine/peripheral/disk-5"});
+        let of = |data: &Value| event(&json!({"event": "BLOCK_IO_ERROR", "data": data}));
+        let text = "I/O error of disk hot-5: write: No space left on device (its storage is full); \
+                    QEMU's action: stop";
+        assert_eq!(of(&data), QmpEvent::DiskFailed { text: text.into() });
+        data["nospace"] = false.into();
+        data["node-name"] = "".into();
+        data["device"] = "d\n1".into();
+        let text = "I/O error of disk d\\n1: write: No space left on device; QEMU's action: stop";
+        assert_eq!(of(&data), QmpEvent::DiskFailed { text: text.into() });
+        assert!(matches!(of(&json!(3)), QmpEvent::DiskFailed { .. }));
+        assert_eq!(event(&json!({"event": "STOP"})), QmpEvent::Stopped);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub(crate) struct Evidence {
     pub console: Vec<String>,
 }
 
+/// The line in QEMU's output about a guest that it has stopped.
+pub(super) const STOPPED: &str = "QEMU stopped the guest, which nobody asked for";
+
 /// Where the loader of a sealed image stops its CPU (s390-tools, rust/pvimg/boot: ENOPV and EPV).
 const NO_UNPACK_FACILITY: u64 = 0x4607;
 const PROTECTED_BOOT_REFUSED: u64 = 0x4608;
@@ -79,7 +82,11 @@ pub(crate) fn explain_text(text: &str) -> Option<Diagnosis> {
         let object = serde_json::from_str(line.trim()).ok()?;
         match event(&object) {
             QmpEvent::GuestPanicked(panic) => Some(panic),
-            QmpEvent::DeviceDeleted { .. } | QmpEvent::Shutdown { .. } | QmpEvent::Other => None,
+            QmpEvent::DeviceDeleted { .. }
+            | QmpEvent::Shutdown { .. }
+            | QmpEvent::DiskFailed { .. }
+            | QmpEvent::Stopped
+            | QmpEvent::Other => None,
         }
     });
     refused(&lines)
@@ -167,7 +174,7 @@ const PROT_VIRT: &str = "boot the host with the kernel parameter prot_virt=1 on 
 pub(crate) const UNPROTECTED: &str = "the guest answers, and QEMU's machine is not protected (query-migrate)";
 
 /// QEMU: target/s390x/kvm/pv.c, hw/s390x/s390-virtio-ccw.c, accel/kvm/kvm-all.c.
-const KNOWN_MESSAGES: [KnownMessage; 11] = [
+const KNOWN_MESSAGES: [KnownMessage; 13] = [
     KnownMessage {
         text: UNPROTECTED,
         cause: "the guest was started unprotected, and was ended before it got anything of the pod",
@@ -220,6 +227,17 @@ const KNOWN_MESSAGES: [KnownMessage; 11] = [
         text: "Some features requested in the CPU model are not available in the current configuration: unpack",
         cause: "this host has no unpack facility for guests, which secure guests need",
         advice: PROT_VIRT,
+    },
+    // Our own lines, of the events BLOCK_IO_ERROR and STOP.
+    KnownMessage {
+        text: "QEMU's action: stop",
+        cause: "a disk of the VM failed on the host",
+        advice: "look at the storage behind it: a thin pool or a file system may be full",
+    },
+    KnownMessage {
+        text: STOPPED,
+        cause: "QEMU stopped the guest because of an error of its own",
+        advice: "look at the lines before it, and at the kernel's log (dmesg) for KVM",
     },
 ];
 

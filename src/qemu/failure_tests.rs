@@ -327,3 +327,20 @@ proptest::proptest! {
         proptest::prop_assert!(!line.chars().any(char::is_control), "{}", line);
     }
 }
+
+#[test]
+fn a_vm_whose_disk_failed_says_which_and_why() {
+    let text = "I/O error of disk hot-5: write: No space left on device; QEMU's action: stop";
+    let e = Evidence { stderr: lines(&[text, STOPPED]), ..evidence(Ended::Signal(9)) };
+    let end = diagnose(&e).to_string();
+    let wanted =
+        format!("a disk of the VM failed on the host: {text}; QEMU ended with signal 9: look at the storage");
+    assert!(end.starts_with(&wanted), "{end}");
+    let e = Evidence { stderr: lines(&["KVM: error", STOPPED]), ..evidence(Ended::Signal(9)) };
+    let end = diagnose(&e).to_string();
+    assert!(end.starts_with("QEMU stopped the guest because of an error of its own: QEMU stopped"), "{end}");
+    // What was reported to the guest is not the cause of its end.
+    let reported = text.replace("stop", "report");
+    let e = Evidence { stderr: lines(&[&reported]), ..evidence(Ended::Code(1)) };
+    assert!(matches!(diagnose(&e), VmEnd::Exited { .. }));
+}

@@ -5,6 +5,8 @@
 
 use std::os::fd::OwnedFd;
 
+use nix::libc;
+use nix::sys::stat::fstat;
 use serde_json::{Value, json};
 
 use crate::ccw::DevNo;
@@ -61,12 +63,14 @@ pub(crate) async fn unplug(qmp: &Qmp, devno: DevNo) -> Result<()> {
 }
 
 fn blockdev(disk: &Disk, set: i64) -> Value {
+    // Each of the two drivers refuses what is the other's (QEMU: block/file-posix.c).
+    let is_device = fstat(&disk.file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFBLK);
     json!({
         "driver": "raw",
         "node-name": node(disk.devno),
         "read-only": disk.read_only,
         "file": {
-            "driver": "file",
+            "driver": if is_device { "host_device" } else { "file" },
             "filename": format!("/dev/fdset/{set}"),
             "read-only": disk.read_only,
             // A read-only image has many users; the layer cache locks it for them.
@@ -84,4 +88,25 @@ fn virtio_blk(disk: &Disk) -> device_add {
         arguments.insert("iommu_platform".into(), true.into());
     }
     device_add { bus: None, id: Some(device(disk.devno)), driver: "virtio-blk-ccw".into(), arguments }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn a_block_device_has_qemus_driver_for_devices_and_a_file_that_for_files() {
+        let disk = |path: &str| {
+            let file = File::open(path).ok()?.into();
+            let (devno, serial) = (DevNo::new(1), String::new());
+            Some(Disk { file, read_only: true, devno, serial, confidential: true })
+        };
+        let driver = |disk: &Disk| blockdev(disk, 3)["file"]["driver"].clone();
+        assert_eq!(driver(&disk("/proc/self/exe").expect("file")), "file");
+        // Machines without the module have no such device.
+        if let Some(device) = disk("/dev/loop7") {
+            assert_eq!(driver(&device), "host_device");
+        }
+    }
 }

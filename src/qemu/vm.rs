@@ -26,7 +26,7 @@ use crate::plan::cpus::CpuList;
 use crate::plan::vm::{ChildFd, VmPlan};
 use crate::qemu::args::args;
 use crate::qemu::event::{GuestPanic, QmpEvent};
-use crate::qemu::failure::{Evidence, UNPROTECTED, diagnose};
+use crate::qemu::failure::{Evidence, STOPPED, UNPROTECTED, diagnose};
 use crate::qemu::hotplug::{self, Disk};
 use crate::qemu::qmp::{Qmp, QueryMigrate, cont, quit};
 
@@ -167,9 +167,13 @@ impl Vm {
             QmpEvent::Shutdown { guest: true, reason } => seen.guest_shutdown = Some(reason),
             // The first one counts: others follow from it.
             QmpEvent::GuestPanicked(panic) if seen.panic.is_none() => seen.panic = Some(panic),
+            QmpEvent::DiskFailed { text } => self.stderr.add(format!("\n{text}\n").as_bytes()),
+            // A guest that panicked is stopped on its way to the end.
+            QmpEvent::Stopped if seen.panic.is_none() => self.kill_because(STOPPED),
             QmpEvent::GuestPanicked(_)
             | QmpEvent::Shutdown { guest: false, .. }
             | QmpEvent::DeviceDeleted { .. }
+            | QmpEvent::Stopped
             | QmpEvent::Other => {}
         }
     }

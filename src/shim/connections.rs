@@ -10,7 +10,10 @@ use futures_util::stream::unfold;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use ttrpc::r#async::transport::Listener;
+
+use crate::limits;
 
 /// A connection that is counted while it is open.
 struct Counted {
@@ -30,13 +33,23 @@ pub(crate) fn counted(listener: StdListener) -> Result<(Listener, watch::Receive
     let listener = UnixListener::from_std(listener)?;
     let (open, count) = watch::channel(0);
     let accepted = unfold((listener, open), |(listener, open)| async move {
-        let accepted = listener.accept().await.map(|(stream, _)| {
+        let accepted = or_pause(listener.accept()).await.map(|(stream, _)| {
             open.send_modify(|open| *open += 1);
             Counted { stream, open: open.clone() }
         });
         Some((accepted, (listener, open)))
     });
     Ok((Listener::new(accepted), count))
+}
+
+/// An error comes late: the server tries again at once, and without a free descriptor it would fail at once
+/// again.
+async fn or_pause<T>(accept: impl Future<Output = Result<T>>) -> Result<T> {
+    let accepted = accept.await;
+    if accepted.is_err() {
+        sleep(limits::shim::ACCEPT_PAUSE).await;
+    }
+    accepted
 }
 
 impl AsyncRead for Counted {
@@ -68,5 +81,23 @@ impl AsyncWrite for Counted {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn tries_to_accept_do_not_follow_each_other_at_once_while_they_fail() {
+        let began = Instant::now();
+        for _ in 0..10 {
+            let full = std::io::Error::from_raw_os_error(nix::libc::EMFILE);
+            or_pause(async { Err::<(), _>(full) }).await.expect_err("full");
+        }
+        assert!(began.elapsed() >= 10 * limits::shim::ACCEPT_PAUSE);
+        or_pause(async { Ok(()) }).await.expect("accepted");
+        assert!(began.elapsed() < 11 * limits::shim::ACCEPT_PAUSE);
     }
 }

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use ttrpc::r#async::{Server, Service};
 
 use crate::error::{Context, Error, Result};
-use crate::host::tasks;
-use crate::host::{lock, log, sys};
+use crate::host::process::raise_file_limit;
+use crate::host::{lock, log, sys, tasks};
 use crate::ids::PodKey;
 use crate::limits;
 use crate::pod::{Pod, PodParts, dir};
@@ -40,6 +40,7 @@ const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
 /// Serves the pod until its Shutdown.
 pub(crate) fn serve(flags: &Flags) -> Result<()> {
+    let raised = raise_file_limit();
     let listener = UnixListener::from(sys::inherited_fd(LISTENER).context("listening socket")?);
     let lock = sys::inherited_fd(POD_LOCK).context("pod lock")?; // held until the pod has ended
     let lock = std::fs::File::from(lock);
@@ -51,6 +52,9 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let dir = dir::of(&dir::run_dir(), &key);
     let (log, level) = log::open(&dir.join(dir::LOG), &bundle.join("log"), &sandbox, flags.debug);
     log_panics(log.clone());
+    if let Err(e) = raised {
+        warn!(log, "the limit of open files stays as it was (RLIMIT_NOFILE): {}", e);
+    }
     let core_scheduling = std::env::var_os(SCHED_CORE_ENVIRONMENT).is_some_and(|value| !value.is_empty());
     let (parts_dir, parts_log) = (dir.clone(), log.clone());
     let parts = PodParts { key, namespace, sandbox, dir: parts_dir, log: parts_log, core_scheduling, level };

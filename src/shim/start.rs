@@ -17,7 +17,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use crate::error::{Context, Error, Result};
 use crate::host::config;
-use crate::host::files::private_dir;
+use crate::host::files::{private_dir, write_atomic};
 use crate::host::lock::PodLock;
 use crate::host::process::{FdTable, Launch};
 use crate::ids::{ContainerId, Namespace, PodKey};
@@ -54,8 +54,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     // All that can fail for lack of space comes before the shim runs: one that serves and was not announced would
     // be found by no one. CRI-O reads the address after it was restarted.
     let address = format!("unix://{}", socket.display());
-    let file = bundle_dir.join("address");
-    fs::write(&file, &address).with_context(|| format!("write {}", file.display()))?;
+    write_atomic(&bundle_dir, "address", address.as_bytes())?;
     let answer = encode_address(&dialect, address)?;
     if let Role::Member { .. } = role {
         if !PodLock::is_held(&pod_dir.join(dir::LOCK))? {

@@ -257,7 +257,8 @@ mod tests {
             rest.expect("read");
             assert_eq!(got.len(), chunk.len() * 100);
         };
-        tokio::join!(pump.run(read), watcher);
+        let whole = async { drop(pump.run(read).await) };
+        tokio::join!(whole, watcher);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
 //! Bringing a container's root file system into the guest: from the plan to an opened disk and
 //! the storages that mount it.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::future::Future;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -78,13 +79,27 @@ fn is_empty(dir: &Path) -> bool {
 
 fn open_block(source: &Path, read_only: bool) -> Result<OwnedFd> {
     let context = || format!("root file system {}", source.display());
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    let file = OpenOptions::new()
+    // O_EXCL on a device: nobody else has it mounted or has opened it so (open(2)), as long as QEMU has the
+    // descriptor. What is only read may be shared by several guests.
+    let exclusive = if read_only || !fs::metadata(source).with_context(context)?.file_type().is_block_device()
+    {
+        0
+    } else {
+        libc::O_EXCL
+    };
+    let opened = OpenOptions::new()
         .read(true)
         .write(!read_only)
-        .custom_flags(flags)
-        .open(source)
-        .with_context(context)?;
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | exclusive)
+        .open(source);
+    if opened.as_ref().is_err_and(|e| e.kind() == ErrorKind::ResourceBusy) {
+        return Err(Error::precondition(format!(
+            "root file system {}: the host uses this device, or another guest has it: unmount it, or give \
+             the container another one (EBUSY)",
+            source.display()
+        )));
+    }
+    let file = opened.with_context(context)?;
     let kind = file.metadata().with_context(context)?.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(file.into());
@@ -172,5 +187,27 @@ impl RootfsDisk {
             Self::Packed(image) => packed_rootfs(id, &layer.mount, layer.devno, image.key.is_some()),
             Self::Block { fstype, options, .. } => block_rootfs(id, layer.devno, fstype, options),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_the_host_uses_is_not_written_to_by_a_guest_too() {
+        // A mount holds a device as this does. Machines without the module have no such device.
+        let device = Path::new("/dev/loop7");
+        let exclusive = libc::O_EXCL | libc::O_NONBLOCK;
+        let Ok(held) = OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(device) else {
+            return;
+        };
+        let e = open_block(device, false).expect_err("held").to_string();
+        assert!(e.starts_with("root file system /dev/loop7: the host uses this device"), "{e}");
+        open_block(device, true).expect("several guests may read one device");
+        drop(held);
+        let ours = open_block(device, false).expect("free");
+        assert!(open_block(device, false).is_err(), "a second guest");
+        drop(ours);
     }
 }

@@ -37,8 +37,9 @@ pub(crate) async fn copy(log: &Logger, guest: &Guest, copies: &[VolumeCopy]) -> 
     let limit = guest.config.agent.create_timeout + guest.config.agent.call_timeout;
     let all = async {
         let mut budget = Budget::default();
+        let mut left = limits::volumes::COPIED_BYTES;
         for copied in copies {
-            budget = copy_one(log, &guest.agent, copied, budget).await?;
+            budget = copy_one(log, &guest.agent, copied, budget, &mut left).await?;
         }
         Ok(())
     };
@@ -50,7 +51,14 @@ pub(crate) async fn copy(log: &Logger, guest: &Guest, copies: &[VolumeCopy]) -> 
     })
 }
 
-async fn copy_one(log: &Logger, agent: &Agent, copied: &VolumeCopy, mut budget: Budget) -> Result<Budget> {
+/// `left`: how much content may still be read, whatever the listing said.
+async fn copy_one(
+    log: &Logger,
+    agent: &Agent,
+    copied: &VolumeCopy,
+    mut budget: Budget,
+    left: &mut u64,
+) -> Result<Budget> {
     let source = copied.source.clone();
     let (volume, budget) = blocking("list volume", move || {
         let volume = Volume::list(&source, &mut budget)?;
@@ -58,7 +66,7 @@ async fn copy_one(log: &Logger, agent: &Agent, copied: &VolumeCopy, mut budget: 
     })
     .await?;
     for entry in &volume.entries {
-        let sent = send(agent, &volume, entry, &copied.target).await;
+        let sent = send(agent, &volume, entry, &copied.target, left).await;
         sent.with_context(|| format!("volume {}", copied.source.join(&entry.path).display()))?;
     }
     if volume.skipped > 0 {
@@ -69,7 +77,13 @@ async fn copy_one(log: &Logger, agent: &Agent, copied: &VolumeCopy, mut budget: 
     Ok(budget)
 }
 
-async fn send(agent: &Agent, volume: &Arc<Volume>, entry: &Entry, target: &str) -> Result<()> {
+async fn send(
+    agent: &Agent,
+    volume: &Arc<Volume>,
+    entry: &Entry,
+    target: &str,
+    left: &mut u64,
+) -> Result<()> {
     let mut path = target.to_owned();
     if !entry.path.as_os_str().is_empty() {
         let below = entry.path.to_str().ok_or_else(|| Error::invalid("its name is not UTF-8"))?;
@@ -84,7 +98,7 @@ async fn send(agent: &Agent, volume: &Arc<Volume>, entry: &Entry, target: &str) 
         }
         Node::File => {
             for _ in 0..limits::volumes::COPY_TRIES {
-                if send_file(agent, volume, entry, &piece).await? {
+                if send_file(agent, volume, entry, &piece, left).await? {
                     return Ok(());
                 }
             }
@@ -94,14 +108,17 @@ async fn send(agent: &Agent, volume: &Arc<Volume>, entry: &Entry, target: &str) 
 }
 
 /// One try from the file's beginning; false when it became shorter on the way. Gone is sent as done.
-async fn send_file(agent: &Agent, volume: &Arc<Volume>, entry: &Entry, piece: &FilePiece) -> Result<bool> {
-    let (listed, path) = (Arc::clone(volume), entry.path.clone());
-    let Some((mut file, size)) = blocking("open file", move || listed.open(&path)).await? else {
+async fn send_file(
+    agent: &Agent,
+    volume: &Arc<Volume>,
+    entry: &Entry,
+    piece: &FilePiece,
+    left: &mut u64,
+) -> Result<bool> {
+    let (listed, path, most) = (Arc::clone(volume), entry.path.clone(), *left);
+    let Some((mut file, size)) = blocking("open file", move || listed.open(&path, most)).await? else {
         return Ok(true);
     };
-    if size > limits::volumes::COPIED_BYTES {
-        return Ok(false);
-    }
     let mut offset = 0;
     loop {
         let read = move || {
@@ -117,6 +134,7 @@ async fn send_file(agent: &Agent, volume: &Arc<Volume>, entry: &Entry, piece: &F
         agent.copy_file(FilePiece { size, offset, data, ..piece.clone() }).await?;
         offset += length;
         if offset >= size {
+            *left -= size;
             return Ok(true);
         }
     }

@@ -30,6 +30,9 @@ struct Double {
     refuse: Option<String>,
     die_at_cont: Option<i32>,
     console: Option<String>,
+    /// Events that follow a plugged disk.
+    #[serde(default)]
+    after_plug: Vec<serde_json::Value>,
     #[serde(default)]
     ignore_quit: bool,
     #[serde(default)]

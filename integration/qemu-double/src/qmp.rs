@@ -89,6 +89,7 @@ impl Serving<'_> {
         self.say(&json!({"return": value, "id": id}));
         match command {
             "cont" => self.run_guest(),
+            "device_add" => self.double.after_plug.iter().for_each(|event| self.say(event)),
             "device_del" => {
                 let device = &asked["arguments"]["id"];
                 let stamp = json!({"seconds": 1, "microseconds": 2});

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, code, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 #[tokio::test]
 async fn qemu_killed_under_a_running_pod_ends_each_process_once() {
@@ -93,4 +94,26 @@ async fn every_call_has_an_answer_after_the_vms_end_in_any_order() {
         shim.shutdown(false).await.expect("shutdown");
         node.assert_clean();
     }
+}
+
+#[tokio::test]
+async fn a_vm_that_qemu_stops_for_a_failed_disk_ends_at_once_and_says_which() {
+    let node = TestNode::new().await;
+    let data = json!({"device": "", "node-name": "hot-1", "operation": "write", "action": "report",
+        "nospace": true, "reason": "No space left on device"});
+    let mut failed = json!({"event": "BLOCK_IO_ERROR", "data": data});
+    node.double(|orders| orders["after_plug"] = json!([failed]));
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    shim.state("s1", "").await.expect("an error that the guest is told of does not end it");
+    shim.shutdown(true).await.expect("shutdown");
+
+    failed["data"]["action"] = "stop".into();
+    node.double(|orders| orders["after_plug"] = json!([failed, {"event": "STOP"}]));
+    let began = Instant::now();
+    let text = node.refused(&Bundle::sh("sleep 1000")).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let wanted = "a disk of the VM failed on the host: I/O error of disk hot-1: write: No space left on device \
+                  (its storage is full); QEMU's action: stop; QEMU ended with signal 9: look at the storage";
+    assert!(text.contains(wanted), "{text}");
+    node.assert_clean();
 }
