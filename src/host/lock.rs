@@ -163,10 +163,8 @@ mod tests {
         first.reserve(&path).expect("reserve");
         assert_eq!((holder(&path), kill_holder(&path)), (None, Ok(false)));
         sign(&first.0).expect("sign");
-        assert_eq!(
-            holder(&path).map(|pid| pid.as_raw_nonzero().get().cast_unsigned()),
-            Some(std::process::id())
-        );
+        let own = i32::try_from(std::process::id()).ok().and_then(Pid::from_raw);
+        assert_eq!(holder(&path), own);
         assert_eq!(fs::metadata(&path).expect("file").len(), 11, "no more than was reserved");
         assert_eq!(PodLock::is_held(&path), Ok(true));
         let shared = first.share().expect("share");
