@@ -51,23 +51,22 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     let root = dir::run_dir();
     let pod_dir = dir::of(&root, &key);
     let socket = pod_dir.join(dir::SOCKET);
-    // All that can fail for lack of space comes before the shim runs: one that serves and was not announced would
-    // be found by no one. CRI-O reads the address after it was restarted.
     let address = format!("unix://{}", socket.display());
-    write_atomic(&bundle_dir, "address", address.as_bytes())?;
-    let answer = encode_address(&dialect, address)?;
+    let answer = encode_address(&dialect, &address)?;
     if let Role::Member { .. } = role {
         if !PodLock::is_held(&pod_dir.join(dir::LOCK))? {
             return Err(Error::not_found(format!(
                 "container {id}: its sandbox {sandbox} has no running shim"
             )));
         }
+        write_address(&bundle_dir, &address)?;
     } else {
         let caller = Caller {
             flags,
             namespace: &namespace,
             id: &id,
             bundle: &bundle_dir,
+            address: &address,
             dialect: &dialect,
             config: config.as_deref(),
         };
@@ -95,6 +94,7 @@ struct Caller<'a> {
     namespace: &'a Namespace,
     id: &'a ContainerId,
     bundle: &'a Path,
+    address: &'a str,
     dialect: &'a Dialect,
     /// The configuration file that the runtime options name.
     config: Option<&'a Path>,
@@ -111,7 +111,10 @@ fn start_shim(root: &Path, pod_dir: &Path, socket: &Path, caller: &Caller<'_>) -
     let lock = lock_pod_dir(pod_dir)?;
     let reserved = lock.reserve(&pod_dir.join(dir::LOCK));
     let cleaned = reserved.and_then(|()| clean_leftovers(pod_dir));
-    match cleaned.and_then(|()| spawn_server(socket, &lock, caller)) {
+    // All that can fail for lack of space comes before the shim runs: one that serves and was not announced would
+    // be found by no one.
+    let announced = cleaned.and_then(|()| write_address(caller.bundle, caller.address));
+    match announced.and_then(|()| spawn_server(socket, &lock, caller)) {
         Ok(()) => {
             lock.leave();
             Ok(())
@@ -121,6 +124,11 @@ fn start_shim(root: &Path, pod_dir: &Path, socket: &Path, caller: &Caller<'_>) -
             Err(e)
         }
     }
+}
+
+/// CRI-O reads the address from there after it was restarted.
+fn write_address(bundle_dir: &Path, address: &str) -> Result<()> {
+    write_atomic(bundle_dir, "address", address.as_bytes())
 }
 
 /// Makes the pod's directory and takes its lock. An older shim of the same sandbox removes the directory a moment
@@ -234,10 +242,11 @@ fn named_config(input: &[u8], dialect: &Dialect) -> Result<Option<PathBuf>> {
     named.next().transpose()
 }
 
-fn encode_address(dialect: &Dialect, address: String) -> Result<Vec<u8>> {
+fn encode_address(dialect: &Dialect, address: &str) -> Result<Vec<u8>> {
     match dialect {
-        Dialect::Address => Ok(address.into_bytes()),
+        Dialect::Address => Ok(address.as_bytes().to_vec()),
         Dialect::Bootstrap { .. } => {
+            let address = address.to_owned();
             let result =
                 BootstrapResult { version: 3, address, protocol: "ttrpc".to_owned(), ..Default::default() };
             result.write_to_bytes().context("encode the response")
@@ -306,9 +315,9 @@ mod tests {
 
     #[test]
     fn the_address_is_encoded_in_the_callers_dialect() {
-        assert_eq!(encode_address(&Dialect::Address, "unix:///s".into()), Ok(b"unix:///s".to_vec()));
-        let bytes = encode_address(&Dialect::Bootstrap { events: String::new() }, "unix:///s".into())
-            .expect("encode");
+        assert_eq!(encode_address(&Dialect::Address, "unix:///s"), Ok(b"unix:///s".to_vec()));
+        let bytes =
+            encode_address(&Dialect::Bootstrap { events: String::new() }, "unix:///s").expect("encode");
         let result = BootstrapResult::parse_from_bytes(&bytes).expect("decode");
         assert_eq!(
             (result.version, result.address.as_str(), result.protocol.as_str()),

@@ -112,8 +112,12 @@ fn networks(found: &mut BTreeSet<String>) {
     }
 }
 
+/// All but the notes of verified files, which are kept until the machine boots again.
 fn list_files(dir: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("verified-") {
+            continue;
+        }
         found.insert(format!("file {}", entry.path().display()));
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             list_files(&entry.path(), found);

@@ -147,7 +147,7 @@ impl Containerd {
 
     /// The folder of the only pod there is.
     pub fn pod_dir(&self) -> PathBuf {
-        crate::test_node::only_folder(&self.path("run"))
+        crate::test_node::only_pod(&self.path("run"))
     }
 
     fn search_path(&self) -> String {
@@ -286,13 +286,13 @@ impl Containerd {
     }
 
     fn has_pods(&self) -> bool {
-        fs::read_dir(self.path("run")).is_ok_and(|mut pods| pods.next().is_some())
+        !crate::pods(&self.path("run")).is_empty()
     }
 
     /// Ends pods that a failed test left behind, without containerd.
     fn end_pods(&self) {
-        for pod in fs::read_dir(self.path("run")).into_iter().flatten().flatten() {
-            let holder = fs::read_to_string(pod.path().join("lock")).unwrap_or_default();
+        for pod in crate::pods(&self.path("run")) {
+            let holder = fs::read_to_string(pod.join("lock")).unwrap_or_default();
             Command::new("kill").args(["-KILL", holder.trim()]).output().ok();
         }
         let bundles = self.path("state/io.containerd.runtime.v2.task").join(self.namespace());

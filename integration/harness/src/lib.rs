@@ -33,13 +33,19 @@ pub use task_client::{Code, NO_STREAMS, Shim, code, reader};
 pub use test_node::TestNode;
 pub use wait::{eventually, until, within};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A folder named by the environment that the test scripts set.
 pub fn folder(variable: &str) -> PathBuf {
     let named = std::env::var_os(variable);
     named.unwrap_or_else(|| panic!("{variable} is not set: run the tests by hack/test")).into()
+}
+
+/// The directories of pods in the folder `run`, where files are notes about images.
+pub fn pods(run: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 /// A built program of ours.

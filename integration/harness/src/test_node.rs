@@ -194,7 +194,7 @@ impl TestNode {
 
     /// The folder of the only pod there is.
     pub fn pod_dir(&self) -> PathBuf {
-        only_folder(&self.path("run"))
+        only_pod(&self.path("run"))
     }
 
     /// See [`Doubles::requests`].
@@ -214,9 +214,9 @@ pub(crate) fn assert_no_panic(log: &str) {
     assert!(std::thread::panicking() || message.is_none(), "{message:?}");
 }
 
-/// The only folder in a folder.
-pub(crate) fn only_folder(dir: &Path) -> PathBuf {
-    let found: Vec<PathBuf> = fs::read_dir(dir).expect("list").flatten().map(|e| e.path()).collect();
+/// The directory of the only pod.
+pub(crate) fn only_pod(run: &Path) -> PathBuf {
+    let found = crate::pods(run);
     assert_eq!(found.len(), 1, "{found:?}");
     found.into_iter().next().expect("one")
 }

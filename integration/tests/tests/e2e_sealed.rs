@@ -339,6 +339,6 @@ fn secrets_of_an_image_appear_nowhere_even_when_its_boot_fails() {
     let more = [("errors", &message[..]), ("events", &events), ("inspect", &inspected.stdout)];
     assert_eq!(sightings(&sealed, &more), Vec::<String>::new(), "in the end");
     assert!(sealed.node.log().contains("\"level\":\"debug\""), "at debug level");
-    until("everything is gone", 10, || fs::read_dir(sealed.node.path("run")).expect("run").count() == 0);
+    until("everything is gone", 10, || harness::pods(&sealed.node.path("run")).is_empty());
     sealed.node.assert_clean();
 }

@@ -64,7 +64,7 @@ fn a_leftover_shim_whose_guest_hangs_does_not_keep_containerd_from_starting() {
     node.up();
     eprintln!("containerd started {:?} after it was asked, beside a shim whose guest hangs", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
-    let pods = || std::fs::read_dir(node.path("run")).expect("run").count();
+    let pods = || harness::pods(&node.path("run")).len();
     until("nothing is left", 10, || pods() == 0);
     node.ctr(&["container", "rm", "c1"]);
     node.assert_clean();

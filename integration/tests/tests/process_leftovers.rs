@@ -51,7 +51,7 @@ async fn a_qemu_that_fails_at_its_start_is_killed_and_reaped() {
 }
 
 fn ended(node: &Containerd) {
-    let pods = || fs::read_dir(node.path("run")).expect("run").count();
+    let pods = || harness::pods(&node.path("run")).len();
     until("no pod is left", 5, || pods() == 0);
     node.ctr_ok(&["container", "rm", "c1"]);
     node.assert_clean();
@@ -103,7 +103,7 @@ fn a_create_that_containerd_gave_up_ends_with_its_shim() {
     let mut run = node.command(&[&words[..], &[harness::IMAGE, "c1", "sleep", "1000"]].concat());
     let given_up = run.stdout(Stdio::null()).output().expect("ctr");
     assert!(!given_up.status.success() && began.elapsed() < Duration::from_secs(15));
-    let pods = || fs::read_dir(node.path("run")).expect("run").count();
+    let pods = || harness::pods(&node.path("run")).len();
     until("no pod is left", 20, || pods() == 0);
     eprintln!("nothing is left {:?} after the start", began.elapsed());
     node.ctr(&["container", "rm", "c1"]);

@@ -258,7 +258,7 @@ fn fifty_pods_lose_nothing_when_containerd_is_killed() {
     always.output_is_whole();
     always.events_are_whole();
     // A shim whose Delete was answered to a containerd that was killed exits by itself.
-    let pods = || fs::read_dir(node.path("run")).expect("run").count();
+    let pods = || harness::pods(&node.path("run")).len();
     let left = pods();
     until("no shim is left", 20, || pods() == 0);
     node.assert_clean();

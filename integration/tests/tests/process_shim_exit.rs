@@ -81,7 +81,7 @@ async fn the_last_events_reach_a_containerd_that_waits_for_the_shims_exit() {
     shim.delete("c1", "").await.expect("delete");
     tokio::time::sleep(Duration::from_secs(1)).await; // until the retry pauses have grown
     shim.shutdown(false).await.expect("shutdown");
-    let pods = || std::fs::read_dir(node.path("run")).expect("run").count();
+    let pods = || harness::pods(&node.path("run")).len();
     eventually("the pod is gone, and its name is free", 1, || pods() == 0).await;
     node.events.up().await;
     let last = || node.events.lines().last().is_some_and(|line| line == "delete c1 3");
