@@ -323,6 +323,10 @@ pub(crate) mod shim {
     /// A Shutdown waits this long for the monitors of processes to tell their ends: milliseconds.
     pub(crate) const EXITS_TOLD: Duration = Duration::from_secs(1);
 
+    /// After a panic, time for what was begun to be given up, which takes milliseconds: the task that has panicked
+    /// never is.
+    pub(crate) const PANIC_GRACE: Duration = Duration::from_secs(1);
+
     /// The `start` command waits this long for an older shim of the same sandbox that is on its way out.
     pub(crate) const START_GRACE: Duration = Duration::from_secs(1);
 
