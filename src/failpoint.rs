@@ -37,7 +37,7 @@ steps! {
 pub(crate) const ENVIRONMENT: &str = "KATA_SE_FAILPOINT";
 
 /// Called right after a step; with the feature `failpoints` it does what the file named by the
-/// environment says: `<step>=kill|EIO|ENOSPC|EMFILE|ETIMEDOUT`, with `#<n>` behind it only at the
+/// environment says: `<step>=kill|panic|EIO|ENOSPC|EMFILE|ETIMEDOUT`, with `#<n>` behind it only at the
 /// nth time that this process comes there.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
@@ -46,6 +46,7 @@ pub fn hit(_: Step) -> Result<()> {
 }
 
 #[cfg(feature = "failpoints")]
+#[allow(clippy::panic)] // that of a bug, for tests
 pub(crate) fn hit(step: Step) -> Result<()> {
     use crate::error::Context;
     use nix::libc;
@@ -67,6 +68,7 @@ pub(crate) fn hit(step: Step) -> Result<()> {
             nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).context("failpoint")?;
             return Ok(());
         }
+        "panic" => panic!("failpoint {name}"),
         "EIO" => libc::EIO,
         "ENOSPC" => libc::ENOSPC,
         "EMFILE" => libc::EMFILE,

@@ -103,7 +103,8 @@ pub(crate) mod host {
     /// For how long an undo waits for what was begun before it: system calls, QMP, none of which takes a second.
     pub(crate) const BEGUN_WORK: Duration = Duration::from_secs(30);
 
-    /// Time for one step of the cleanup (an emptied cgroup, one unmount).
+    /// Time for one step of the cleanup (a cgroup's removal, one unmount), but for the end of QEMU: that has
+    /// `qemu::QEMU_EXIT`.
     pub(crate) const CLEANUP_STEP: Duration = Duration::from_secs(10);
 
     /// All netlink work of one visit to a namespace: milliseconds.
@@ -162,7 +163,9 @@ pub(crate) mod qemu {
     /// From QMP's `device_del` to the DEVICE_DELETED event: 60 ms measured.
     pub(crate) const DEVICE_DELETED: Duration = Duration::from_secs(5);
 
-    /// After `quit` or SIGKILL: a protected guest's memory is cleared page by page.
+    /// After SIGKILL, in a Stop, an undo and `delete`: a protected guest's memory is cleared page by page, which
+    /// takes seconds for a large one (IBM: "Improved reboot and shutdown time"; QEMU c891c24b1a4f, "os-posix:
+    /// asynchronous teardown for shutdown on Linux"). No figure is published: this is many times as much.
     pub(crate) const QEMU_EXIT: Duration = Duration::from_secs(60);
 
     /// From QMP's `quit` to SIGKILL: QEMU ends within some ten milliseconds.
@@ -319,6 +322,10 @@ pub(crate) mod shim {
 
     /// A Shutdown waits this long for the monitors of processes to tell their ends: milliseconds.
     pub(crate) const EXITS_TOLD: Duration = Duration::from_secs(1);
+
+    /// After a panic, time for what was begun to be given up, which takes milliseconds: the task that has panicked
+    /// never is.
+    pub(crate) const PANIC_GRACE: Duration = Duration::from_secs(1);
 
     /// The `start` command waits this long for an older shim of the same sandbox that is on its way out.
     pub(crate) const START_GRACE: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! Locking a `std` mutex whose last holder may have panicked.
 //!
-//! A panic becomes an error of the operation that it happened in (`host::tasks`). The pod goes on: one
-//! bug must not make all its containers unreachable.
+//! A panic ends the pod (`shim::serve`). Its end needs the state all the same: its containers' ends are told, and
+//! what was made for them is removed.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::{Cgroup, hierarchies};
 use cgroups_rs::systemd::DEFAULT_SLICE;
@@ -89,7 +89,8 @@ pub(crate) fn enter(leaf: &Path) -> Result<Entry> {
 /// Removes a cgroup of the journal; one that does not exist is success. A pod's leaf is emptied by SIGKILL, a
 /// shim's leaf by moving its processes back; an ancestor is removed only when it is empty.
 pub(crate) fn remove(path: &Path) -> Result<()> {
-    let until = Instant::now() + limits::host::CLEANUP_STEP;
+    let limit = limit(path);
+    let until = Instant::now() + limit;
     if path.is_absolute() {
         if !path.starts_with(TOP) || path.components().any(|c| c == Component::ParentDir) {
             return Err(Error::internal(format!("journal: {} is not a cgroup", path.display())));
@@ -103,11 +104,16 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
     for dir in dirs(path) {
         if is_leaf {
-            empty(&dir, until)?;
+            empty(&dir, until, limit)?;
         }
         remove_dir(&dir, is_leaf || is_shims, until)?;
     }
     Ok(())
+}
+
+/// The time for the removal of a cgroup: in a pod's leaf its QEMU may have been killed a moment ago.
+fn limit(path: &Path) -> Duration {
+    if is_leaf(path) { limits::qemu::QEMU_EXIT } else { limits::host::CLEANUP_STEP }
 }
 
 /// Whether `path` is a pod's leaf, by its name.
@@ -120,8 +126,8 @@ fn name_of(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)
 }
 
-/// Kills until no process is left: new ones may be forked meanwhile.
-fn empty(dir: &Path, until: Instant) -> Result<()> {
+/// Kills until no process is left: new ones may be forked meanwhile. `until`: the end of `limit`.
+fn empty(dir: &Path, until: Instant, limit: Duration) -> Result<()> {
     fs::write(dir.join("cgroup.kill"), "1").ok(); // v2 since 5.14; the loop covers the rest
     loop {
         let pids = match fs::read_to_string(dir.join("cgroup.procs")) {
@@ -141,7 +147,7 @@ fn empty(dir: &Path, until: Instant) -> Result<()> {
             return Err(Error::deadline(format!(
                 "cgroup {}: processes {pids:?} are still there {} s after SIGKILL",
                 dir.display(),
-                limits::host::CLEANUP_STEP.as_secs()
+                limit.as_secs()
             )));
         }
         pause();
@@ -234,6 +240,32 @@ mod tests {
         ] {
             assert!(leaf_path(Some(bad), &key).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_protected_guest_is_waited_for() {
+        let leaf = PathBuf::from(format!("kubepods/pod1/kata-se-{}", "0123456789abcdef".repeat(2)));
+        assert_eq!(limit(&leaf), limits::qemu::QEMU_EXIT);
+        for other in ["kubepods".into(), PathBuf::from("/sys/fs/cgroup/pids/x"), leaf.join("x")] {
+            assert_eq!(limit(&other), limits::host::CLEANUP_STEP);
+        }
+        let dir = tempfile::tempdir().expect("dir");
+        let procs = dir.path().join("cgroup.procs");
+        let none = "4194305\n"; // above every pid that there can be
+        fs::write(&procs, none).expect("procs");
+        let began = Instant::now();
+        let e = empty(dir.path(), began, Duration::from_secs(7)).expect_err("it is there").to_string();
+        assert!(e.ends_with("processes [4194305] are still there 7 s after SIGKILL"), "{e}");
+        let emptied = std::thread::scope(|all| {
+            all.spawn(|| {
+                while began.elapsed() < Duration::from_millis(100) {
+                    pause();
+                }
+                fs::write(&procs, "").expect("procs");
+            });
+            empty(dir.path(), began + Duration::from_secs(60), Duration::from_secs(60))
+        });
+        assert_eq!(emptied, Ok(()));
     }
 
     #[test]

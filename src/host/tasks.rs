@@ -2,7 +2,7 @@
 //!
 //! An operation that changes anything runs as a task, and the caller's handler only awaits its result:
 //! ttrpc drops a handler at the client's deadline, at whatever point it is. A panic in a task becomes
-//! an error of its operation and does not end the shim.
+//! an error of its operation, and ends the pod in good order (`shim::serve`).
 
 use std::future::Future;
 use std::sync::Arc;

@@ -131,7 +131,12 @@ pub(crate) fn next(
         (P::Exited | P::Deleting, I::KillAsked) => refuse(Code::NotFound),
         (P::Exited, I::DeleteAsked) => Ok((P::Deleting, NONE)),
 
-        (P::Deleting, I::StartAsked | I::PauseAsked | I::ResumeAsked) => refuse(Code::NotFound),
+        // What it was asked for before its end has failed by that, or is not wanted any more.
+        (P::Exited | P::Deleting, I::PauseFailed | I::ResumeFailed) => Ok((phase, NONE)),
+        (
+            P::Deleting,
+            I::StartAsked | I::Started | I::PauseAsked | I::PauseDone | I::ResumeAsked | I::ResumeDone,
+        ) => refuse(Code::NotFound),
         (P::Deleting, I::DeleteFailed) => Ok((P::Exited, NONE)),
         _ => refuse(Code::FailedPrecondition),
     }
@@ -151,11 +156,16 @@ impl InvalidTransition {
             Phase::Exited => "has finished",
             Phase::Deleting => "is being deleted",
         };
+        let ended = matches!(self.phase, Phase::Exited | Phase::Deleting);
         let cannot = match self.input {
             Input::StartAsked => "cannot be started",
             Input::KillAsked => "cannot be signalled",
             Input::PauseAsked => "cannot be paused",
             Input::ResumeAsked => "cannot be resumed",
+            // It ended while the guest did what was asked for.
+            Input::Started if ended => "cannot be started",
+            Input::PauseDone if ended => "cannot be paused",
+            Input::ResumeDone if ended => "cannot be resumed",
             Input::UpdateAsked => "cannot be updated",
             Input::StatsAsked => "has no statistics",
             Input::DeleteAsked => "cannot be deleted",
@@ -229,6 +239,28 @@ mod tests {
         }
         let golden = include_str!("testdata/process.table");
         assert!(text == golden, "the table has changed:\n{text}");
+    }
+
+    /// A process may end, or be deleted, while the guest does what was asked for.
+    #[test]
+    fn an_end_during_a_call_is_no_bug() {
+        let id = ProcessId::init(crate::ids::ContainerId::parse("c1").expect("id"));
+        let calls = [
+            (Input::StartAsked, Input::Started, None),
+            (Input::PauseAsked, Input::PauseDone, Some(Input::PauseFailed)),
+            (Input::ResumeAsked, Input::ResumeDone, Some(Input::ResumeFailed)),
+        ];
+        for phase in [Phase::Exited, Phase::Deleting] {
+            for (asked, done, failed) in calls {
+                let answer =
+                    |input| next(Kind::Init, phase, input).expect_err("has ended").of(&id).to_string();
+                assert_eq!(answer(done), answer(asked), "as if it had come after the end");
+                assert!(!answer(done).contains("bug"), "{}", answer(done));
+                if let Some(failed) = failed {
+                    assert_eq!(next(Kind::Init, phase, failed), Ok((phase, &[] as &[Emit])));
+                }
+            }
+        }
     }
 
     /// A small generator: the same sequences on every machine.

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+use slog::{Logger, warn};
 
 use crate::agent::client::Agent;
 use crate::ccw::{DevNo, DevNos};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::process::Child;
 use crate::ids::ContainerId;
 use crate::mutex;
@@ -41,6 +43,8 @@ pub(crate) struct Guest {
     /// Containers whose creation was begun in the guest and has not succeeded: the agent cannot take such an id
     /// again.
     pub(crate) unusable: Mutex<BTreeSet<ContainerId>>,
+    /// It was ended by the shim, for a reason.
+    pub(crate) condemned: AtomicBool,
 }
 
 /// A layer image, once it is plugged and mounted. Locked meanwhile, so that two containers do not plug it twice.
@@ -55,6 +59,16 @@ pub(crate) struct Layer {
 }
 
 impl Guest {
+    /// Kills a VM that is of no use any more. The first reason is logged and becomes that of its end: others
+    /// follow from it.
+    pub(crate) fn kill_because(&self, log: &Logger, why: &Error) {
+        let ended = self.vm.gone().borrow().is_some();
+        if !ended && !self.condemned.swap(true, Ordering::Relaxed) {
+            warn!(log, "killing the VM: {}", why);
+            self.vm.kill_because(&why.to_string());
+        }
+    }
+
     pub(crate) fn next_devno(&self) -> Result<DevNo> {
         mutex::lock(&self.devnos).take()
     }

@@ -2,7 +2,7 @@
 //!
 //! Everything is recorded in the journal before it is made; the caller cleans up after an error.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -98,6 +98,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         images: Mutex::default(),
         mounts: AtomicU32::new(0),
         unusable: Mutex::default(),
+        condemned: AtomicBool::new(false),
     })
 }
 

@@ -131,14 +131,24 @@ impl Pod {
         input: Input,
         also: impl FnOnce(&mut Process) -> T,
     ) -> Result<T> {
-        let mut state = self.lock();
+        self.advance_in(&mut self.lock(), id, input, also)
+    }
+
+    /// The same in the moment of a decision that was made by `state`, the pod's own.
+    pub(crate) fn advance_in<T>(
+        &self,
+        state: &mut State,
+        id: &ProcessId,
+        input: Input,
+        also: impl FnOnce(&mut Process) -> T,
+    ) -> Result<T> {
         let pid = state.vm.pid();
         let process = state.process_mut(id)?;
         let emits = process.advance(id, input)?;
         let result = also(process);
         let exit = process.exit();
         for emit in emits {
-            if let Some(event) = event_of(&state, id, *emit, pid, exit) {
+            if let Some(event) = event_of(state, id, *emit, pid, exit) {
                 self.events.push(event);
             }
         }
@@ -186,5 +196,19 @@ fn event_of(state: &State, id: &ProcessId, emit: Emit, pid: u32, exit: Option<Ex
             let Exit { status, at } = exit?;
             Some(Event::Exit { id: container, exec: exec.clone(), pid, status, at })
         }
+    }
+}
+
+#[cfg(test)]
+impl Pod {
+    /// The pod `s1` without a VM, with its files in `dir`.
+    pub(crate) fn in_dir(dir: &std::path::Path) -> Arc<Self> {
+        let namespace = Namespace::parse("tests").expect("namespace");
+        let sandbox = SandboxId::parse("s1").expect("id");
+        let (log, level) = crate::host::log::open(&dir.join("log"), &dir.join("fifo"), &sandbox, true);
+        let key = PodKey::new("/c.sock", &namespace, &sandbox);
+        let parts =
+            PodParts { key, namespace, sandbox, dir: dir.to_path_buf(), log, core_scheduling: false, level };
+        Self::new(parts).expect("pod")
     }
 }

@@ -116,20 +116,42 @@ impl Pod {
     /// Task.Shutdown and ShutdownSandbox: `now` ends what still runs. True: everything is ended, and the shim
     /// may exit.
     pub(crate) async fn shutdown(self: &Arc<Self>, now: bool) -> Result<bool> {
-        let creating: Vec<ContainerId> = {
+        {
             let state = self.lock();
             // A sandbox lives without containers, too: it has its own Shutdown.
             if !now && (!state.containers.is_empty() || state.sandbox.is_some()) {
                 return Ok(false);
             }
             state.service.send_replace(Service::ShuttingDown);
+        }
+        self.cancel_begun().await;
+        self.end().await;
+        Ok(true)
+    }
+
+    /// The end of a pod whose shim has a bug: a Shutdown that does not wait for what may never end.
+    pub(crate) async fn end_after_panic(self: &Arc<Self>) {
+        self.lock().service.send_replace(Service::ShuttingDown);
+        timeout(limits::shim::PANIC_GRACE, self.cancel_begun()).await.ok();
+        self.end_sandbox(KILLED);
+        self.end().await;
+    }
+
+    /// Cancels every Create and StartSandbox that is under way, and waits until they are undone.
+    async fn cancel_begun(&self) {
+        let creating: Vec<ContainerId> = {
+            let state = self.lock();
             let creating = state.containers.iter().filter(|(_, c)| c.init.phase() == Phase::Creating);
-            creating.map(|(id, _)| id.clone()).collect()
+            creating.inspect(|(_, c)| _ = c.cancel.send_replace(true)).map(|(id, _)| id.clone()).collect()
         };
         for id in creating {
             self.cancel_create(&id).await.ok();
         }
         self.cancel_sandbox_start().await;
+    }
+
+    /// Ends the VM, every process and the sandbox, and forgets them: the shim may exit.
+    async fn end(&self) {
         if let Err(e) = stop(self).await {
             warn!(self.log(), "shutdown: {}", e);
         }
@@ -138,7 +160,6 @@ impl Pod {
         let mut state = self.lock();
         state.containers.clear();
         state.service.send_replace(Service::ShutDown);
-        Ok(true)
     }
 
     /// Every process' end is told before the process is forgotten. Their monitors know it, and tell it within
@@ -200,5 +221,55 @@ impl Pod {
         let state = self.lock();
         let Some(sandbox) = &state.sandbox else { return };
         Exit { status, at: SystemTime::now() }.publish(&sandbox.exit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ContainerId;
+    use crate::lifecycle::vm::VmInput;
+    use crate::oci::pod_spec::PodSpec;
+    use crate::plan::cpus::CpuList;
+    use crate::pod::journal::Cleanup;
+    use crate::pod::request::{CreateRequest, StdioPaths};
+    use crate::pod::state::{Container, Sandbox};
+
+    #[tokio::test]
+    async fn after_a_panic_nobody_waits_for_a_phase_that_is_stuck() {
+        let dir = tempfile::tempdir().expect("dir");
+        let pod = Pod::in_dir(dir.path());
+        // As a Create leaves it that has panicked while it booted the VM.
+        let id = ContainerId::parse("s1").expect("id");
+        let request = CreateRequest {
+            id: id.clone(),
+            bundle: "/b".into(),
+            rootfs: Vec::new(),
+            stdio: StdioPaths::default(),
+            config_path: None,
+        };
+        pod.lock().vm.advance(VmInput::BootAsked).expect("boot");
+        pod.lock().containers.insert(id.clone(), Container::creating(&request, true, CpuList::default()));
+        pod.journal.record(&Cleanup::Path { name: "socket".into() }).expect("record");
+        std::fs::write(dir.path().join("socket"), b"").expect("socket");
+        let ended = async { tokio::join!(pod.end_after_panic(), pod.cancel_create(&id), pod.shut_down()) };
+        let ((), deleted, ()) = timeout(Duration::from_secs(10), ended).await.expect("an end");
+        assert_eq!(deleted.expect_err("no such container").code(), crate::error::Code::NotFound);
+        assert_eq!(pod.lock().vm.phase(), VmPhase::Gone);
+        assert!(!dir.path().join("socket").exists());
+        assert_eq!(crate::pod::journal::read(dir.path()), Ok(vec![]));
+    }
+
+    #[tokio::test]
+    async fn after_a_panic_a_sandbox_that_was_being_started_has_ended() {
+        let dir = tempfile::tempdir().expect("dir");
+        let pod = Pod::in_dir(dir.path());
+        let sandbox = Sandbox::new(pod.parts.sandbox.clone(), PodSpec::default());
+        let exit = sandbox.exit.subscribe();
+        pod.lock().vm.advance(VmInput::BootAsked).expect("boot");
+        pod.lock().sandbox = Some(sandbox);
+        timeout(Duration::from_secs(10), pod.end_after_panic()).await.expect("an end");
+        assert_eq!(exit.borrow().map(|exit| exit.status), Some(KILLED));
+        timeout(Duration::from_secs(1), pod.shut_down()).await.expect("shut down");
     }
 }

@@ -102,10 +102,7 @@ async fn watch_health(pod: Arc<Pod>, guest: Arc<Guest>) {
         e = silent => e,
         e = guest.agent.broken() => e,
     };
-    if guest.vm.gone().borrow().is_none() {
-        warn!(pod.log(), "killing the VM: {}", e);
-        guest.vm.kill_because(&e.to_string());
-    }
+    guest.kill_because(pod.log(), &e);
 }
 
 /// One call at a time; ends with the VM, or when the guest does not allow the call.

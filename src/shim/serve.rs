@@ -8,6 +8,7 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use slog::{Logger, error, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use ttrpc::r#async::{Server, Service};
@@ -51,7 +52,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let key = PodKey::new(&flags.address, &namespace, &sandbox);
     let dir = dir::of(&dir::run_dir(), &key);
     let (log, level) = log::open(&dir.join(dir::LOG), &bundle.join("log"), &sandbox, flags.debug);
-    log_panics(log.clone());
+    let panicked = note_panics(log.clone());
     if let Err(e) = raised {
         warn!(log, "the limit of open files stays as it was (RLIMIT_NOFILE): {}", e);
     }
@@ -63,7 +64,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
         .max_blocking_threads(4)
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(run_server(parts, listener));
+    let result = runtime.block_on(run_server(parts, listener, panicked));
     if let Err(e) = &result {
         error!(log, "{}", e);
     }
@@ -77,7 +78,11 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
 }
 
 /// Serves until the pod ends. Returns the task that sends events if some are still queued.
-async fn run_server(parts: PodParts, listener: UnixListener) -> Result<Option<JoinHandle<()>>> {
+async fn run_server(
+    parts: PodParts,
+    listener: UnixListener,
+    panicked: Arc<Notify>,
+) -> Result<Option<JoinHandle<()>>> {
     let log = parts.log.clone();
     ignore_signals(&log)?;
     let namespace = parts.namespace.clone();
@@ -99,6 +104,7 @@ async fn run_server(parts: PodParts, listener: UnixListener) -> Result<Option<Jo
     tokio::select! {
         () = pod.shut_down() => {}
         () = pod.orphaned() => {}
+        () = panicked.notified() => pod.end_after_panic().await,
     }
     pod.events.close();
     // Normally containerd accepts them at once. One that cleans up during its own start accepts none until this
@@ -140,9 +146,15 @@ fn ignore_signals(log: &Logger) -> Result<()> {
     Ok(())
 }
 
-fn log_panics(log: Logger) {
+/// A panic anywhere, in a task, a handler or a thread, is logged and notified. What its work was about is in a
+/// state that no one knows, and those who wait for its end would wait for ever: it ends the pod.
+fn note_panics(log: Logger) -> Arc<Notify> {
+    let panicked = Arc::new(Notify::new());
+    let notified = Arc::clone(&panicked);
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        error!(log, "a bug in the shim: panic at {}", place);
+        error!(log, "a bug in the shim: panic at {}: the pod ends", place);
+        notified.notify_one();
     }));
+    panicked
 }

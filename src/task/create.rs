@@ -16,7 +16,7 @@ use crate::host::log::ms;
 use crate::host::netns;
 use crate::ids::ProcessId;
 use crate::lifecycle::process::Input;
-use crate::lifecycle::vm::VmInput;
+use crate::lifecycle::vm::{VmInput, VmPhase};
 use crate::limits;
 use crate::oci::guest_spec::guest_spec;
 use crate::oci::pod_spec::PodSpec;
@@ -50,17 +50,18 @@ impl Pod {
         let made = tokio::select! {
             made = self.make(&request, &bundle) => made,
             _ = cancel.wait_for(|asked| *asked) => {
-                Err(Error::new(Code::Cancelled, "cancelled: the container was deleted while it was being created"))
+                Err(cancelled())
             }
         };
-        if let Err(e) = made {
-            let e = e.context(format!("create {id}"));
-            warn!(self.log(), "{}", e);
-            self.undo_create(&id, &bundle.role, &e).await;
-            return Err(e);
-        }
-        let pid = self.lock().vm.pid();
-        self.advance(&id, Input::CreateDone)?;
+        let pid = match made.and_then(|()| self.created(&id)) {
+            Ok(pid) => pid,
+            Err(e) => {
+                let e = e.context(format!("create {id}"));
+                warn!(self.log(), "{}", e);
+                self.undo_create(&id, &bundle.role, &e).await;
+                return Err(e);
+            }
+        };
         scheduling::update_affinity(self);
         info!(self.log(), "created {}", id; "ms" => ms(began.elapsed()));
         Ok(pid)
@@ -158,6 +159,21 @@ impl Pod {
         Ok((launch::publish_guest(self, guest)?, disk))
     }
 
+    /// The container is Created, unless its VM has ended or its Create was cancelled after the guest's answer: who
+    /// does either of them leaves a container that is Creating to its Create.
+    fn created(&self, id: &ProcessId) -> Result<u32> {
+        let mut state = self.lock();
+        if *state.container(&id.container)?.cancel.borrow() {
+            return Err(cancelled());
+        }
+        if state.vm.phase() != VmPhase::Up {
+            let end = state.vm.guest().and_then(|guest| guest.vm.gone().borrow().clone());
+            return Err(Error::unavailable(end.map_or("its VM has ended".to_owned(), |end| end.to_string())));
+        }
+        self.advance_in(&mut state, id, Input::CreateDone, |_| ())?;
+        Ok(state.vm.pid())
+    }
+
     /// Returns when nothing is left of it: what it was doing when it was cancelled is waited for.
     async fn undo_create(self: &Arc<Self>, id: &ProcessId, role: &Role, e: &Error) {
         if !matches!(role, Role::Member { .. }) {
@@ -174,5 +190,53 @@ impl Pod {
         }
         self.lock().containers.remove(&id.container);
         self.container_removed.notify_one();
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(Code::Cancelled, "cancelled: the container was deleted while it was being created")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ContainerId;
+    use crate::lifecycle::process::Phase;
+    use crate::plan::cpus::CpuList;
+    use crate::pod::request::StdioPaths;
+
+    /// A container that the guest has just made.
+    fn made(pod: &Pod, id: &str) -> ProcessId {
+        let id = ContainerId::parse(id).expect("id");
+        let request = CreateRequest {
+            id: id.clone(),
+            bundle: "/b".into(),
+            rootfs: Vec::new(),
+            stdio: StdioPaths::default(),
+            config_path: None,
+        };
+        let container = Container::creating(&request, false, CpuList::default());
+        pod.lock().containers.insert(id.clone(), container);
+        ProcessId::init(id)
+    }
+
+    #[test]
+    fn no_container_is_created_in_a_vm_that_has_ended_or_after_it_was_cancelled() {
+        let dir = tempfile::tempdir().expect("dir");
+        let pod = Pod::in_dir(dir.path());
+        for input in [VmInput::BootAsked, VmInput::BootDone] {
+            pod.lock().vm.advance(input).expect("boot");
+        }
+        let [first, second, third] = ["c1", "c2", "c3"].map(|id| made(&pod, id));
+        assert_eq!(pod.created(&first), Ok(0));
+        assert_eq!(pod.lock().process(&first).map(|p| p.phase()), Ok(Phase::Created));
+        pod.lock().container(&second.container).expect("known").cancel.send_replace(true);
+        assert_eq!(pod.created(&second).expect_err("cancelled").code(), Code::Cancelled);
+        pod.lock().vm.advance(VmInput::VmEnded).expect("end");
+        let e = pod.created(&third).expect_err("ended");
+        assert_eq!((e.code(), e.to_string().as_str()), (Code::Unavailable, "its VM has ended"));
+        for id in [&second, &third] {
+            assert_eq!(pod.lock().process(id).map(|p| p.phase()), Ok(Phase::Creating));
+        }
     }
 }

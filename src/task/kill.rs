@@ -61,8 +61,7 @@ impl Pod {
                     && self.parts.sandbox.is(&id.container)
                     && id.exec.is_none() =>
             {
-                warn!(self.log(), "killing the VM: {}", e);
-                guest.vm.kill();
+                guest.kill_because(self.log(), &e);
                 Ok(())
             }
             asked => asked.map_err(|e| e.context(format!("signal {signal} to {id}"))),

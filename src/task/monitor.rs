@@ -14,7 +14,7 @@ use tokio::sync::watch as channel;
 use tokio::time::timeout;
 
 use crate::agent::calls::OutputStream;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::host::tasks;
 use crate::ids::{ContainerId, ProcessId};
 use crate::lifecycle::process::{Input, Phase};
@@ -99,7 +99,7 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
         Ok(status) => (status, Input::Exited),
         Err(e) => {
             if guest.vm.gone().borrow().is_none() {
-                lost(&pod, &guest, &id, &e);
+                lost(&pod, &guest, &id, e).await;
             }
             (KILLED, Input::VmEnded)
         }
@@ -202,11 +202,43 @@ async fn wait_for_end(
     }
 }
 
-/// The end of a process cannot be known without the agent: a guest that lost it is dead.
-fn lost(pod: &Pod, guest: &Guest, id: &ProcessId, e: &crate::error::Error) {
-    warn!(pod.log(), "{}: {}", id, e);
-    if e.code() != Code::NotFound {
-        guest.vm.kill();
+/// What ends with a process whose end the guest does not tell, and which cannot be known otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// The guest knows no such process: it has ended.
+    Nothing,
+    /// An exec, whose WaitProcess alone a policy may refuse.
+    Exec,
+    /// A container whose end is never told, or a guest that cannot be asked, is of no use.
+    Vm,
+}
+
+impl Lost {
+    fn by(e: &Error, id: &ProcessId) -> Self {
+        match e.code() {
+            Code::NotFound => Self::Nothing,
+            Code::Unavailable | Code::DeadlineExceeded => Self::Vm,
+            _ if id.exec.is_none() => Self::Vm,
+            _ => Self::Exec,
+        }
+    }
+}
+
+async fn lost(pod: &Arc<Pod>, guest: &Guest, id: &ProcessId, e: Error) {
+    let what = Lost::by(&e, id);
+    let e = e.context(id);
+    match what {
+        Lost::Nothing => warn!(pod.log(), "{}", e),
+        Lost::Vm => guest.kill_because(pod.log(), &e),
+        Lost::Exec => {
+            warn!(pod.log(), "{}: its end cannot be known: it is killed", e);
+            match pod.kill(id, SIGKILL, false).await {
+                Err(e) if e.code() != Code::NotFound => {
+                    warn!(pod.log(), "{} may run on in the guest: {}", id, e);
+                }
+                _ => {}
+            }
+        }
     }
 }
 
@@ -228,4 +260,27 @@ fn copy(
         }));
     });
     Copying { handle, task }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ExecId;
+
+    #[test]
+    fn only_an_exec_ends_when_a_guest_refuses_to_tell_its_end() {
+        let init = ProcessId::init(ContainerId::parse("c1").expect("id"));
+        let exec = ProcessId { exec: Some(ExecId::parse("e1").expect("id")), ..init.clone() };
+        for (code, of_exec, of_init) in [
+            (Code::PermissionDenied, Lost::Exec, Lost::Vm),
+            (Code::Unimplemented, Lost::Exec, Lost::Vm),
+            (Code::Internal, Lost::Exec, Lost::Vm),
+            (Code::Unavailable, Lost::Vm, Lost::Vm),
+            (Code::DeadlineExceeded, Lost::Vm, Lost::Vm),
+            (Code::NotFound, Lost::Nothing, Lost::Nothing),
+        ] {
+            let e = Error::new(code, "x");
+            assert_eq!((Lost::by(&e, &exec), Lost::by(&e, &init)), (of_exec, of_init), "{code:?}");
+        }
+    }
 }

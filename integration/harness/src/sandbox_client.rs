@@ -1,6 +1,7 @@
 //! A client of the shim's Sandbox API that calls it as containerd's controller "shim" does.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedOutputStream, MessageField};
@@ -178,8 +179,12 @@ impl Sandbox {
     }
 
     pub async fn shutdown(&self) -> ttrpc::Result<()> {
+        self.shutdown_for(PATIENCE).await
+    }
+
+    pub async fn shutdown_for(&self, deadline: Duration) -> ttrpc::Result<()> {
         let req = api::ShutdownSandboxRequest { sandbox_id: self.id.clone(), ..Default::default() };
-        self.client.shutdown_sandbox(with_duration(PATIENCE), &req).await.map(|_| ())
+        self.client.shutdown_sandbox(with_duration(deadline), &req).await.map(|_| ())
     }
 
     /// The type of the metrics and their bytes.

@@ -221,8 +221,12 @@ impl Shim {
     }
 
     pub async fn shutdown(&self, now: bool) -> ttrpc::Result<()> {
+        self.shutdown_for(now, PATIENCE).await
+    }
+
+    pub async fn shutdown_for(&self, now: bool, deadline: Duration) -> ttrpc::Result<()> {
         let req = api::ShutdownRequest { id: "x".into(), now, ..Default::default() };
-        self.task.shutdown(patient(), &req).await.map(|_| ())
+        self.task.shutdown(with_duration(deadline), &req).await.map(|_| ())
     }
 
     /// Every call about this name answers that it is unknown.

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, TestNode, cgroup_top, code, within};
+use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, TestNode, cgroup_top, code, eventually, within};
 use kata_se::test_api::Step;
 
 /// Steps of a pod's end or of a process; all others are steps of Create.
@@ -100,6 +100,66 @@ async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
             clean.assert_clean();
         }
     }
+}
+
+/// The lines of the shims' log about a panic.
+fn bugs(node: &TestNode) -> Vec<String> {
+    node.log_with_bugs()
+        .lines()
+        .filter(|line| line.contains("a bug in the shim: panic at"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_panic_at_any_step_ends_the_pod_and_the_shim() {
+    let node = node_with_failpoint().await;
+    let netns = PodNetns::new();
+    let clean = harness::Census::take(&node.path(""), &node.path("run"));
+    for step in Step::ALL {
+        failpoint(&node, &format!("{}=panic#1", step.name()));
+        within("an end", 30, whole_life(&node, &netns)).await.expect_err(step.name());
+        let ended = || harness::pods(&node.path("run")).is_empty();
+        eventually(&format!("the pod's end after {}", step.name()), 20, ended).await;
+        clean.assert_clean();
+        let bugs = bugs(&node);
+        assert!(
+            matches!(bugs.as_slice(), [bug] if bug.contains("failpoint.rs")),
+            "{}: {bugs:?}",
+            step.name()
+        );
+        failpoint(&node, "");
+        node.delete("m1");
+        node.delete("s1");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_one_call_ends_every_process_and_answers_all_waiters() {
+    let node = node_with_failpoint().await;
+    failpoint(&node, "");
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    for id in ["m1", "m2"] {
+        let dir = node.bundle(id, &Bundle::sh("sleep 1000").member("s1"));
+        shim.create(id, &dir, NO_STREAMS).await.expect("create");
+    }
+    shim.start("m1", "").await.expect("start");
+    let dir = node.bundle("m3", &Bundle::sh("sleep 1000").member("s1"));
+    failpoint(&node, "ContainerMade=panic#1");
+    let asking = async {
+        // Its phase is stuck: this Delete waits for a Create that is no more.
+        let created = shim.create("m3", &dir, NO_STREAMS).await;
+        (created, shim.delete("m3", "").await)
+    };
+    let waits = async { tokio::join!(shim.wait("s1", ""), shim.wait("m1", ""), shim.wait("m2", "")) };
+    let (waits, (created, deleted)) = within("answers", 10, async { tokio::join!(waits, asking) }).await;
+    assert_eq!(waits, (Ok(137), Ok(137), Ok(137)));
+    assert_eq!((code(&created), code(&deleted)), (Some(Code::INTERNAL), Some(Code::NOT_FOUND)));
+    let exits = || node.events.lines().iter().filter(|line| line.starts_with("exit ")).count();
+    eventually("exits", 5, || exits() == 3).await;
+    eventually("the pod's end", 10, || harness::pods(&node.path("run")).is_empty()).await;
+    node.assert_clean();
+    assert_eq!(bugs(&node).len(), 1);
 }
 
 #[tokio::test]

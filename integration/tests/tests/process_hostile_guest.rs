@@ -1,7 +1,7 @@
 //! A guest that lies about exit codes and statistics: values are clamped to what is possible. One that breaks the
-//! protocol: its VM ends, and the shim does not grow.
+//! protocol: its VM ends, and the shim does not grow. One that does not tell a process' end: no more ends than has to.
 
-use harness::{Bundle, NO_STREAMS, TestNode, within};
+use harness::{Bundle, NO_STREAMS, TestNode, eventually, within};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -94,4 +94,39 @@ async fn a_guest_that_breaks_the_protocol_is_ended_and_the_shim_does_not_grow() 
         assert!(peak < 64 << 10, "{how}: {peak} KiB");
         node.end(&shim, "c1").await;
     }
+}
+
+#[tokio::test]
+async fn an_exec_whose_end_may_not_be_known_ends_alone_and_a_container_with_its_vm() {
+    let blocked = json!({"code": 7, "text": "WaitProcessRequest is blocked by policy: "});
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    node.script(&json!([{"call": "WaitProcess", "request": {"exec_id": "e1"}, "error": blocked}]));
+    shim.exec("c1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await.expect("exec");
+    shim.start("c1", "e1").await.expect("start");
+    assert_eq!(within("its end", 10, shim.wait("c1", "e1")).await, Ok(137));
+    shim.delete("c1", "e1").await.expect("delete");
+    assert_eq!(shim.run_exec("c1", "e2", &["/bin/sh", "-c", "exit 5"]).await, 5, "the pod lives");
+    let killed =
+        node.requests().iter().any(|r| r["call"] == "SignalProcess" && r["request"]["exec_id"] == "e1");
+    assert!(killed, "it must not run on");
+    let log = node.log();
+    let line = "exec e1 of container c1: agent WaitProcess: WaitProcessRequest is blocked by policy:: its end cannot be known";
+    assert!(log.contains(line), "{log}");
+    node.end(&shim, "c1").await;
+
+    // A container of which no end would ever be told.
+    node.script(&json!([{"call": "WaitProcess", "error": blocked}]));
+    let dir = node.bundle("c1", &Bundle::sh("true"));
+    let shim = node.shim("c1", &dir).await;
+    shim.create("c1", &dir, NO_STREAMS).await.expect("create");
+    shim.start("c1", "").await.expect("start");
+    assert_eq!(within("its end", 10, shim.wait("c1", "")).await, Ok(137));
+    let why = "container c1: agent WaitProcess: WaitProcessRequest is blocked by policy:";
+    let record = node.pod_dir().join("state.json");
+    let has_reason = || std::fs::read_to_string(&record).is_ok_and(|text| text.contains(why));
+    eventually("the reason in the record", 5, has_reason).await;
+    let log = node.log();
+    assert!(log.contains(&format!("killing the VM: {why}")), "{log}");
+    node.end(&shim, "c1").await;
 }

@@ -8,6 +8,7 @@ use harness::{Bundle, Code, TestNode, code, eventually, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
+use tokio::time::timeout;
 
 fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).expect("pid"))
@@ -67,6 +68,38 @@ async fn a_delete_whose_caller_gave_up_continues_and_can_be_repeated() {
     shim.shutdown(false).await.expect("shutdown");
     node.assert_clean();
     assert_eq!(node.events.lines(), ["create c1", "start c1", "exit c1 3", "delete c1 3"]);
+}
+
+#[tokio::test]
+async fn a_shutdown_whose_caller_gave_up_ends_the_shim() {
+    let node = TestNode::new().await;
+    let short = Duration::from_millis(200);
+    let gone = || harness::pods(&node.path("run")).is_empty();
+    for leaves in [false, true] {
+        let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+        node.script(&json!([{"call": "DestroySandbox", "skip": true, "delay_ms": 1000}]));
+        if leaves {
+            // Its connection is closed with it.
+            timeout(short, async { shim.shutdown(true).await }).await.expect_err("given up");
+            drop(shim);
+        } else {
+            shim.shutdown_for(true, short).await.expect_err("given up");
+        }
+        eventually("the shim's exit", 10, gone).await;
+        node.assert_clean();
+
+        let (shim, sandbox) = node.running_sandbox("c1").await;
+        node.script(&json!([{"call": "DestroySandbox", "skip": true, "delay_ms": 1000}]));
+        if leaves {
+            timeout(short, sandbox.shutdown()).await.expect_err("given up");
+            drop((shim, sandbox));
+        } else {
+            sandbox.shutdown_for(short).await.expect_err("given up");
+        }
+        eventually("the shim's exit", 10, gone).await;
+        node.assert_clean();
+        node.script(&json!([]));
+    }
 }
 
 #[tokio::test]

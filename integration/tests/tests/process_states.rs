@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, eventually, within};
+use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, code, eventually, within};
 use serde_json::json;
 
 /// The calls, those that end a state last.
@@ -207,6 +207,19 @@ async fn a_pause_that_fails_leaves_a_running_container() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     shim.resume("c1").await.expect("it was paused");
+    node.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn a_container_that_ends_while_it_is_paused_has_finished() {
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 0.5; exit 3")).await;
+    node.script(&json!([{"call": "PauseContainer", "skip": true, "delay_ms": 1500}]));
+    let (paused, status) = tokio::join!(shim.pause("c1"), shim.wait("c1", ""));
+    assert_eq!(status, Ok(3));
+    assert_eq!(code(&paused), Some(Code::FAILED_PRECONDITION));
+    let text = paused.expect_err("ended").to_string();
+    assert!(text.contains("c1 has finished and cannot be paused"), "{text}");
     node.end(&shim, "c1").await;
 }
 
