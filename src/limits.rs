@@ -270,6 +270,9 @@ pub(crate) mod stdio {
     /// Bytes given to a sink at once.
     pub(crate) const SINK_BYTES: usize = 16 << 10;
 
+    /// Opening a file for output: a file system of a network may hang.
+    pub(crate) const OPEN_FILE: Duration = Duration::from_secs(10);
+
     /// Bytes sent with one WriteStdin.
     pub(crate) const WRITE_BYTES: usize = 32 << 10;
 
