@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::error::one_line;
 use crate::plan::finding::{Finding, Severity};
 
 /// The result of a subcommand.
@@ -74,8 +75,8 @@ impl Style {
     pub(crate) fn findings(self, findings: &[Finding]) -> String {
         let mut text = String::new();
         for finding in findings {
-            let line =
-                writeln!(text, "{}  {:<12} {}", self.severity(finding.severity), finding.check, finding.text);
+            let (severity, words) = (self.severity(finding.severity), one_line(&finding.text.to_string()));
+            let line = writeln!(text, "{severity}  {:<12} {words}", finding.check);
             debug_assert!(line.is_ok(), "writing to a string");
         }
         text
