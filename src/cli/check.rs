@@ -37,7 +37,7 @@ impl Check {
             Err(e) => {
                 let mut findings = vec![unusable(&e)];
                 findings.extend(checks::machine(&facts::read(&root, Count::Always)));
-                return Ok(check_report(&findings, &[], self.image.as_deref(), style));
+                return Ok(check_report(&findings, &[], None, style));
             }
         };
         let mut findings = vec![read_from(&config)];
