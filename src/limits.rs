@@ -84,7 +84,8 @@ pub(crate) mod host {
     /// Longest log line.
     pub(crate) const LOG_LINE_BYTES: usize = 8 << 10;
 
-    /// Log lines from one place of the source in a second: a pod that starts hundred execs at once has that many.
+    /// Log lines from one place of the source in a second: a pod that starts hundred execs at once has that
+    /// many.
     pub(crate) const LOG_LINES_A_SECOND: u32 = 100;
 
     /// Pause between two tries for a folder's lock.

@@ -30,8 +30,8 @@ impl Report {
     }
 }
 
-/// The exit code of what was written to stdout: `code`, unless it is not there. A reader that closed its end early
-/// (`| head`) has what it wanted.
+/// The exit code of what was written to stdout: `code`, unless it is not there. A reader that closed its end
+/// early (`| head`) has what it wanted.
 pub(crate) fn exit_code(written: std::io::Result<()>, code: u8) -> u8 {
     match written {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {

@@ -1,7 +1,7 @@
 //! The CPUs that a child's threads may run on (`sched_setaffinity`); the kernel keeps them within its cpuset.
 //!
-//! They are named by number, and a number may be another's once the child is reaped: the child's pidfd tells that it
-//! was not when its threads were listed.
+//! They are named by number, and a number may be another's once the child is reaped: the child's pidfd tells
+//! that it was not when its threads were listed.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,8 +1,8 @@
 //! JSON log lines to containerd's fifo and to a bounded file of the pod.
 //!
-//! Neither ever blocks or ends the shim: a fifo that is not read loses lines, and the file keeps the newest. Each
-//! place of the source may write so many lines in a second: a guest that provokes one again and again cannot push the
-//! others out.
+//! Neither ever blocks or ends the shim: a fifo that is not read loses lines, and the file keeps the newest.
+//! Each place of the source may write so many lines in a second: a guest that provokes one again and again
+//! cannot push the others out.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};

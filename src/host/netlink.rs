@@ -537,8 +537,8 @@ async fn remove_ingress(handle: &Handle, link: i32) -> Result<()> {
     del.execute().await.context("remove ingress qdisc")
 }
 
-/// Removes our mirroring from a link: the qdisc with our filter, unless it has filters of others. A qdisc without
-/// our filter is not ours, and a link that does not exist is success.
+/// Removes our mirroring from a link: the qdisc with our filter, unless it has filters of others. A qdisc
+/// without our filter is not ours, and a link that does not exist is success.
 pub(crate) fn remove_mirror(netns: &Path, link: &str) -> Result<()> {
     within(netns, async |handle| {
         let Some(index) = index_of(&handle, link).await? else { return Ok(()) };

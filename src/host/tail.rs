@@ -16,8 +16,9 @@ pub(crate) struct Tail {
     of_kernel_only: Arc<AtomicBool>,
 }
 
-/// How the kernel's lines begin about a panic, an end for want of memory, a fault of its own, or a stall (Linux:
-/// kernel/panic.c, mm/oom_kill.c, arch/s390/kernel/dumpstack.c, kernel/watchdog.c, kernel/hung_task.c).
+/// How the kernel's lines begin about a panic, an end for want of memory, a fault of its own, or a stall
+/// (Linux: kernel/panic.c, mm/oom_kill.c, arch/s390/kernel/dumpstack.c, kernel/watchdog.c,
+/// kernel/hung_task.c).
 const KERNEL_LINES: [&str; 12] = [
     "Kernel panic - ",
     "---[ end Kernel panic - ",
@@ -50,8 +51,8 @@ impl Tail {
         kept.drain(..over);
     }
 
-    /// From now on nothing is quoted but what a kernel says about its end: programs of the guest write here, too,
-    /// and the agent writes whole containers, with the secrets in their environment.
+    /// From now on nothing is quoted but what a kernel says about its end: programs of the guest write here,
+    /// too, and the agent writes whole containers, with the secrets in their environment.
     pub(crate) fn quote_only_kernel(&self) {
         self.of_kernel_only.store(true, Ordering::Relaxed);
     }
@@ -76,7 +77,8 @@ impl Tail {
     }
 }
 
-/// The time of printk in front (`[    1.234567]`, and `[    T1]` of some kernels) is optional; nothing else may be.
+/// The time of printk in front (`[    1.234567]`, and `[    T1]` of some kernels) is optional; nothing else
+/// may be.
 fn is_of_kernel(line: &str) -> bool {
     let mut text = line.trim_start();
     while let Some((time, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {

@@ -1,9 +1,9 @@
 //! The destination of output: none, the client's fifo, a file, or a logging program.
 //!
 //! A fifo is opened for reading, too, so that a reader that goes away and comes back causes neither
-//! EPIPE nor an end of file, and opening never waits for a reader. A file is opened and written on a thread of its
-//! own: a hung file system must not stop the shim. A slow reader blocks only its own stream. What cannot be
-//! written is lost, and told.
+//! EPIPE nor an end of file, and opening never waits for a reader. A file is opened and written on a thread
+//! of its own: a hung file system must not stop the shim. A slow reader blocks only its own stream. What
+//! cannot be written is lost, and told.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -385,7 +385,8 @@ mod tests {
         sink.to = Destination::open("file:///dev/full").await.expect("full again");
         sink.write_all(b"lost").await;
         drop(sink);
-        let full = "c1: output to file:///dev/full: No space left on device (os error 28): what cannot be written is lost";
+        let full = "c1: output to file:///dev/full: No space left on device (os error 28): what \
+                    cannot be written is lost";
         let lost = |count: u32| format!("c1: output to file:///dev/full: {count} bytes were lost");
         assert_eq!(*lines.0.lock().expect("lock"), [full, &lost(8), full, &lost(4)]);
     }
