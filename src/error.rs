@@ -155,9 +155,15 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
-/// Format characters of Unicode: directions, joiners, marks without width, line and paragraph separators.
+/// Format characters of Unicode: directions, joiners, marks without width, line and paragraph separators,
+/// fillers, tags, and variants of a character.
 fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -167,6 +173,10 @@ mod tests {
     #[test]
     fn text_that_would_be_shown_otherwise_is_escaped() {
         assert_eq!(one_line(" a\u{202e}b\nc\u{200b} "), "a\\u{202e}b\\nc\\u{200b}");
+        for c in "\u{9b}\u{ad}\u{61c}\u{2029}\u{202a}\u{2066}\u{2069}\u{3164}\u{feff}\u{e0041}".chars() {
+            assert_eq!(one_line(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
+        }
+        assert_eq!(one_line("Zürich 東京 – “so”"), "Zürich 東京 – “so”");
     }
 
     #[test]

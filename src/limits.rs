@@ -84,6 +84,10 @@ pub(crate) mod host {
     /// Longest log line.
     pub(crate) const LOG_LINE_BYTES: usize = 8 << 10;
 
+    /// Log lines from one place of the source in a second: a pod that starts hundred execs at once has that
+    /// many.
+    pub(crate) const LOG_LINES_A_SECOND: u32 = 100;
+
     /// Pause between two tries for a folder's lock.
     pub(crate) const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
@@ -272,6 +276,9 @@ pub(crate) mod stdio {
 
     /// Bytes given to a sink at once.
     pub(crate) const SINK_BYTES: usize = 16 << 10;
+
+    /// Opening a file for output: a file system of a network may hang.
+    pub(crate) const OPEN_FILE: Duration = Duration::from_secs(10);
 
     /// Bytes sent with one WriteStdin.
     pub(crate) const WRITE_BYTES: usize = 32 << 10;

@@ -9,9 +9,10 @@ use crate::cli::output::{Report, Style, findings_json};
 use crate::config::{Boot, Config, VsockConfig};
 use crate::error::{Error, Result};
 use crate::host::config;
-use crate::host::facts::{Count, Root};
+use crate::host::facts::{self, Count, Root};
 use crate::host::probe::{self, PreflightInputs};
 use crate::image::PlainFlags;
+use crate::plan::checks;
 use crate::plan::finding::{Finding, Severity, fatal, pass, warning};
 
 /// Checks this machine, the configuration and the image. Prints one line per check; the exit code is 0 only if a
@@ -30,36 +31,59 @@ pub(crate) struct Check {
 
 impl Check {
     pub(crate) fn run(&self, style: Style) -> Result<Report> {
-        let config = config::load(self.config.as_deref())?;
-        let mut findings = Vec::new();
-        let image = match (&self.image, &config.boot) {
-            (Some(image), _) | (None, Boot::Sealed { image }) => image.clone(),
-            (None, Boot::Plain { .. }) => {
-                return Err(Error::precondition(
-                    "the configuration starts guests that are not protected (guest.confidential = false): name \
-                     the image to check with --image",
-                ));
+        let root = Root::of_this_machine();
+        let config = match config::load(self.config.as_deref()) {
+            Ok(config) => config,
+            Err(e) => {
+                let mut findings = vec![unusable(&e)];
+                findings.extend(checks::machine(&facts::read(&root, Count::Always)));
+                return Ok(check_report(&findings, &[], None, style));
             }
         };
-        if let Boot::Plain { .. } = config.boot {
-            findings.push(fatal(
-                "config",
-                "the configuration starts guests that are not protected",
-                "guest.confidential = false",
-                "remove this key on a node for secure pods",
-            ));
-        }
-        let root = Root::of_this_machine();
-        let inputs = probe::collect(&root, Count::Always, &image, &config.host_key_documents);
+        let mut findings = vec![read_from(&config)];
+        let image = match &config.boot {
+            Boot::Sealed { image } => Some(self.image.as_ref().unwrap_or(image)),
+            Boot::Plain { .. } => self.image.as_ref(),
+        };
+        let Some(image) = image else {
+            findings.extend(checks::machine(&facts::read(&root, Count::Always)));
+            findings.extend(check_programs(&config));
+            return Ok(check_report(&findings, &config.files, None, style));
+        };
+        let inputs = probe::collect(&root, Count::Always, image, &config.host_key_documents);
         findings.extend(inputs.findings(config.memory_mib, config.vcpus));
-        findings.push(probe::ownership(config.files.iter().chain([&image])));
+        findings.push(probe::ownership(config.files.iter().chain([image])));
         findings.extend(check_programs(&config));
         findings.push(debug_access(&inputs));
-        Ok(check_report(&findings, &image, style))
+        Ok(check_report(&findings, &config.files, Some(image), style))
     }
 }
 
-fn check_report(findings: &[Finding], image: &Path, style: Style) -> Report {
+/// Which configuration it is, and whether it is one for secure pods.
+fn read_from(config: &Config) -> Finding {
+    let files: Vec<_> = config.files.iter().map(|file| file.display().to_string()).collect();
+    let files = if files.is_empty() { "there is no file: the defaults".to_owned() } else { files.join(", ") };
+    match config.boot {
+        Boot::Sealed { .. } => pass("config", files),
+        Boot::Plain { .. } => fatal(
+            "config",
+            "the configuration starts guests that are not protected",
+            &format!("guest.confidential = false in {files}"),
+            "remove this key on a node for secure pods; --image names an image to check",
+        ),
+    }
+}
+
+fn unusable(e: &Error) -> Finding {
+    fatal(
+        "config",
+        "the configuration cannot be used, and no pod starts",
+        e.message(),
+        "correct it, and check again: image, programs and devices depend on it",
+    )
+}
+
+fn check_report(findings: &[Finding], files: &[PathBuf], image: Option<&Path>, style: Style) -> Report {
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let (fatal, warnings) = (count(Severity::Fatal), count(Severity::Warning));
     let last = if fatal > 0 {
@@ -69,10 +93,12 @@ fn check_report(findings: &[Finding], image: &Path, style: Style) -> Report {
     } else {
         style.good("A secure pod could start here.")
     };
-    let image = image.display().to_string();
+    let image = image.map(|image| image.display().to_string());
+    let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
     Report {
         text: format!("{}\n{last}\n", style.findings(findings)),
-        json: json!({"can_start": fatal == 0, "image": image, "findings": findings_json(findings)}),
+        json: json!({"can_start": fatal == 0, "configuration": files, "image": image,
+            "findings": findings_json(findings)}),
         yes: fatal == 0,
     }
 }
@@ -88,10 +114,11 @@ fn check_programs(config: &Config) -> Vec<Finding> {
             let device = Path::new("/dev/vhost-vsock");
             match std::fs::File::options().read(true).write(true).open(device) {
                 Ok(_) => pass("vsock", "/dev/vhost-vsock can be opened"),
-                Err(e) => fatal(
+                Err(e) => not_opened(
                     "vsock",
                     "guests cannot be reached",
-                    &format!("{}: {e}", device.display()),
+                    device,
+                    &e,
                     "load the module: modprobe vhost_vsock",
                 ),
             }
@@ -103,22 +130,35 @@ fn check_programs(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// What this user may not open is not missing.
+fn not_opened(check: &'static str, cause: &str, path: &Path, e: &std::io::Error, advice: &str) -> Finding {
+    let evidence = format!("{}: {e}", path.display());
+    if e.kind() == std::io::ErrorKind::PermissionDenied {
+        return fatal(
+            check,
+            "this could not be checked: the user may not open it",
+            &evidence,
+            "run `kata-se check` as root, as the shim runs",
+        );
+    }
+    fatal(check, cause, &evidence, advice)
+}
+
 fn check_program(check: &'static str, key: &str, path: &Path, advice: &str) -> Finding {
     use std::os::unix::fs::PermissionsExt;
-    let why = match std::fs::metadata(path) {
+    const MISSING: &str = "a program that every pod needs is missing";
+    let advice = format!("{advice}, or correct {key}");
+    match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {
-            return pass(check, path.display().to_string());
+            pass(check, path.display().to_string())
         }
-        Ok(_) => "not a program".to_owned(),
-        Err(e) => e.to_string(),
-    };
-    let evidence = format!("{key} = {}: {why}", path.display());
-    fatal(
-        check,
-        "a program that every pod needs is missing",
-        &evidence,
-        &format!("{advice}, or correct {key}"),
-    )
+        Ok(_) => fatal(check, MISSING, &format!("{key} = {}: not a program", path.display()), &advice),
+        Err(e) => {
+            let mut finding = not_opened(check, MISSING, path, &e, &advice);
+            finding.text.evidence.insert_str(0, &format!("{key} = "));
+            finding
+        }
+    }
 }
 
 /// Whether the image allows access for debugging. The shim itself never enables any for a protected guest.
@@ -162,7 +202,8 @@ mod tests {
 
     #[test]
     fn on_another_architecture_the_report_is_short() {
-        let report = check_report(&inputs("x86_64").findings(2048, 1), Path::new("/i"), Style::default());
+        let report =
+            check_report(&inputs("x86_64").findings(2048, 1), &[], Some(Path::new("/i")), Style::default());
         assert!(!report.yes);
         assert_eq!(report.text, include_str!("testdata/check-x86_64.txt"), "{}", report.text);
         assert_eq!(report.json["can_start"], false);
@@ -181,17 +222,64 @@ mod tests {
             "install QEMU 8 or newer",
         ));
         findings.push(debug_access(&inputs));
-        let report = check_report(&findings, Path::new("/i"), Style::default());
+        let report = check_report(&findings, &[], Some(Path::new("/i")), Style::default());
         assert_eq!(report.text, include_str!("testdata/check-s390x.txt"), "{}", report.text);
     }
 
     #[test]
     fn colours_are_optional() {
         let findings = inputs("x86_64").findings(2048, 1);
-        let plain = check_report(&findings, Path::new("/i"), Style::default()).text;
-        let coloured = check_report(&findings, Path::new("/i"), Style { colour: true }).text;
+        let plain = check_report(&findings, &[], Some(Path::new("/i")), Style::default()).text;
+        let coloured = check_report(&findings, &[], Some(Path::new("/i")), Style { colour: true }).text;
         assert!(!plain.contains('\x1b') && coloured.contains("\x1b[31mFAIL\x1b[0m"));
         let warnings = [warning("key", "a", "b", "c")];
-        assert!(check_report(&warnings, Path::new("/i"), Style::default()).yes);
+        assert!(check_report(&warnings, &[], Some(Path::new("/i")), Style::default()).yes);
+    }
+
+    #[test]
+    fn the_configuration_is_named_and_a_broken_one_ends_nothing() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("config.toml");
+        let check = |text: &str| {
+            std::fs::write(&file, text).expect("write");
+            let check = Check { image: None, config: Some(file.clone()) };
+            check.run(Style::default()).expect("a report")
+        };
+        let name = file.display().to_string();
+        let report = check("[guest]\nvcpus = 2\n");
+        assert!(report.text.starts_with(&format!("ok    config       {name}\n")), "{}", report.text);
+        assert_eq!(report.json["configuration"], json!([name]));
+        for (text, wanted) in [
+            ("[guest]\nvcpu = 2\n", "FAIL  config       the configuration cannot be used"),
+            (
+                include_str!("../../configs/kata-se-emulated.toml"),
+                "FAIL  config       the configuration starts guests",
+            ),
+        ] {
+            let report = check(text);
+            assert!(
+                !report.yes && report.text.starts_with(wanted) && report.text.contains(&name),
+                "{}",
+                report.text
+            );
+            assert!(report.text.contains("  machine  "), "{}", report.text);
+            assert_eq!(report.json["image"], json!(null));
+        }
+        let defaults = crate::config::file::parse(&[]).expect("defaults");
+        assert_eq!(read_from(&defaults).text.to_string(), "there is no file: the defaults");
+    }
+
+    #[test]
+    fn what_the_user_may_not_open_is_not_called_missing() {
+        let told = |code| {
+            let e = std::io::Error::from_raw_os_error(code);
+            not_opened("vsock", "guests cannot be reached", Path::new("/d"), &e, "modprobe").text.to_string()
+        };
+        assert_eq!(told(2), "guests cannot be reached: /d: No such file or directory (os error 2): modprobe");
+        assert_eq!(
+            told(13),
+            "this could not be checked: the user may not open it: /d: Permission denied (os error 13): run \
+             `kata-se check` as root, as the shim runs"
+        );
     }
 }

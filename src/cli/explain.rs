@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::output::{Report, Style};
+use crate::cli::output::{Report, Style, size};
 use crate::diagnosis::Diagnosis;
 use crate::error::{Code, Context, Error, Result, one_line};
 use crate::host::files::read_bounded;
@@ -32,7 +32,11 @@ pub(crate) struct Explain {
 impl Explain {
     pub(crate) fn run(&self, style: Style) -> Result<Report> {
         if self.what == "-" {
-            return Ok(text_report(&read_piped_text()?, style));
+            let stdin = std::io::stdin();
+            if stdin.is_terminal() {
+                return Err(Error::invalid("nothing to explain: name a sandbox or a file, or pipe text in"));
+            }
+            return Ok(piped_report(&read_begin(stdin.lock(), limits::text::EXPLAINED_BYTES)?, style));
         }
         explain(&self.what, &dir::run_dir(), style)
     }
@@ -65,18 +69,31 @@ fn neither_sandbox_nor_file(what: &str, unreadable: &[String]) -> Error {
     Error::not_found(text)
 }
 
-fn read_piped_text() -> Result<String> {
-    let stdin = std::io::stdin();
-    if stdin.is_terminal() {
-        return Err(Error::invalid("nothing to explain: name a sandbox or a file, or pipe text in"));
-    }
+/// The begin of a piped text, and whether there is more.
+#[derive(Debug, PartialEq, Eq)]
+struct Begin {
+    text: String,
+    is_cut: bool,
+}
+
+fn read_begin(input: impl Read, most: u64) -> Result<Begin> {
     let mut bytes = Vec::new();
-    stdin
-        .lock()
-        .take(limits::text::EXPLAINED_BYTES)
-        .read_to_end(&mut bytes)
-        .context("read standard input")?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    input.take(most + 1).read_to_end(&mut bytes).context("read standard input")?;
+    let is_cut = bytes.len() as u64 > most;
+    bytes.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+    Ok(Begin { text: String::from_utf8_lossy(&bytes).into_owned(), is_cut })
+}
+
+fn piped_report(begin: &Begin, style: Style) -> Report {
+    let mut report = text_report(&begin.text, style);
+    report.json["cut"] = begin.is_cut.into();
+    if begin.is_cut {
+        report.text.push_str(&format!(
+            "Only the first {} were read: pipe in the part around the failure, such as `tail -c 10M`.\n",
+            size(limits::text::EXPLAINED_BYTES)
+        ));
+    }
+    report
 }
 
 /// The records in the pods' directories, searched for one sandbox.
@@ -87,12 +104,16 @@ struct Search {
 }
 
 /// Finds the record of the sandbox with this id or, as `crictl` shortens ids, with an id that begins so.
+/// A folder that this user may not read is no reason not to look for a file.
 fn find_record(run_dir: &Path, id: &str) -> Result<Search> {
     let mut unreadable = Vec::new();
     let entries = match std::fs::read_dir(run_dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Search { found: None, unreadable }),
-        Err(e) => return Err(e).with_context(|| format!("read {}", run_dir.display())),
+        Err(e) => {
+            unreadable.push(format!("{}: {e}", run_dir.display()));
+            return Ok(Search { found: None, unreadable });
+        }
     };
     let mut matches = Vec::new();
     for entry in entries.flatten() {
@@ -259,9 +280,23 @@ mod tests {
         {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let hidden = dir.path().join("broken").join(dir::RECORD);
+        let search = find_record(&hidden, "s1").expect("a folder that cannot be read");
+        assert!(search.found.is_none() && search.unreadable.concat().contains("Not a directory"));
         let log = dir.path().join("log").display().to_string();
         std::fs::write(&log, "all\nis well\n").expect("write");
         assert!(explain(&log).expect("a file").text.starts_with("No known failure"));
+    }
+
+    #[test]
+    fn a_piped_text_that_is_cut_says_so() {
+        let begin = |most| read_begin(&b"all is well\n"[..], most).expect("read");
+        assert_eq!((begin(12).is_cut, begin(11).is_cut), (false, true));
+        assert_eq!(begin(3).text, "all");
+        let report = piped_report(&begin(3), Style::default());
+        assert!(report.text.contains("\nOnly the first 16 MiB were read: "), "{}", report.text);
+        assert_eq!((&report.json["cut"], &report.json["failure"]), (&json!(true), &json!(null)));
+        assert!(!piped_report(&begin(12), Style::default()).text.contains("Only the first"));
     }
 
     #[test]

@@ -72,7 +72,14 @@ enum HostKey {
 
 /// The program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse(); // a wrong command line ends here, with code 2
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // A help text, with code 0, or a wrong command line, with code 2.
+        Err(e) => {
+            let code = u8::try_from(e.exit_code()).unwrap_or(2);
+            return ExitCode::from(output::exit_code(e.print(), code));
+        }
+    };
     let style = Style::of_stdout();
     match run(&cli.command, style) {
         Ok(report) => report.print(cli.json),

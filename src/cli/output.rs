@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::error::one_line;
 use crate::plan::finding::{Finding, Severity};
 
 /// The result of a subcommand.
@@ -18,12 +19,26 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Ignores a reader that closed its end early (`| head`).
     pub(crate) fn print(&self, as_json: bool) -> ExitCode {
+        ExitCode::from(self.print_to(&mut std::io::stdout().lock(), as_json))
+    }
+
+    fn print_to(&self, out: &mut impl Write, as_json: bool) -> u8 {
         let text = if as_json { format!("{:#}\n", self.json) } else { self.text.clone() };
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
-        if self.yes { ExitCode::SUCCESS } else { ExitCode::from(1) }
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        exit_code(written, if self.yes { 0 } else { 1 })
+    }
+}
+
+/// The exit code of what was written to stdout: `code`, unless it is not there. A reader that closed its end
+/// early (`| head`) has what it wanted.
+pub(crate) fn exit_code(written: std::io::Result<()>, code: u8) -> u8 {
+    match written {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            writeln!(std::io::stderr(), "kata-se: write to standard output: {e}").ok();
+            3
+        }
+        _ => code,
     }
 }
 
@@ -74,8 +89,8 @@ impl Style {
     pub(crate) fn findings(self, findings: &[Finding]) -> String {
         let mut text = String::new();
         for finding in findings {
-            let line =
-                writeln!(text, "{}  {:<12} {}", self.severity(finding.severity), finding.check, finding.text);
+            let (severity, words) = (self.severity(finding.severity), one_line(&finding.text.to_string()));
+            let line = writeln!(text, "{severity}  {:<12} {words}", finding.check);
             debug_assert!(line.is_ok(), "writing to a string");
         }
         text
@@ -124,6 +139,25 @@ impl Progress {
             self.shown = percent;
             let end = if done >= all { "\r\x1b[K" } else { "" };
             write!(std::io::stderr(), "\r{what}: {percent} %{end}").ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_cannot_be_written_is_a_failure() {
+        let report = |yes| Report { text: "a\n".into(), json: json!({}), yes };
+        let full = || std::fs::File::options().write(true).open("/dev/full").expect("open");
+        let (reader, closed) = nix::unistd::pipe().expect("pipe");
+        drop(reader);
+        let mut closed = std::fs::File::from(closed);
+        for (yes, code) in [(true, 0), (false, 1)] {
+            assert_eq!(report(yes).print_to(&mut Vec::new(), false), code);
+            assert_eq!(report(yes).print_to(&mut closed, true), code, "a reader that has enough");
+            assert_eq!(report(yes).print_to(&mut full(), yes), 3);
         }
     }
 }

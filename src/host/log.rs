@@ -1,14 +1,17 @@
 //! JSON log lines to containerd's fifo and to a bounded file of the pod.
 //!
 //! Neither ever blocks or ends the shim: a fifo that is not read loses lines, and the file keeps the newest.
+//! Each place of the source may write so many lines in a second: a guest that provokes one again and again
+//! cannot push the others out.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 use serde_json::{Map, Value};
@@ -59,6 +62,7 @@ pub(crate) fn open(file: &Path, fifo: &Path, sandbox: &SandboxId, debug: bool) -
             file: open_file(file),
             path: file.to_path_buf(),
         }),
+        paces: Mutex::default(),
     };
     (Logger::root(lines.ignore_res(), o!()), level)
 }
@@ -78,6 +82,34 @@ struct Lines {
     level: LevelSwitch,
     sandbox: String,
     outputs: Mutex<Outputs>,
+    /// By file and line of the source.
+    paces: Mutex<BTreeMap<(&'static str, u32), Pace>>,
+}
+
+/// The lines of one place in the source, in the second that is running.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    written: u32,
+    left_out: u64,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { since: now, written: 0, left_out: 0 }
+    }
+
+    /// Whether a line may be written now; if so, how many were left out before it.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let over = now.saturating_duration_since(self.since) >= Duration::from_secs(1);
+        let left_out = if over { std::mem::replace(self, Self::new(now)).left_out } else { 0 };
+        if self.written >= limits::host::LOG_LINES_A_SECOND {
+            self.left_out = self.left_out.saturating_add(1);
+            return None;
+        }
+        self.written += 1;
+        Some(left_out)
+    }
 }
 
 struct Outputs {
@@ -118,6 +150,12 @@ impl Drain for Lines {
         if record.level().as_usize() > self.level.0.load(Ordering::Relaxed) {
             return Ok(());
         }
+        let now = Instant::now();
+        let taken = lock(&self.paces)
+            .entry((record.file(), record.line()))
+            .or_insert_with(|| Pace::new(now))
+            .take(now);
+        let Some(left_out) = taken else { return Ok(()) };
         let mut fields = Fields(Map::new());
         let mut put = |key: &str, value: String| fields.0.insert(key.to_owned(), value.into());
         put("time", humantime::format_rfc3339_millis(SystemTime::now()).to_string());
@@ -126,6 +164,9 @@ impl Drain for Lines {
         put("sandbox", self.sandbox.clone());
         record.kv().serialize(record, &mut fields).ok();
         values.serialize(record, &mut fields).ok();
+        if left_out > 0 {
+            fields.0.insert("left_out".to_owned(), left_out.into());
+        }
         let mut line = Value::Object(fields.0).to_string();
         if line.len() > limits::host::LOG_LINE_BYTES {
             line = format!("{{\"msg\":\"a log line of {} bytes was dropped\"}}", line.len());
@@ -179,10 +220,38 @@ mod tests {
             (&lines[0]["msg"], &lines[0]["n"], &lines[0]["sandbox"]),
             (&"two\\nlines".into(), &7.into(), &"s1".into())
         );
+        let path = dir.path().join("log");
+        let mut outputs = Outputs { fifo: None, file: open_file(&path), path: path.clone() };
         for _ in 0..9000 {
-            info!(log, "{}", "x".repeat(300));
+            outputs.write(&[b'x'; 300]);
         }
-        let size = std::fs::metadata(dir.path().join("log")).expect("stat").len();
+        let size = std::fs::metadata(&path).expect("stat").len();
         assert!(size <= limits::host::LOG_FILE_BYTES + 1024, "{size}");
+    }
+
+    #[test]
+    fn a_flood_from_one_place_is_cut_and_counted_and_others_go_on() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        let most = limits::host::LOG_LINES_A_SECOND;
+        for _ in 0..most {
+            assert_eq!(pace.take(now), Some(0));
+        }
+        assert_eq!([pace.take(now), pace.take(now)], [None, None]);
+        let later = now + Duration::from_secs(1);
+        assert_eq!([pace.take(later), pace.take(later)], [Some(2), Some(0)]);
+
+        let dir = tempfile::tempdir().expect("dir");
+        let sandbox = SandboxId::parse("s1").expect("id");
+        let (log, _) = open(&dir.path().join("log"), Path::new("/nonexistent/log"), &sandbox, false);
+        for n in 0..100_000 {
+            info!(log, "flood {}", n);
+        }
+        info!(log, "another place");
+        let text = std::fs::read_to_string(dir.path().join("log")).expect("read");
+        let seconds = usize::try_from(now.elapsed().as_secs()).expect("seconds") + 2;
+        let lines = text.lines().count();
+        assert!((most as usize..=most as usize * seconds + 1).contains(&lines), "{lines}");
+        assert!(text.ends_with("\n") && text.contains("another place"), "{lines}");
     }
 }

@@ -518,11 +518,27 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<()> {
     handle.qdisc().add(from).ingress().execute().await.context("add ingress qdisc")?;
     let filter =
         handle.traffic_filter(from).add().parent(0xffff_0000).priority(PRIORITY).protocol(ETH_P_ALL.to_be());
-    filter.redirect(to).context("redirect filter")?.execute().await.context("add redirect filter")
+    let added = async {
+        filter.redirect(to).context("redirect filter")?.execute().await.context("add redirect filter")
+    };
+    let added = added.await;
+    if added.is_err() {
+        // Later nothing tells it from one of others.
+        remove_ingress(handle, from).await?;
+    }
+    added
 }
 
-/// Removes our mirroring from a link: the qdisc with our filter, unless it has filters of others. A link
-/// that does not exist is success.
+async fn remove_ingress(handle: &Handle, link: i32) -> Result<()> {
+    let mut del = handle.qdisc().del(link);
+    let message = del.message_mut();
+    message.header.parent = rtnetlink::packet_route::tc::TcHandle::INGRESS;
+    message.attributes.push(TcAttribute::Kind("ingress".into()));
+    del.execute().await.context("remove ingress qdisc")
+}
+
+/// Removes our mirroring from a link: the qdisc with our filter, unless it has filters of others. A qdisc
+/// without our filter is not ours, and a link that does not exist is success.
 pub(crate) fn remove_mirror(netns: &Path, link: &str) -> Result<()> {
     within(netns, async |handle| {
         let Some(index) = index_of(&handle, link).await? else { return Ok(()) };
@@ -538,16 +554,15 @@ pub(crate) fn remove_mirror(netns: &Path, link: &str) -> Result<()> {
             .try_collect()
             .await
             .context("list filters")?;
-        if filters.iter().any(|f| f.header.info >> 16 != u32::from(PRIORITY)) {
-            return Err(Error::precondition(format!(
+        let (ours, others): (Vec<_>, Vec<_>) =
+            filters.iter().partition(|f| f.header.info >> 16 == u32::from(PRIORITY));
+        match (ours.is_empty(), others.is_empty()) {
+            (true, _) => Ok(()),
+            (false, true) => remove_ingress(&handle, index).await,
+            (false, false) => Err(Error::precondition(format!(
                 "link {link}: has filters of others; our mirroring is not removed"
-            )));
+            ))),
         }
-        let mut del = handle.qdisc().del(index);
-        let message = del.message_mut();
-        message.header.parent = rtnetlink::packet_route::tc::TcHandle::INGRESS;
-        message.attributes.push(TcAttribute::Kind("ingress".into()));
-        del.execute().await.context("remove ingress qdisc")
     })
     .map(|_| ())
 }
@@ -813,5 +828,43 @@ mod tests {
         assert_eq!((told.device.as_str(), told.state, told.flags), ("net1", 128, 0x80));
         assert_eq!(plan.warnings.len(), 257);
         assert_eq!(plan.warnings.last().expect("last"), "45 more warnings about the pod's network");
+    }
+
+    #[test]
+    fn only_a_qdisc_with_our_filter_is_taken_for_ours() {
+        use nix::sched::{CloneFlags, unshare};
+        use rtnetlink::LinkVeth;
+        // The thread is this test's own, and so is the namespace.
+        if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+            return; // this user may not
+        }
+        let thread = nix::unistd::gettid();
+        let netns = std::path::PathBuf::from(format!("/proc/self/task/{thread}/ns/net"));
+        let link = async |handle: Handle| {
+            handle.link().add(LinkVeth::new("a", "b").build()).execute().await.context("add")?;
+            let index = i32::try_from(existing(&handle, "a").await?).context("index")?;
+            handle.qdisc().add(index).ingress().execute().await.context("qdisc")
+        };
+        within(&netns, link).expect("a link of others").expect("namespace");
+        let has_qdisc = |name: &'static str| {
+            let asking = async |handle: Handle| has_ingress(&handle, existing(&handle, name).await?).await;
+            within(&netns, asking).expect("ask").expect("namespace")
+        };
+        assert!(mirror(&netns, "a", "b").is_err() && check_free(&netns, "a").is_err());
+        remove_mirror(&netns, "a").expect("nothing to do");
+        assert!(has_qdisc("a"), "it is not ours");
+        let remove = async |handle: Handle| {
+            remove_ingress(&handle, i32::try_from(existing(&handle, "a").await?).context("index")?).await
+        };
+        within(&netns, remove).expect("remove").expect("namespace");
+        let to_nowhere = async |handle: Handle| redirect(&handle, existing(&handle, "a").await?, 9999).await;
+        let e = within(&netns, to_nowhere).expect_err("no such link").to_string();
+        assert!(e.contains("add redirect filter") && !has_qdisc("a"), "{e}");
+        mirror(&netns, "a", "b").expect("mirror");
+        assert!(has_qdisc("a") && has_qdisc("b"));
+        for name in ["a", "b", "none"] {
+            remove_mirror(&netns, name).expect("ours");
+        }
+        assert!(!has_qdisc("a") && !has_qdisc("b"));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -22,6 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::OnceCell;
 
 use crate::error::{Context, Error, Result};
+use crate::host::affinity::OwnChild;
 use crate::host::cgroup::Entry;
 pub(crate) use crate::host::child_setup::raise_file_limit;
 use crate::host::child_setup::{self, ChildSetup};
@@ -188,13 +189,17 @@ impl Child {
     /// Lets all its threads run on these CPUs only, and returns those it does run on: the kernel leaves out
     /// what does not exist or is not allowed.
     pub fn set_cpus(&self, cpus: &CpuList) -> Result<CpuList> {
-        affinity::set(self.pid, cpus)?;
+        self.as_own().set(cpus)?;
         self.cpus()
     }
 
     /// The CPUs that its first thread may run on.
     pub fn cpus(&self) -> Result<CpuList> {
-        affinity::get(self.pid)
+        self.as_own().get()
+    }
+
+    fn as_own(&self) -> OwnChild<'_> {
+        OwnChild { pid: self.pid, pidfd: self.pidfd.get_ref().as_fd() }
     }
 
     /// No other program runs on a CPU core at the same time as its threads.

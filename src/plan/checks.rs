@@ -55,7 +55,7 @@ pub(crate) fn run(inputs: &CheckInputs<'_>) -> Vec<Finding> {
             "image",
             "the image cannot be read",
             why,
-            "check guest.image in the configuration",
+            "check guest.image in the configuration, and who may read the file",
         )),
     }
     findings.push(cpus(inputs));
@@ -78,7 +78,8 @@ pub(crate) fn digests(verdict: &Verdict) -> Finding {
     )
 }
 
-fn machine(host: &HostFacts) -> Vec<Finding> {
+/// The checks of the machine alone.
+pub(crate) fn machine(host: &HostFacts) -> Vec<Finding> {
     if host.architecture != S390X {
         return vec![fatal(
             "machine",

@@ -198,7 +198,8 @@ fn an_image_that_is_not_sealed_is_always_refused() {
     assert!(first(ImageProblem::Invalid(unreadable)).starts_with("the image cannot be read: "));
     assert_eq!(
         first(ImageProblem::Unreadable("/i: No such file".into())),
-        "the image cannot be read: /i: No such file: check guest.image in the configuration"
+        "the image cannot be read: /i: No such file: check guest.image in the configuration, and who may \
+         read the file"
     );
 }
 

@@ -16,8 +16,9 @@ use crate::pod::record::{Failure, Record};
 use crate::pod::state::KILLED;
 use crate::qemu::vm::Vm;
 
-/// Watches over a guest until its end.
+/// Watches over a guest until its end; runs from before its first container on.
 pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>) {
+    guest.vm.expect_secrets();
     let poll = tasks::spawn(poll_oom(Arc::clone(&pod), Arc::clone(&guest)));
     let health = tasks::spawn(watch_health(Arc::clone(&pod), Arc::clone(&guest)));
     let mut gone = guest.vm.gone();

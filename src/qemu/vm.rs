@@ -251,6 +251,11 @@ impl Vm {
         self.gone.subscribe()
     }
 
+    /// From now on the guest has containers, and its console may have their secrets.
+    pub(crate) fn expect_secrets(&self) {
+        self.console.quote_only_kernel();
+    }
+
     /// The last lines of the console, for errors while the guest boots.
     pub(crate) fn console_tail(&self) -> Vec<String> {
         self.console.last_lines(limits::text::QUOTED_LINES)

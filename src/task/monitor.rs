@@ -44,7 +44,7 @@ pub(crate) struct Streams {
 
 impl Streams {
     /// Opens what the client named; never waits for its other end.
-    pub(crate) fn open(pod: &Pod, id: &ProcessId, paths: &StdioPaths) -> Result<Self> {
+    pub(crate) async fn open(pod: &Pod, id: &ProcessId, paths: &StdioPaths) -> Result<Self> {
         let (close_stdin, killed, deleted) = {
             let state = pod.lock();
             let process = state.process(id)?;
@@ -55,7 +55,9 @@ impl Streams {
             &paths.stderr,
             id.container.as_str(),
             pod.parts.namespace.as_str(),
-        )?;
+            pod.log(),
+        )
+        .await?;
         Ok(Self {
             stdin: Stdin::open(&paths.stdin)?,
             stdout,

@@ -24,7 +24,7 @@ impl Pod {
         let guest = self.guest()?;
         let (stdio, process) =
             self.advance_with(id, Input::StartAsked, |p| (p.stdio.clone(), p.spec.take()))?;
-        let streams = monitor::Streams::open(self, id, &stdio);
+        let streams = monitor::Streams::open(self, id, &stdio).await;
         let started = match streams {
             Ok(streams) => ask_agent(&guest, id, process).await.map(|()| streams),
             Err(e) => Err(e),

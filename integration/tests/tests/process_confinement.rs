@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
 
-use harness::{Bundle, NO_STREAMS, TestNode};
+use harness::{Bundle, NO_STREAMS, TestNode, within};
 
 fn fds(pid: u32) -> BTreeSet<String> {
     let dir = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("fds");
@@ -130,4 +130,32 @@ async fn no_secret_is_in_any_log_or_state() {
     assert!(text.contains("created container c1"), "{text}");
     assert!(!text.contains(canary), "{text}");
     node.end(&shim, "c1").await;
+}
+
+/// Real agents write whole container specs there.
+#[tokio::test]
+async fn what_an_agent_writes_on_the_console_is_not_quoted_when_the_vm_dies() {
+    let node = TestNode::new().await;
+    let canary = "CANARY-88e0";
+    node.double(|o| {
+        let spec = format!("{{\"msg\":\"env: [\\\"TOKEN={canary}\\\", \\\"Kernel panic - {canary}\\\"]\"}}");
+        o["console"] =
+            format!("{spec}\r\n[    9.1] Kernel panic - not syncing: test\r\n[    9.2] agent[7]: {spec}\r\n")
+                .into();
+    });
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    let (_, vm) = shim.pid("c1").await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vm as i32), nix::sys::signal::Signal::SIGKILL)
+        .expect("kill");
+    assert_eq!(within("its end", 5, shim.wait("c1", "")).await, Ok(137));
+    let mut text = node.log();
+    let record = node.pod_dir().join("state.json");
+    let failed = || std::fs::read_to_string(&record).is_ok_and(|text| text.contains("killed by signal 9"));
+    harness::eventually("the record", 5, failed).await;
+    text += &std::fs::read_to_string(&record).expect("record");
+    assert_eq!(text.matches("Kernel panic - not syncing: test").count(), 2, "log and record: {text}");
+    assert!(!text.contains(canary), "{text}");
+    shim.delete("c1", "").await.expect("delete");
+    shim.shutdown(false).await.expect("shutdown");
+    node.assert_clean();
 }

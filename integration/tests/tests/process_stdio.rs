@@ -222,3 +222,37 @@ async fn a_terminal_is_one_stream_with_a_size() {
     assert!(seen.contains("33 111") && seen.contains("bye"), "{seen}");
     node.assert_clean();
 }
+
+#[tokio::test]
+async fn a_log_on_a_full_disk_goes_on_when_there_is_room_and_one_that_is_a_fifo_holds_up_nothing() {
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    let disk = node.path("small");
+    std::fs::create_dir(&disk).expect("mkdir");
+    nix::mount::mount(Some("none"), &disk, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=64k"))
+        .expect("mount");
+    let (log, input) = (disk.join("log"), shim.fifo("full", "in"));
+    let uri = format!("file://{}", log.display());
+    let script = "head -c 300000 /dev/zero; read go; echo again";
+    shim.script("c1", "full", script, [text(&input), &uri, ""]).await;
+    let mut said = String::new();
+    harness::eventually("the disk is full", 10, || {
+        said += &node.log();
+        said.contains("No space left on device")
+    })
+    .await;
+    // The loss is told when something can be written again, which may be the rest of the first output.
+    std::fs::File::create(&log).expect("make room");
+    std::fs::OpenOptions::new().write(true).open(&input).expect("open").write_all(b"go\n").expect("write");
+    assert_eq!(within("its end", 10, shim.wait("c1", "full")).await, Ok(0));
+    let end = std::fs::read(&log).expect("read");
+    said += &node.log();
+    nix::mount::umount(&disk).expect("umount");
+    assert!(end.ends_with(b"again\n"), "{}", end.len());
+    assert!(said.contains("bytes were lost"), "{said}");
+
+    let fifo = format!("file://{}", shim.fifo("mute", "out").display());
+    shim.script("c1", "mute", "head -c 1000000 /dev/zero", ["", &fifo, ""]).await;
+    assert_eq!(shim.run_exec("c1", "other", &["/bin/true"]).await, 0, "others go on");
+    node.end(&shim, "c1").await;
+}
