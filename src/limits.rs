@@ -63,6 +63,9 @@ pub(crate) mod host {
     /// Largest file of the kernel read for a fact: /proc/cpuinfo of the largest machine has some 60 KiB.
     pub(crate) const FACT_BYTES: u64 = 1 << 20;
 
+    /// Largest list of users (passwd(5)).
+    pub(crate) const USER_LIST_BYTES: u64 = 16 << 20;
+
     /// Largest accounting file of a cgroup: `io.stat` has a line of 100 bytes for each disk of the host.
     pub(crate) const CGROUP_BYTES: u64 = 1 << 20;
 

@@ -6,11 +6,11 @@ use clap::Args;
 use serde_json::json;
 
 use crate::cli::output::{Report, Style, findings_json};
-use crate::config::{Boot, Config, VsockConfig};
+use crate::config::{Accelerator, Boot, Config, VsockConfig};
 use crate::error::{Error, Result};
-use crate::host::config;
 use crate::host::facts::{self, Count, Root};
 use crate::host::probe::{self, PreflightInputs};
+use crate::host::{config, confine};
 use crate::image::PlainFlags;
 use crate::plan::checks;
 use crate::plan::finding::{Finding, Severity, fatal, pass, warning};
@@ -47,13 +47,13 @@ impl Check {
         };
         let Some(image) = image else {
             findings.extend(checks::machine(&facts::read(&root, Count::Always)));
-            findings.extend(check_programs(&config));
+            findings.extend(check_programs(&root, &config));
             return Ok(check_report(&findings, &config.files, None, style));
         };
         let inputs = probe::collect(&root, Count::Always, image, &config.host_key_documents);
         findings.extend(inputs.findings(config.memory_mib, config.vcpus));
         findings.push(probe::ownership(config.files.iter().chain([image])));
-        findings.extend(check_programs(&config));
+        findings.extend(check_programs(&root, &config));
         findings.push(debug_access(&inputs));
         Ok(check_report(&findings, &config.files, Some(image), style))
     }
@@ -104,11 +104,12 @@ fn check_report(findings: &[Finding], files: &[PathBuf], image: Option<&Path>, s
 }
 
 /// Programs and devices that the shim needs besides the image.
-fn check_programs(config: &Config) -> Vec<Finding> {
+fn check_programs(root: &Root, config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         check_program("qemu", "qemu.path", &config.qemu.path, "install QEMU 8 or newer"),
         check_program("mkfs", "rootfs.mkfs", &config.rootfs.mkfs, "install erofs-utils"),
     ];
+    findings.push(check_user(root, config));
     findings.push(match &config.vsock {
         VsockConfig::Vhost => {
             let device = Path::new("/dev/vhost-vsock");
@@ -128,6 +129,41 @@ fn check_programs(config: &Config) -> Vec<Finding> {
         }
     });
     findings
+}
+
+/// Whom QEMU and the other helpers run as.
+fn check_user(root: &Root, config: &Config) -> Finding {
+    let name = &config.qemu.user;
+    let user = match confine::user(name) {
+        Ok(Some(user)) => user,
+        Ok(None) => {
+            return warning(
+                "user",
+                "QEMU and its helpers keep root's rights",
+                &format!("qemu.user = {name:?}"),
+                "name a system user: a guest that breaks out of QEMU has the rights that QEMU has",
+            );
+        }
+        Err(e) => {
+            return fatal(
+                "user",
+                "no pod can start",
+                &e.to_string(),
+                "see the manual page of the configuration",
+            );
+        }
+    };
+    let kvm = facts::kvm_device(root);
+    let text = format!("QEMU and its helpers run as uid {}, gid {} (qemu.user)", user.uid, user.gid);
+    match std::fs::metadata(&kvm) {
+        Ok(meta) if config.qemu.accelerator == Accelerator::Kvm && !user.may(&meta, 6) => fatal(
+            "user",
+            "QEMU cannot use KVM",
+            &format!("{text}; mode and owner of {} keep it out", kvm.display()),
+            &format!("make the device's group its group: usermod --gid kvm {name}"),
+        ),
+        _ => pass("user", text),
+    }
 }
 
 /// What this user may not open is not missing.

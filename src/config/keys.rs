@@ -112,6 +112,10 @@ keys! {
         ("tcg", |c| c.qemu.accelerator = Accelerator::Tcg),
     ]), Only(&PROTECTED_BY_KVM);
 
+    /// The user that QEMU, the vsock program and mkfs.erofs run as, without any capability but mkfs' to read: a
+    /// name, or UID:GID. It needs access to /dev/kvm, best by its only group. "root": they keep root's rights.
+    "qemu.user": Text("kata-se", |c, name| c.qemu.user = name);
+
     /// A confidential guest boots a Secure Execution image and nothing else. With false, the guest is not
     /// protected and boots the kernel and initrd given below: for development, with a runtime handler of its
     /// own, such as kata-se-unprotected.
@@ -336,7 +340,7 @@ fn empty() -> Config {
     let never = Duration::ZERO;
     Config {
         files: Vec::new(),
-        qemu: QemuConfig { path: nothing(), accelerator: Accelerator::Kvm },
+        qemu: QemuConfig { path: nothing(), accelerator: Accelerator::Kvm, user: String::new() },
         boot: sealed(),
         allowed_images: Vec::new(),
         host_key_documents: Vec::new(),

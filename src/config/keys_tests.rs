@@ -20,7 +20,11 @@ fn the_defaults() {
     let seconds = Duration::from_secs;
     let wanted = Config {
         files: Vec::new(),
-        qemu: QemuConfig { path: "/usr/bin/qemu-system-s390x".into(), accelerator: Accelerator::Kvm },
+        qemu: QemuConfig {
+            path: "/usr/bin/qemu-system-s390x".into(),
+            accelerator: Accelerator::Kvm,
+            user: "kata-se".into(),
+        },
         boot: Boot::Sealed { image: "/usr/share/kata-se/kata-se.img".into() },
         allowed_images: Vec::new(),
         host_key_documents: Vec::new(),

@@ -41,6 +41,8 @@ pub struct Config {
 pub struct QemuConfig {
     pub path: PathBuf,
     pub accelerator: Accelerator,
+    /// Whom QEMU and the pod's other helpers run as: a user's name, or UID:GID.
+    pub user: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 //! What a child does to itself between fork and exec: cgroup, CPUs, session, signals, mount, descriptors and
-//! their limit.
+//! their limit, and in the end its rights.
 //!
 //! Nothing here may allocate or take a lock: at the fork another thread of the parent may have held the
 //! allocator's lock, and nobody in the child would release it.
@@ -22,6 +22,7 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, setsid, write};
 
+use crate::host::confine::Confinement;
 use crate::host::sys::check;
 
 /// The limit of open files that this process was started with: children get it again, as programs that know
@@ -48,6 +49,8 @@ pub(crate) struct ChildSetup {
     pub(crate) die_with_parent: bool,
     /// A read-only overlay in a private mount namespace.
     pub(crate) mount: Option<LayerMount>,
+    /// What it gives up. None: it has our rights.
+    pub(crate) confine: Option<Confinement>,
 }
 
 /// A read-only overlay that exists only for the child: it disappears with it.
@@ -83,9 +86,6 @@ impl ChildSetup {
             sched_setaffinity(Pid::from_raw(0), cpus).ok();
         }
         setsid().ok();
-        if self.die_with_parent {
-            set_pdeathsig(Signal::SIGKILL)?;
-        }
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         default_signals();
         if let Some(mount) = &mut self.mount {
@@ -95,6 +95,13 @@ impl ChildSetup {
         if let Some(limit) = GIVEN_LIMIT.get() {
             let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
             setrlimit(Resource::RLIMIT_NOFILE, *limit, hard)?;
+        }
+        if let Some(confinement) = self.confine {
+            confinement.apply()?;
+        }
+        // In the end: another user is another process to the kernel, without this signal (prctl(2)).
+        if self.die_with_parent {
+            set_pdeathsig(Signal::SIGKILL)?;
         }
         Ok(())
     }

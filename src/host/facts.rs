@@ -152,8 +152,13 @@ fn architecture(root: &Root) -> String {
     name.unwrap_or_default()
 }
 
+/// Where KVM's device is.
+pub(crate) fn kvm_device(root: &Root) -> PathBuf {
+    root.at("/dev/kvm")
+}
+
 fn kvm(root: &Root) -> Kvm {
-    let path = root.at("/dev/kvm");
+    let path = kvm_device(root);
     match OpenOptions::new().read(true).write(true).open(&path) {
         Ok(device) => match protected(root, &device) {
             Ok(true) => Kvm::Protected,

@@ -248,7 +248,8 @@ mod tests {
     }
 
     fn cache(dir: &Path) -> LayerCache {
-        let packer = Packer { mkfs: PathBuf::new(), mount_point: PathBuf::new(), leaf: PathBuf::new() };
+        let packer =
+            Packer { mkfs: PathBuf::new(), mount_point: PathBuf::new(), leaf: PathBuf::new(), user: None };
         private_dir(&dir.join("notes")).expect("folder");
         let notes = dir.join("notes");
         LayerCache {

@@ -5,7 +5,7 @@
 //! runs in the pod's cgroup, and ends when the container that it packs for is given up.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::error::{Code, Context, Error, Result};
 use crate::host::begun::Begun;
+use crate::host::confine::{Confinement, User};
 use crate::host::files::make_dirs;
 use crate::host::process::{Child, Ended, Launch, LayerMount};
 use crate::host::tail::Tail;
@@ -29,6 +30,8 @@ pub(crate) struct Packer {
     pub(crate) mount_point: PathBuf,
     /// The pod's cgroup, for mkfs.
     pub(crate) leaf: PathBuf,
+    /// None: mkfs has our rights.
+    pub(crate) user: Option<User>,
 }
 
 impl Packer {
@@ -42,6 +45,11 @@ impl Packer {
             .mode(0o600)
             .open(directory)
             .with_context(|| format!("make a file in {}", directory.display()))?;
+        let give_to = |user: User| {
+            fchown(&image, Some(user.uid), Some(user.gid))
+                .with_context(|| format!("give the image to uid {}", user.uid))
+        };
+        self.user.map_or(Ok(()), give_to)?;
         let (target, bottom) = (self.mount_point.join("tree"), self.mount_point.join("empty"));
         for dir in [&self.mount_point, &bottom, &target] {
             make_dirs(dir, 0o700)?;
@@ -57,15 +65,11 @@ impl Packer {
                 layers: layers.iter().chain([&bottom]).cloned().collect(),
                 target: target.clone(),
             }),
+            confine: self.user.map(|user| Confinement { reads_all: true, ..Confinement::of(user) }),
             ..Launch::default()
         };
         let number = launch.fds.give(image.try_clone().context("layer image")?.into());
-        launch.args = vec![
-            "--quiet".into(),
-            "-Enosbcrc".into(),
-            format!("/proc/self/fd/{}", number.0).into(),
-            target.into(),
-        ];
+        launch.args = vec!["--quiet".into(), "-Enosbcrc".into(), number.path().into(), target.into()];
         let packing = Packing::of(launch.spawn().map_err(context)?);
         let output = Tail::default();
         let ended = async { tokio::join!(output.read_from(stderr), packing.0.wait()).1 };
@@ -74,7 +78,10 @@ impl Packer {
             Err(context(Error::deadline(format!("not done within {} min", limit.as_secs() / 60))))
         });
         match ended? {
-            Ended::Code(0) => Ok(image),
+            Ended::Code(0) => {
+                give_to(User { uid: 0, gid: 0 })?;
+                Ok(image)
+            }
             ended => {
                 let output = output.last_lines(limits::text::QUOTED_LINES).join(" | ");
                 let no_space = output.contains("No space left") || output.contains("ENOSPC");

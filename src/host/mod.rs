@@ -1,5 +1,5 @@
 //! The host: its kernel interfaces and its files. All `unsafe` of the program is in
-//! `bpf`, `child_setup` and `sys`.
+//! `bpf`, `child_setup`, `confine` and `sys`.
 
 pub(crate) mod affinity;
 pub(crate) mod begun;
@@ -10,6 +10,8 @@ pub(crate) mod cgroup_stats;
 #[allow(unsafe_code)]
 mod child_setup;
 pub(crate) mod config;
+#[allow(unsafe_code)]
+pub(crate) mod confine;
 pub(crate) mod digest_cache;
 pub(crate) mod facts;
 pub(crate) mod files;

@@ -845,7 +845,11 @@ mod tests {
             let index = i32::try_from(existing(&handle, "a").await?).context("index")?;
             handle.qdisc().add(index).ingress().execute().await.context("qdisc")
         };
-        within(&netns, link).expect("a link of others").expect("namespace");
+        match within(&netns, link) {
+            // Emulators of foreign programs know no pairs of links.
+            Err(e) if e.to_string().contains("Operation not supported") => return,
+            made => made.expect("a link of others").expect("namespace"),
+        }
         let has_qdisc = |name: &'static str| {
             let asking = async |handle: Handle| has_ingress(&handle, existing(&handle, name).await?).await;
             within(&netns, asking).expect("ask").expect("namespace")

@@ -26,6 +26,7 @@ use crate::host::affinity::OwnChild;
 use crate::host::cgroup::Entry;
 pub(crate) use crate::host::child_setup::raise_file_limit;
 use crate::host::child_setup::{self, ChildSetup};
+use crate::host::confine::Confinement;
 use crate::host::{affinity, sys};
 use crate::plan::cpus::CpuList;
 use crate::plan::vm::ChildFd;
@@ -65,6 +66,8 @@ pub struct Launch {
     /// The CPUs it and its threads run on, as far as it may; empty: ours.
     pub cpus: CpuList,
     pub mount: Option<LayerMount>,
+    /// None: it has our rights.
+    pub confine: Option<Confinement>,
     /// The child outlives us (the shim's server); everything else dies with its parent.
     pub detached: bool,
 }
@@ -128,6 +131,7 @@ impl Launch {
             cpus: affinity::set_of(&self.cpus),
             die_with_parent: !self.detached,
             mount: self.mount.map(LayerMount::prepare).transpose()?,
+            confine: self.confine,
         }
         .attach(&mut command);
         let spawned = command.spawn();
@@ -139,7 +143,10 @@ impl Launch {
             ),
             _ => String::new(),
         };
-        spawned.with_context(|| format!("start {}{limit}", self.program.display()))
+        let denied = spawned.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+        let user = self.confine.filter(|_| denied).map(|c| format!(" as uid {} (qemu.user)", c.user.uid));
+        let user = user.unwrap_or_default();
+        spawned.with_context(|| format!("start {}{user}{limit}", self.program.display()))
     }
 }
 

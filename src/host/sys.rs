@@ -1,6 +1,6 @@
 //! System calls that no crate wraps safely: ioctls, inherited descriptors, readiness.
 //!
-//! All `unsafe` of the program is here, in `bpf` and in `child_setup`, each block with its reason.
+//! All `unsafe` of the program is here, in `bpf`, `child_setup` and `confine`, each block with its reason.
 
 use std::fs::File;
 use std::io;

@@ -13,6 +13,13 @@ use crate::ids::SandboxId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChildFd(pub i32);
 
+impl ChildFd {
+    /// The path by which the child opens the file again.
+    pub fn path(self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0).into()
+    }
+}
+
 /// Everything that QEMU's command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {

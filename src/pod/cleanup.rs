@@ -44,16 +44,18 @@ fn remove(entry: &Cleanup, dir: &Path) -> Result<()> {
         }
         Cleanup::Tap { netns, name } => netlink::remove_tap(netns, name),
         Cleanup::Mirror { netns, link, .. } => netlink::remove_mirror(netns, link),
-        Cleanup::Path { name } => remove_file(dir, name),
+        Cleanup::Path { name } => remove_named(dir, name),
     }
 }
 
-fn remove_file(dir: &Path, name: &str) -> Result<()> {
+/// Removes a file, or a folder with what is in it.
+fn remove_named(dir: &Path, name: &str) -> Result<()> {
     if name.contains('/') || name == ".." || name.is_empty() {
         return Err(Error::internal(format!("journal: {name:?} is not a name in the pod's directory")));
     }
     let path = dir.join(name);
-    match fs::remove_file(&path) {
+    let is_folder = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+    match if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) } {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         result => result.with_context(|| format!("remove {}", path.display())),
     }
@@ -69,8 +71,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let path = |name: &str| Cleanup::Path { name: name.into() };
         fs::write(dir.path().join("s"), b"").expect("write");
-        assert_eq!(remove(&path("s"), dir.path()), Ok(()));
-        assert_eq!(remove(&path("s"), dir.path()), Ok(()));
+        fs::create_dir_all(dir.path().join("v/in")).expect("mkdir");
+        for name in ["s", "s", "v", "v"] {
+            assert_eq!(remove(&path(name), dir.path()), Ok(()));
+        }
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 0);
         for bad in ["../x", "..", "a/b", ""] {
             assert!(remove(&path(bad), dir.path()).is_err(), "{bad}");
         }

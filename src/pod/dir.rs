@@ -11,7 +11,7 @@
 //! | [`RECORD`] | which image runs, and why it failed; for people | `pod::record` |
 //! | [`LOG`] | the last lines of the shim's log | `host::log` |
 //! | [`PACK`] | where mkfs sees the layers that it packs, in its own mount namespace | `host::layer_pack` |
-//! | [`VSOCK_DEVICE`], [`VSOCK_AGENT`] | sockets of the vsock program, on hosts without a vhost driver | `qemu::vsock_device` |
+//! | [`VSOCK`] | folder of the vsock program's sockets, on hosts without a vhost driver | `qemu::vsock_device` |
 //! | [`ETC`] | files of /etc for the containers of a Sandbox API pod | `pod::etc_files` |
 //!
 //! Beside the directories of pods there are the notes of `host::digest_cache`.
@@ -32,8 +32,7 @@ pub(crate) const JOURNAL: &str = "journal";
 pub(crate) const RECORD: &str = "state.json";
 pub(crate) const LOG: &str = "log";
 pub(crate) const PACK: &str = "pack";
-pub(crate) const VSOCK_DEVICE: &str = "vsock-device";
-pub(crate) const VSOCK_AGENT: &str = "vsock";
+pub(crate) const VSOCK: &str = "vsock";
 pub(crate) const ETC: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
 /// The directory that holds the directories of all pods.

@@ -12,6 +12,7 @@ use crate::agent::client::Agent;
 use crate::ccw::{DevNo, DevNos};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::host::confine::User;
 use crate::host::process::Child;
 use crate::ids::ContainerId;
 use crate::mutex;
@@ -29,6 +30,8 @@ pub(crate) struct Guest {
     pub(crate) leaf: PathBuf,
     pub(crate) vm: Arc<Vm>,
     pub(crate) agent: Agent,
+    /// Whom its helpers run as. None: they have our rights.
+    pub(crate) user: Option<User>,
     /// The vsock device program, on hosts that need one; it ends with the pod's cgroup.
     pub(crate) vsock_device: Option<Arc<Child>>,
     /// Seccomp profiles are passed to it.

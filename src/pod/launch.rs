@@ -2,6 +2,8 @@
 //!
 //! Everything is recorded in the journal before it is made; the caller cleans up after an error.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -10,8 +12,10 @@ use slog::{debug, info, warn};
 
 use crate::agent::client::Agent;
 use crate::ccw::DevNos;
+use crate::config::Boot;
 use crate::error::{Code, Context, Error, Result};
 use crate::failpoint::{Step, hit};
+use crate::host::confine::User;
 use crate::host::process::FdTable;
 use crate::host::tasks;
 use crate::mutex;
@@ -50,7 +54,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
     let plan = VmPlan {
         sandbox: pod.parts.sandbox.clone(),
         accelerator: context.config.qemu.accelerator,
-        boot: context.config.boot.clone(),
+        boot: by_descriptor(&context.config.boot, context.user, &mut fds)?,
         memory_mib: context.size.memory_mib,
         vcpus: context.size.vcpus,
         qmp: sockets.qmp_fd,
@@ -91,6 +95,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         leaf: context.leaf.clone(),
         vm,
         agent,
+        user: context.user,
         vsock_device: vsock.program,
         seccomp: context.config.seccomp && details.seccomp,
         cpus: Mutex::new(context.cpus),
@@ -99,6 +104,32 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         mounts: AtomicU32::new(0),
         unusable: Mutex::default(),
         condemned: AtomicBool::new(false),
+    })
+}
+
+/// What QEMU boots as QEMU finds it: opened by us, so that its user needs no way to it. It opens the file once more,
+/// which the file's mode has to allow.
+fn by_descriptor(boot: &Boot, user: Option<User>, fds: &mut FdTable) -> Result<Boot> {
+    let mut given = |key: &str, path: &Path| {
+        let context = || format!("{key} = {}", path.display());
+        let file = File::open(path).with_context(context)?;
+        let meta = file.metadata().with_context(context)?;
+        match user {
+            Some(user) if !user.may(&meta, 4) => Err(Error::precondition(format!(
+                "{}: uid {} (qemu.user) cannot read the file: chmod a+r",
+                context(),
+                user.uid
+            ))),
+            _ => Ok(fds.give(file.into()).path()),
+        }
+    };
+    Ok(match boot {
+        Boot::Sealed { image } => Boot::Sealed { image: given("guest.image", image)? },
+        Boot::Plain { kernel, initrd, parameters } => Boot::Plain {
+            kernel: given("guest.kernel", kernel)?,
+            initrd: given("guest.initrd", initrd)?,
+            parameters: parameters.clone(),
+        },
     })
 }
 
@@ -113,7 +144,8 @@ async fn start_vm(
 ) -> Result<Arc<Vm>> {
     let program = context.config.qemu.path.clone();
     let (leaf, cpus) = (context.leaf.as_path(), context.cpus);
-    let (vm, streams) = VmLaunch { program, plan, fds, sockets, leaf, cpus }.spawn()?;
+    let user = context.user;
+    let (vm, streams) = VmLaunch { program, plan, fds, sockets, leaf, cpus, user }.spawn()?;
     scheduling.apply(pod, &vm);
     *mutex::lock(&booting.0) = Some(Arc::clone(&vm));
     tasks::detach(Arc::clone(&vm).watch(streams));

@@ -9,6 +9,7 @@ use crate::config::{Config, annotations};
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
 use crate::host::begun::blocking;
+use crate::host::confine::{self, User};
 use crate::host::{cgroup, config, facts, shim_cgroup};
 use crate::mutex;
 use crate::oci::pod_spec::PodSpec;
@@ -32,6 +33,8 @@ pub(crate) struct LaunchContext {
     pub(crate) cpus: CpuList,
     /// The pod's cgroup, made: every process of the pod is started in it.
     pub(crate) leaf: PathBuf,
+    /// Whom QEMU and the other helpers run as. None: they have our rights.
+    pub(crate) user: Option<User>,
 }
 
 /// Reads the configuration, checks what the VM is to boot, and makes the pod's cgroup.
@@ -42,6 +45,7 @@ pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpe
     let config = annotations::apply(config, |key| spec.annotation(key))?;
     pod.parts.level.set(config.log);
     hit(Step::ConfigRead)?;
+    let user = helpers_user(pod, &config)?;
     let capacity = blocking("host's size", || Ok(facts::capacity())).await?;
     let size = size_of(pod, &config, spec.requested, capacity)?;
     let image = preflight::check_boot(pod, &config, size).await?;
@@ -51,7 +55,16 @@ pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpe
     if config.shim_in_pod_cgroup {
         move_shim(pod, &leaf).await?;
     }
-    Ok(LaunchContext { config, capacity, size, image, cpus: spec.cpus, leaf })
+    Ok(LaunchContext { config, capacity, size, image, cpus: spec.cpus, leaf, user })
+}
+
+/// A user that does not exist is an error; that helpers keep root's rights is what was configured, and a warning.
+fn helpers_user(pod: &Pod, config: &Config) -> Result<Option<User>> {
+    let user = confine::user(&config.qemu.user)?;
+    if user.is_none() {
+        warn!(pod.log(), "qemu.user = {:?}: QEMU and its helpers have root's rights", config.qemu.user);
+    }
+    Ok(user)
 }
 
 /// The VM's size: the configured base and what the pod's containers may use.

@@ -38,17 +38,16 @@ pub(crate) async fn open(
             Ok(Vsock { plan, transport: Transport::Vsock { cid }, program: None })
         }
         VsockConfig::VhostUser { program } => {
-            for name in [dir::VSOCK_DEVICE, dir::VSOCK_AGENT] {
-                pod.journal.record(&Cleanup::Path { name: name.to_owned() })?;
-            }
-            let (device, agent) =
-                (pod.parts.dir.join(dir::VSOCK_DEVICE), pod.parts.dir.join(dir::VSOCK_AGENT));
-            let child =
-                vsock_device::start(program.clone(), &device, &agent, &context.leaf, context.cpus).await?;
+            pod.journal.record(&Cleanup::Path { name: dir::VSOCK.to_owned() })?;
+            let folder = pod.parts.dir.join(dir::VSOCK);
+            vsock_device::make_folder(&folder, context.user)?;
+            let (program, leaf) = (program.clone(), &context.leaf);
+            let child = vsock_device::start(program, &folder, leaf, context.cpus, context.user).await?;
             let child = tasks::reaped(child);
             hit(Step::HelperSpawned)?;
+            let device = vsock_device::give_folder(&folder, fds)?.join(vsock_device::DEVICE);
             let plan = VsockPlan::VhostUser { socket: device };
-            let transport = Transport::Hybrid { socket: agent };
+            let transport = Transport::Hybrid { socket: folder.join(vsock_device::AGENT) };
             Ok(Vsock { plan, transport, program: Some(child) })
         }
     }

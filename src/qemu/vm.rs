@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::ccw::DevNo;
 use crate::error::{Context, Error, Result};
+use crate::host::confine::{Confinement, User};
 use crate::host::process::{Child, Ended, FdTable, Launch};
 use crate::host::tail::Tail;
 use crate::host::{cgroup, cgroup_stats};
@@ -98,6 +99,8 @@ pub(crate) struct VmLaunch<'a> {
     /// The cgroup that QEMU runs in, relative to the hierarchies' roots.
     pub leaf: &'a Path,
     pub cpus: CpuList,
+    /// Whom it runs as. None: it has our rights.
+    pub user: Option<User>,
 }
 
 impl VmLaunch<'_> {
@@ -112,6 +115,7 @@ impl VmLaunch<'_> {
             stderr: Some(theirs),
             cgroup: Some(cgroup::enter(self.leaf)?),
             cpus: self.cpus,
+            confine: self.user.map(Confinement::of),
             ..Launch::default()
         }
         .spawn()?;

@@ -120,7 +120,8 @@ impl Pod {
         let (guest, disk) = match bundle.role {
             Role::Member { .. } => {
                 let guest = self.guest()?;
-                let opening = rootfs::open(self.log(), &plan, &guest.config, &self.parts.dir, &guest.leaf);
+                let opening =
+                    rootfs::open(self.log(), &plan, &guest.config, &self.parts.dir, &guest.leaf, guest.user);
                 let disk = opening.await?;
                 (guest, disk)
             }
@@ -154,7 +155,8 @@ impl Pod {
     ) -> Result<(Arc<Guest>, RootfsDisk)> {
         let spec = PodSpec::of_bundle(bundle)?;
         let context = prepare::prepare(self, request.config_path.as_deref(), &spec).await?;
-        let opening = rootfs::open(self.log(), plan, &context.config, &self.parts.dir, &context.leaf);
+        let opening =
+            rootfs::open(self.log(), plan, &context.config, &self.parts.dir, &context.leaf, context.user);
         let (guest, disk) = tokio::try_join!(launch::launch(self, &context, &spec), opening)?;
         Ok((launch::publish_guest(self, guest)?, disk))
     }

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::begun;
+use crate::host::confine::User;
 use crate::host::layer_cache::{LayerCache, LayerImage};
 use crate::host::layer_pack::Packer;
 use crate::ids::ContainerId;
@@ -38,18 +39,20 @@ pub(crate) fn plan(request: &CreateRequest, bundle: &Bundle) -> Result<RootfsPla
     decide(&request.rootfs, &bundle.root(&request.bundle))
 }
 
-/// Packs or opens it. `leaf`: the pod's cgroup.
+/// Packs or opens it. `leaf`: the pod's cgroup; `user`: whom mkfs runs as.
 pub(crate) async fn open(
     log: &Logger,
     plan: &RootfsPlan,
     config: &Config,
     pod_dir: &Path,
     leaf: &Path,
+    user: Option<User>,
 ) -> Result<RootfsDisk> {
     let packer = Packer {
         mkfs: config.rootfs.mkfs.clone(),
         mount_point: pod_dir.join(dir::PACK),
         leaf: leaf.to_path_buf(),
+        user,
     };
     let cache = LayerCache {
         dir: config.rootfs.cache_dir.clone(),

@@ -118,7 +118,7 @@ pub(crate) async fn read(agent: &Agent, id: &ProcessId, stream: OutputStream) ->
 pub(crate) async fn agent(pod: &Path) -> Agent {
     let (alive, gone) = watch::channel(None);
     std::mem::forget(alive); // as long as the program
-    let socket = pod.join("vsock");
+    let socket = pod.join("vsock/agent");
     assert!(fs::exists(&socket).expect("socket"), "{}", socket.display());
     let limit = Duration::from_secs(10);
     let config = AgentConfig {

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::cri_node::CriPlugin;
-use crate::{Census, Doubles, Relay, cached, program};
+use crate::{Census, Doubles, Relay, USER, cached, program, vsock_program};
 
 /// The image that every node has.
 pub const IMAGE: &str = "localhost/busybox:s390x";
@@ -93,12 +93,12 @@ impl Containerd {
         );
         fs::write(at("containerd.toml"), config).expect("config");
         let emulated = format!(
-            "[qemu]\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\ninitrd = \"{}\"\n\
+            "[qemu]\naccelerator = \"tcg\"\nuser = \"{USER}\"\n[guest]\nconfidential = false\nkernel = \"{}\"\ninitrd = \"{}\"\n\
              kernel_parameters = \"console=ttysclp0 panic=-1 quiet cgroup_no_v1=all\"\nmemory_mib = 512\n\
              [vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n[rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n",
             show(cached("guest/kernel")),
             show(cached("guest/initrd.img")),
-            show(cached("tools/bin/vhost-device-vsock")),
+            show(vsock_program(dir.path())),
             show(at("layers")),
         );
         fs::write(at("config.toml"), emulated).expect("config");

@@ -63,7 +63,7 @@ impl Doubles {
     pub fn config(&self, more: &str) {
         let at = |name: &str| self.path(name).display().to_string();
         let text = format!(
-            "[qemu]\npath = \"{}\"\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"{}\"\n\
+            "[qemu]\npath = \"{}\"\naccelerator = \"tcg\"\nuser = \"root\"\n[guest]\nconfidential = false\nkernel = \"{}\"\n\
              initrd = \"{}\"\nmemory_mib = 256\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{}\"\n\
              [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\ncall_timeout_s = 5\ncreate_timeout_s = 5\nconnect_timeout_s = 10\n{more}",
             at("bin/qemu"),

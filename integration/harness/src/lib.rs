@@ -62,6 +62,20 @@ pub fn test_program(name: &str) -> PathBuf {
     path
 }
 
+/// Whom QEMU and the other helpers run as, where no double plays them: nobody's numbers.
+pub const USER: &str = "64055:64056";
+
+/// The vsock program, copied into a folder that [`USER`] can enter.
+pub(crate) fn vsock_program(folder: &Path) -> PathBuf {
+    copied(&cached("tools/bin/vhost-device-vsock"), folder.join("vsock-program"))
+}
+
+/// A program, copied to where [`USER`] can run it.
+pub(crate) fn copied(program: &Path, to: PathBuf) -> PathBuf {
+    std::fs::copy(program, &to).unwrap_or_else(|e| panic!("copy {}: {e}", program.display()));
+    to
+}
+
 /// A built program of ours as a command; for another architecture, under the runner that is set.
 pub fn command(name: &str) -> Command {
     let program = program(name);

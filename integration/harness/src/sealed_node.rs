@@ -2,13 +2,12 @@
 //! machine as a folder, images sealed for it, and the production configuration.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::{Containerd, cached, test_program};
+use crate::{Containerd, USER, cached, copied, test_program, vsock_program};
 
 /// The guest's kernel parameters, sealed with it.
 const COMMAND_LINE: &str = "console=ttysclp0 panic=-1 quiet cgroup_no_v1=all";
@@ -26,7 +25,8 @@ impl SealedNode {
         let dir = tempfile::Builder::new().prefix("kst").tempdir_in("/tmp").expect("temporary folder");
         let machine = dir.path().join("machine");
         softuv("softuv-machine", &["--without-dump", "--out", &machine.display().to_string()]);
-        symlink(test_program("qemu-softuv"), dir.path().join("qemu")).expect("link");
+        copied(&test_program("qemu-softuv"), dir.path().join("qemu"));
+        vsock_program(dir.path());
         let orders = json!({"machine": machine}).to_string();
         fs::write(dir.path().join("softuv.json"), orders).expect("softuv.json");
         let shim = test_program("containerd-shim-kata-se-v2");
@@ -69,11 +69,13 @@ impl SealedNode {
     /// The production configuration for this node and image, with other values of some keys.
     pub fn config(&self, image: &Path, more: &[(&str, &str)]) -> String {
         let quoted = |path: PathBuf| format!("\"{}\"", path.display());
-        let vsock = format!("\"vhost-user\"\nprogram = {}", quoted(cached("tools/bin/vhost-device-vsock")));
+        let vsock = format!("\"vhost-user\"\nprogram = {}", quoted(self.path("vsock-program")));
         let (qemu, layers) = (quoted(self.path("qemu")), quoted(self.node.path("layers")));
         let image = quoted(image.to_path_buf());
+        let user = format!("\"{USER}\"");
         let own = [
             ("path", qemu.as_str()),
+            ("user", &user),
             ("image", &image),
             ("memory_mib", "512"),
             ("device", &vsock),

@@ -123,7 +123,7 @@ impl Serving<'_> {
     }
 
     fn start_agent(&self) -> Child {
-        let socket = self.options.vsock.with_file_name("vsock");
+        let socket = self.options.vsock.with_file_name("agent");
         let mut root = self.double.root.clone();
         if self.double.apart {
             root.push(std::process::id().to_string());

@@ -1,6 +1,7 @@
 //! A machine with Secure Execution as a folder: host keys, their documents, and what its kernel reports.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use p521::SecretKey;
@@ -120,6 +121,9 @@ impl Machine {
         // Replaces uname and KVM's answer where kata-se reads a machine made of files.
         self.write("root/proc/sys/kernel/arch", "s390x")?;
         self.write("root/dev/kvm", "1")?;
+        let kvm = self.file("root/dev/kvm");
+        fs::set_permissions(&kvm, fs::Permissions::from_mode(0o666))
+            .map_err(|e| format!("chmod {}: {e}", kvm.display()))?;
         let facilities = "facilities      : 0 1 2 3 4 6 7 8 9 10 12 14 129 130 131 134 135 146 155 158 161";
         self.write("root/proc/cpuinfo", &format!("vendor_id       : IBM/S390\n{facilities}"))
     }

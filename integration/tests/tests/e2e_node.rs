@@ -8,22 +8,6 @@ use harness::{Containerd, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The VM of the only pod.
-fn qemu_of(node: &Containerd) -> Pid {
-    let folder = node.path("run").display().to_string();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words = String::from_utf8_lossy(&words).into_owned();
-        if words.contains("/qemu-system") && words.contains(&folder) {
-            found.push(Pid::from_raw(pid));
-        }
-    }
-    assert_eq!(found.len(), 1, "one VM");
-    found[0]
-}
-
 #[test]
 fn every_containerd_runs_it() {
     for version in ["1.7", "2"] {
@@ -70,7 +54,8 @@ fn a_container_outlives_its_containerd() {
 fn a_vm_that_is_killed_ends_its_container_at_once() {
     let node = Containerd::new();
     let mut running = node.running(&[], "c1", "while :; do sleep 0.1; done");
-    kill(qemu_of(&node), Signal::SIGKILL).expect("kill");
+    let (_, vm) = node.task("c1").expect("a task");
+    kill(Pid::from_raw(vm as i32), Signal::SIGKILL).expect("kill");
     let began = std::time::Instant::now();
     assert_eq!(running.wait().expect("ctr").code(), Some(137));
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());

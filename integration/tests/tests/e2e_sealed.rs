@@ -75,6 +75,44 @@ fn a_container_runs_in_a_guest_from_a_sealed_image_and_the_node_says_which() {
     sealed.node.assert_clean();
 }
 
+#[test]
+fn the_processes_of_a_pod_have_no_rights_on_the_node() {
+    let sealed = SealedNode::new();
+    let running = sealed.node.running(&["--rm"], "c1", FOREVER);
+    let (_, vm) = sealed.node.task("c1").expect("a task");
+    let of = |pid: &str, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let cgroup = of(&vm.to_string(), "cgroup");
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let processes = processes.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let pods: Vec<String> = processes.filter(|pid| of(pid, "cgroup") == cgroup).collect();
+    let programs: Vec<String> = pods.iter().map(|pid| of(pid, "comm").trim().to_owned()).collect();
+    for program in ["qemu-system-s39", "vsock-program"] {
+        assert!(programs.iter().any(|name| name == program), "{program} is not in {programs:?}");
+    }
+    let (uid, gid) = harness::USER.split_once(':').expect("numbers");
+    let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).expect("namespace");
+    for (pid, program) in pods.iter().zip(&programs) {
+        let status = of(pid, "status");
+        let has = |key: &str, value: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+            assert_eq!(line.split_whitespace().collect::<Vec<_>>().join(" "), value, "{program}: {key}");
+        };
+        has("Uid:", &[uid; 4].join(" "));
+        has("Gid:", &[gid; 4].join(" "));
+        has("Groups:", "");
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            has(set, "0000000000000000");
+        }
+        has("NoNewPrivs:", "1");
+        if *pid == vm.to_string() {
+            has("Seccomp:", "2");
+        }
+        assert_ne!(network(pid), network("self"), "{program}");
+    }
+    end(&sealed, "c1", running);
+    sealed.node.assert_clean();
+}
+
 /// A pod with this configuration must not start: one line that contains these texts, soon, and an equal census.
 fn refused(sealed: &SealedNode, name: &str, config: &str, wanted: &[&str]) {
     let config = configured(sealed, name, config);

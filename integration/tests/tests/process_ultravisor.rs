@@ -56,6 +56,7 @@ fn configure(node: &TestNode, qemu: &str, more: &[(&str, &str)]) {
     let vsock = format!("\"vhost-user\"\nprogram = {}", at("bin/qemu"));
     let own = [
         ("path", qemu.as_str()),
+        ("user", "\"root\""),
         ("image", &image),
         ("memory_mib", "256"),
         ("device", &vsock),
