@@ -104,6 +104,14 @@ pub(crate) mod host {
     /// disk), or the processes of a cgroup until it is empty (a program may start another one meanwhile).
     pub(crate) const PROCESS_SCANS: usize = 10;
 
+    /// Bytes of a disk that packing leaves free at most, and the entries of an image's layers: the largest public
+    /// images have some hundred thousand files.
+    pub(crate) const LAYERS_RESERVE: u64 = 2 << 30;
+    pub(crate) const LAYER_FILES: u64 = 10_000_000;
+
+    /// Largest file that says how much room an image has: one number.
+    pub(crate) const ROOM_BYTES: u64 = 32;
+
     /// Packing one image: mkfs writes 100 MiB a second and more, and no caller of Create waits for longer.
     pub(crate) const PACKING: Duration = Duration::from_secs(600);
 
@@ -119,6 +127,15 @@ pub(crate) mod host {
 
     /// Interfaces, addresses, routes and neighbours taken from a pod's network namespace, each.
     pub(crate) const NETWORK_ITEMS: usize = 256;
+
+    /// What a program answers to `--version` or with its help, and how long that takes: the longest list, QEMU's
+    /// devices, has 20 KiB and takes a tenth of a second.
+    pub(crate) const ANSWER_BYTES: u64 = 64 << 10;
+    pub(crate) const ANSWER: Duration = Duration::from_secs(5);
+
+    /// Descriptors that a shim must be able to have: an idle pod has some 30, each process up to 12, and each
+    /// connection 2. systemd's default is 524288.
+    pub(crate) const DESCRIPTORS: u64 = 256;
 
     /// Random guest CIDs that are tried: of four billion hardly one is in use.
     pub(crate) const VSOCK_CID_TRIES: usize = 100;

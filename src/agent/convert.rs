@@ -149,7 +149,7 @@ fn rlimit(limit: &oci::PosixRlimit) -> grpc::POSIXRlimit {
     }
 }
 
-pub(super) fn spec(spec: &GuestSpec) -> grpc::Spec {
+pub(crate) fn spec(spec: &GuestSpec) -> grpc::Spec {
     let s = &spec.0;
     grpc::Spec {
         Version: s.version().clone(),

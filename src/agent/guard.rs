@@ -27,7 +27,7 @@ pub(crate) struct Guard(watch::Sender<Option<String>>);
 
 impl Guard {
     /// Guards one connection.
-    pub(super) fn over<S>(&self, stream: S) -> Guarded<S> {
+    pub(crate) fn over<S>(&self, stream: S) -> Guarded<S> {
         let (sent, received) = (Frames::default(), Frames::default());
         Guarded { stream, sent, received, open: HashSet::new(), guard: self.clone() }
     }
@@ -42,7 +42,7 @@ impl Guard {
 
 /// A guarded connection.
 #[derive(Debug)]
-pub(super) struct Guarded<S> {
+pub(crate) struct Guarded<S> {
     stream: S,
     sent: Frames,
     received: Frames,

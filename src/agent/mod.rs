@@ -2,9 +2,9 @@
 
 pub(crate) mod calls;
 pub(crate) mod client;
-mod convert;
+pub(crate) mod convert;
 pub(crate) mod guard;
-mod messages;
+pub(crate) mod messages;
 mod methods;
-mod stats;
+pub(crate) mod stats;
 pub(crate) mod transport;

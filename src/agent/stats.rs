@@ -2,9 +2,9 @@
 //! `plan::stats`).
 
 use crate::agent::messages::agent as pb;
-use crate::plan::stats::{CpuStats, DiskStats, MemoryStats, PidsStats, Stats};
+use crate::plan::stats::{CpuStats, Details, DiskStats, MemoryStats, PidsStats, Stats};
 
-pub(super) fn of(answer: pb::CgroupStats) -> Stats {
+pub(crate) fn of(answer: pb::CgroupStats) -> Stats {
     let mut stats = Stats {
         cpu: cpu(&answer.cpu_stats),
         memory: memory(&answer.memory_stats),
@@ -34,17 +34,16 @@ fn cpu(stats: &pb::CpuStats) -> CpuStats {
 }
 
 fn memory(stats: &pb::MemoryStats) -> MemoryStats {
-    let mut memory = MemoryStats {
+    MemoryStats {
         usage: stats.usage.usage,
         peak: stats.usage.max_usage,
         limit: stats.usage.limit,
         failures: stats.usage.failcnt,
         swap: stats.swap_usage.usage,
         kernel: stats.kernel_usage.usage,
+        details: Details::of(|name| stats.stats.get(name).copied()),
         ..MemoryStats::default()
-    };
-    memory.take_details(|name| stats.stats.get(name).copied());
-    memory
+    }
 }
 
 /// Operations have other names in cgroup v1 (`Read`) and v2 (`read`, `rbytes`).
@@ -101,7 +100,8 @@ mod tests {
         });
         assert_eq!((stats.cpu.total, stats.cpu.user), (9, 5));
         let memory = stats.memory;
-        assert_eq!((memory.usage, memory.limit, memory.anon, memory.inactive_file), (100, 200, 60, 30));
+        let details = ["anon", "inactive_file"].map(|name| memory.details.get(name));
+        assert_eq!((memory.usage, memory.limit, details), (100, 200, [60, 30]));
         assert_eq!(
             stats.disks,
             [

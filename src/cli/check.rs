@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
+use crate::cli::check_node;
 use crate::cli::output::{Report, Style, findings_json};
-use crate::config::{Accelerator, Boot, Config, VsockConfig};
+use crate::config::{Boot, Config};
 use crate::error::{Error, Result};
+use crate::host::config;
 use crate::host::facts::{self, Count, Root};
 use crate::host::probe::{self, PreflightInputs};
-use crate::host::{config, confine};
 use crate::image::PlainFlags;
 use crate::plan::checks;
 use crate::plan::finding::{Finding, Severity, fatal, pass, warning};
@@ -47,13 +48,15 @@ impl Check {
         };
         let Some(image) = image else {
             findings.extend(checks::machine(&facts::read(&root, Count::Always)));
-            findings.extend(check_programs(&root, &config));
+            findings.extend(check_node::documents(&probe::documents(&config.host_key_documents)));
+            findings.extend(check_node::check(&root, &config));
             return Ok(check_report(&findings, &config.files, None, style));
         };
         let inputs = probe::collect(&root, Count::Always, image, &config.host_key_documents);
         findings.extend(inputs.findings(config.memory_mib, config.vcpus));
+        findings.extend(check_node::documents(&inputs.documents));
         findings.push(probe::ownership(config.files.iter().chain([image])));
-        findings.extend(check_programs(&root, &config));
+        findings.extend(check_node::check(&root, &config));
         findings.push(debug_access(&inputs));
         Ok(check_report(&findings, &config.files, Some(image), style))
     }
@@ -100,100 +103,6 @@ fn check_report(findings: &[Finding], files: &[PathBuf], image: Option<&Path>, s
         json: json!({"can_start": fatal == 0, "configuration": files, "image": image,
             "findings": findings_json(findings)}),
         yes: fatal == 0,
-    }
-}
-
-/// Programs and devices that the shim needs besides the image.
-fn check_programs(root: &Root, config: &Config) -> Vec<Finding> {
-    let mut findings = vec![
-        check_program("qemu", "qemu.path", &config.qemu.path, "install QEMU 8 or newer"),
-        check_program("mkfs", "rootfs.mkfs", &config.rootfs.mkfs, "install erofs-utils"),
-    ];
-    findings.push(check_user(root, config));
-    findings.push(match &config.vsock {
-        VsockConfig::Vhost => {
-            let device = Path::new("/dev/vhost-vsock");
-            match std::fs::File::options().read(true).write(true).open(device) {
-                Ok(_) => pass("vsock", "/dev/vhost-vsock can be opened"),
-                Err(e) => not_opened(
-                    "vsock",
-                    "guests cannot be reached",
-                    device,
-                    &e,
-                    "load the module: modprobe vhost_vsock",
-                ),
-            }
-        }
-        VsockConfig::VhostUser { program: path } => {
-            check_program("vsock", "vsock.program", path, "install it")
-        }
-    });
-    findings
-}
-
-/// Whom QEMU and the other helpers run as.
-fn check_user(root: &Root, config: &Config) -> Finding {
-    let name = &config.qemu.user;
-    let user = match confine::user(name) {
-        Ok(Some(user)) => user,
-        Ok(None) => {
-            return warning(
-                "user",
-                "QEMU and its helpers keep root's rights",
-                &format!("qemu.user = {name:?}"),
-                "name a system user: a guest that breaks out of QEMU has the rights that QEMU has",
-            );
-        }
-        Err(e) => {
-            return fatal(
-                "user",
-                "no pod can start",
-                &e.to_string(),
-                "see the manual page of the configuration",
-            );
-        }
-    };
-    let kvm = facts::kvm_device(root);
-    let text = format!("QEMU and its helpers run as uid {}, gid {} (qemu.user)", user.uid, user.gid);
-    match std::fs::metadata(&kvm) {
-        Ok(meta) if config.qemu.accelerator == Accelerator::Kvm && !user.may(&meta, 6) => fatal(
-            "user",
-            "QEMU cannot use KVM",
-            &format!("{text}; mode and owner of {} keep it out", kvm.display()),
-            &format!("make the device's group its group: usermod --gid kvm {name}"),
-        ),
-        _ => pass("user", text),
-    }
-}
-
-/// What this user may not open is not missing.
-fn not_opened(check: &'static str, cause: &str, path: &Path, e: &std::io::Error, advice: &str) -> Finding {
-    let evidence = format!("{}: {e}", path.display());
-    if e.kind() == std::io::ErrorKind::PermissionDenied {
-        return fatal(
-            check,
-            "this could not be checked: the user may not open it",
-            &evidence,
-            "run `kata-se check` as root, as the shim runs",
-        );
-    }
-    fatal(check, cause, &evidence, advice)
-}
-
-fn check_program(check: &'static str, key: &str, path: &Path, advice: &str) -> Finding {
-    use std::os::unix::fs::PermissionsExt;
-    const MISSING: &str = "a program that every pod needs is missing";
-    let advice = format!("{advice}, or correct {key}");
-    match std::fs::metadata(path) {
-        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {
-            pass(check, path.display().to_string())
-        }
-        Ok(_) => fatal(check, MISSING, &format!("{key} = {}: not a program", path.display()), &advice),
-        Err(e) => {
-            let mut finding = not_opened(check, MISSING, path, &e, &advice);
-            finding.text.evidence.insert_str(0, &format!("{key} = "));
-            finding
-        }
     }
 }
 
@@ -251,12 +160,9 @@ mod tests {
     fn on_a_z_that_is_not_set_up_the_report_names_each_step() {
         let inputs = inputs("s390x");
         let mut findings = inputs.findings(2048, 1);
-        findings.push(check_program(
-            "qemu",
-            "qemu.path",
-            Path::new("/nonexistent/qemu"),
-            "install QEMU 8 or newer",
-        ));
+        let missing = "[qemu]\npath = \"/nonexistent/qemu\"\n".to_owned();
+        let config = crate::config::file::parse(&[(PathBuf::new(), missing)]).expect("configuration");
+        findings.push(check_node::qemu(&config, None));
         findings.push(debug_access(&inputs));
         let report = check_report(&findings, &[], Some(Path::new("/i")), Style::default());
         assert_eq!(report.text, include_str!("testdata/check-s390x.txt"), "{}", report.text);
@@ -303,19 +209,5 @@ mod tests {
         }
         let defaults = crate::config::file::parse(&[]).expect("defaults");
         assert_eq!(read_from(&defaults).text.to_string(), "there is no file: the defaults");
-    }
-
-    #[test]
-    fn what_the_user_may_not_open_is_not_called_missing() {
-        let told = |code| {
-            let e = std::io::Error::from_raw_os_error(code);
-            not_opened("vsock", "guests cannot be reached", Path::new("/d"), &e, "modprobe").text.to_string()
-        };
-        assert_eq!(told(2), "guests cannot be reached: /d: No such file or directory (os error 2): modprobe");
-        assert_eq!(
-            told(13),
-            "this could not be checked: the user may not open it: /d: Permission denied (os error 13): run \
-             `kata-se check` as root, as the shim runs"
-        );
     }
 }

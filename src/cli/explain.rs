@@ -134,17 +134,19 @@ fn find_record(run_dir: &Path, id: &str) -> Result<Search> {
     }
 }
 
-fn record_report(record: &Record, style: Style) -> Report {
+pub(crate) fn record_report(record: &Record, style: Style) -> Report {
     let mut guest = record.image.as_ref().map_or_else(String::new, |image| {
-        let key = image.key.as_deref().unwrap_or("not known");
-        format!("image     {}\ntag       {}\nkey       {key}\n", image.path, image.tag)
+        let (path, tag) = (one_line(&image.path), one_line(&image.tag));
+        let key = one_line(image.key.as_deref().unwrap_or("not known"));
+        format!("image     {path}\ntag       {tag}\nkey       {key}\n")
     });
     if !record.confidential {
         guest.push_str("guest     NOT protected from the host (guest.confidential = false)\n");
     }
+    let sandbox = one_line(&record.sandbox);
     let Some(failure) = &record.failure else {
         return Report {
-            text: format!("sandbox   {}\n{guest}\nIts VM has not failed.\n", record.sandbox),
+            text: format!("sandbox   {sandbox}\n{guest}\nIts VM has not failed.\n"),
             json: record_json(Some(record), None),
             yes: true,
         };
@@ -159,15 +161,14 @@ fn record_report(record: &Record, style: Style) -> Report {
     let known = !failure.advice.is_empty();
     let diagnosis = if known { diagnosis } else { explain_text(&messages).unwrap_or(diagnosis) };
     let text = format!(
-        "sandbox   {}\n{guest}{}words     {}\n",
-        record.sandbox,
+        "sandbox   {sandbox}\n{guest}{}words     {}\n",
         diagnosis_text(&diagnosis, style),
         one_line(&failure.output_tail)
     );
     Report { text, json: record_json(Some(record), Some(&diagnosis)), yes: !diagnosis.advice.is_empty() }
 }
 
-fn text_report(text: &str, style: Style) -> Report {
+pub(crate) fn text_report(text: &str, style: Style) -> Report {
     match explain_text(text) {
         Some(diagnosis) => Report {
             text: diagnosis_text(&diagnosis, style),

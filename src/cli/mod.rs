@@ -3,12 +3,13 @@
 //! One file per subcommand. Each returns a report as text and JSON; `output` prints it.
 
 mod check;
-mod explain;
+mod check_node;
+pub(crate) mod explain;
 mod export;
 mod generate;
 mod host_key;
 mod inspect;
-mod output;
+pub(crate) mod output;
 mod runtime_class;
 
 use std::io::Write;

@@ -1,39 +1,54 @@
 //! What a pod may change of the configuration by its annotations: which of the allowed images it boots.
 //!
-//! A pod's author is not the node's owner, so only images that the owner listed are accepted. Annotations for
-//! other parts of the boot are refused rather than ignored: a pod must not run as something other than it asked
-//! for.
+//! A pod's author is not the node's owner, so only images that the owner listed are accepted. Every other annotation
+//! that would change a guest, its agent or its runtime is refused by name rather than ignored: a pod must not run
+//! as something other than it asked for, and without what it relies on.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Boot, Config};
 use crate::error::{Code, Error, Result};
 
-const PREFIX: &str = "io.katacontainers.config.hypervisor.";
+/// Kata's settings for one pod.
+const PREFIX: &str = "io.katacontainers.config.";
 
 /// The full path of one of the sealed images in `guest.allowed_images`.
-const IMAGE: &str = "image";
+const IMAGE: &str = "hypervisor.image";
 
-/// Other names with that prefix that choose what is booted, and why a pod cannot set them.
-const NEVER: [(&str, &str); 6] = [
-    ("kernel", "the kernel is sealed in the image"),
-    ("initrd", "the initrd is sealed in the image"),
-    ("kernel_params", "the kernel's parameters are sealed in the image"),
-    ("kernel_verity_params", "the kernel's parameters are sealed in the image"),
-    ("firmware", "a guest of IBM Z has none"),
-    ("path", "the node's owner alone chooses QEMU"),
+/// Others with that prefix, and why a pod cannot set them.
+const REFUSED: [(&str, &str); 12] = [
+    ("hypervisor.kernel", "the kernel is sealed in the image"),
+    ("hypervisor.initrd", "the initrd is sealed in the image"),
+    ("hypervisor.kernel_params", "the kernel's parameters are sealed in the image"),
+    ("hypervisor.kernel_verity_params", "the kernel's parameters are sealed in the image"),
+    ("hypervisor.firmware", "a guest of IBM Z has none"),
+    ("hypervisor.path", "the node's owner alone chooses QEMU"),
+    ("hypervisor.default_memory", SIZE),
+    ("hypervisor.default_vcpus", SIZE),
+    ("hypervisor.default_max_vcpus", SIZE),
+    ("hypervisor.machine_type", "a guest of IBM Z has one type only"),
+    ("hypervisor.cc_init_data", NOT_PASSED),
+    ("agent.policy", NOT_PASSED),
 ];
 
-/// The configuration for a pod; `annotation` looks one up in the pod's first container.
-pub(crate) fn apply<'a>(mut config: Config, annotation: impl Fn(&str) -> Option<&'a str>) -> Result<Config> {
-    let given = |name: &str| annotation(&format!("{PREFIX}{name}")).map(|value| (name.to_owned(), value));
-    for (name, why) in NEVER {
-        if let Some((name, value)) = given(name) {
-            return Err(refused(&name, value, &format!("{why}: remove the annotation")));
+const SIZE: &str =
+    "a VM is as large as the limits of its pod's containers, above a base that the node's owner sets";
+
+const NOT_PASSED: &str = "it is not passed to guests, and the pod would run without what it protects";
+
+/// The configuration for a pod with these annotations, those of its first container.
+pub(crate) fn apply(mut config: Config, annotations: &HashMap<String, String>) -> Result<Config> {
+    let mut given: Vec<_> =
+        annotations.iter().filter_map(|(key, value)| Some((key.strip_prefix(PREFIX)?, value))).collect();
+    given.sort_unstable(); // always the same one is refused
+    for (name, value) in given {
+        if name != IMAGE {
+            let known = REFUSED.iter().find(|(refused, _)| *refused == name);
+            let why = known.map_or("kata-se has no such setting for a pod", |(_, why)| why);
+            return Err(refused(name, value, &format!("{why}: remove the annotation")));
         }
-    }
-    if let Some((name, value)) = given(IMAGE) {
-        let image = allowed(&config, Path::new(value)).map_err(|why| refused(&name, value, &why))?;
+        let image = allowed(&config, Path::new(value)).map_err(|why| refused(name, value, &why))?;
         config.boot = Boot::Sealed { image };
     }
     Ok(config)
@@ -53,8 +68,9 @@ fn allowed(config: &Config, wanted: &Path) -> std::result::Result<PathBuf, Strin
 }
 
 fn refused(name: &str, value: &str, why: &str) -> Error {
-    let value: String = value.chars().take(200).collect();
-    Error::new(Code::PermissionDenied, format!("annotation {PREFIX}{name} = {value:?}: {why}"))
+    let [name, value] = [name, value].map(|text| text.chars().take(200).collect::<String>());
+    let text = format!("annotation {PREFIX}{name} = {value:?}: {why}");
+    Error::new(Code::PermissionDenied, text)
 }
 
 #[cfg(test)]
@@ -66,41 +82,73 @@ mod tests {
         file::parse(&[("/c.toml".into(), text.to_owned())]).expect("configuration")
     }
 
-    /// The image that would be booted, or the refusal.
-    fn of(text: &str, name: &str, value: &str) -> std::result::Result<PathBuf, String> {
-        let key = format!("{PREFIX}{name}");
-        match apply(config(text), |asked| (asked == key).then_some(value)).map_err(|e| e.to_string())?.boot {
+    /// The image that would be booted with an annotation, or the refusal.
+    fn of(text: &str, key: &str, value: &str) -> std::result::Result<PathBuf, String> {
+        let annotations = HashMap::from([(key.to_owned(), value.to_owned())]);
+        match apply(config(text), &annotations).map_err(|e| e.to_string())?.boot {
             Boot::Sealed { image } => Ok(image),
             Boot::Plain { .. } => Err("plain".to_owned()),
         }
     }
 
     const TWO: &str = "[guest]\nimage = \"/i/one\"\nallowed_images = [\"/i/two\"]";
+    const KEY: &str = "io.katacontainers.config.hypervisor.image";
 
     #[test]
     fn a_pod_boots_the_configured_image_or_one_that_is_listed() {
-        for (name, value, wanted) in
-            [("other", "/x", "/i/one"), ("image", "/i/one", "/i/one"), ("image", "/i/two", "/i/two")]
-        {
-            assert_eq!(of(TWO, name, value), Ok(wanted.into()), "{name} {value}");
+        for (key, value, wanted) in [
+            ("io.katacontainers.pkg.oci.bundle_path", "/x", "/i/one"),
+            ("image", "/i/two", "/i/one"),
+            (KEY, "/i/one", "/i/one"),
+            (KEY, "/i/two", "/i/two"),
+        ] {
+            assert_eq!(of(TWO, key, value), Ok(wanted.into()), "{key} {value}");
         }
     }
 
     #[test]
     fn what_is_not_listed_is_refused_with_the_key_that_would_allow_it() {
         for value in ["/i/three", "/i/../i/two", "/i/two/", "//i/two", "i/two", "", "/i/two\n"] {
-            let e = of(TWO, "image", value).expect_err(value);
+            let e = of(TWO, KEY, value).expect_err(value);
             assert!(e.starts_with("annotation io.katacontainers.config.hypervisor.image = \""), "{e}");
             assert!(e.ends_with("added to guest.allowed_images"), "{e}");
         }
-        for (name, _) in NEVER {
-            let e = of(TWO, name, "/i/two").expect_err(name);
-            assert!(e.contains(&format!("hypervisor.{name} = \"/i/two\"")) && e.contains("remove"), "{e}");
-        }
         let plain =
             "[qemu]\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"/k\"\ninitrd = \"/i\"";
-        assert!(of(plain, "image", "/i/one").expect_err("plain").contains("boot no sealed image"));
-        let long = of(TWO, "image", &"x".repeat(10_000)).expect_err("long");
-        assert!(long.len() < 500, "{}", long.len());
+        assert!(of(plain, KEY, "/i/one").expect_err("plain").contains("boot no sealed image"));
+    }
+
+    /// Names that Kata's documentation has (how-to-set-sandbox-config-kata.md), and others.
+    #[test]
+    fn every_other_setting_of_a_pod_is_refused_by_its_name_whatever_its_value() {
+        let names = REFUSED.iter().map(|(name, _)| *name).chain([
+            "hypervisor.enable_iommu",
+            "hypervisor.virtio_fs_extra_args",
+            "hypervisor.entropy_source",
+            "hypervisor.hotplug_vfio_on_root_bus",
+            "hypervisor.enable_guest_swap",
+            "agent.kernel_modules",
+            "agent.enable_tracing",
+            "runtime.disable_guest_seccomp",
+            "runtime.create_container_timeout",
+            "hypervisor.Image",
+            "hypervisor.image ",
+            "",
+        ]);
+        for name in names {
+            for value in ["0", "-1", "9223372036854775808", "NaN", "1e309", "lots", "true", "/i/two", ""] {
+                let e = of(TWO, &format!("{PREFIX}{name}"), value).expect_err(name);
+                assert!(e.starts_with(&format!("annotation {PREFIX}{name} = {value:?}: ")), "{e}");
+                assert!(e.ends_with(": remove the annotation"), "{e}");
+            }
+        }
+        let long = "x".repeat(10_000);
+        for (key, value) in [(KEY.to_owned(), &long), (format!("{PREFIX}{long}"), &long)] {
+            let e = of(TWO, &key, value).expect_err("long");
+            assert!(e.len() < 700, "{}", e.len());
+        }
+        let both = ["hypervisor.path", "agent.policy"].map(|name| (format!("{PREFIX}{name}"), String::new()));
+        let e = apply(config(TWO), &both.into()).expect_err("refused").to_string();
+        assert!(e.contains("config.agent.policy"), "always the same one: {e}");
     }
 }

@@ -207,8 +207,9 @@ keys! {
     /// Image layers are packed into read-only images, which are kept here and shared by all pods of the node.
     "rootfs.cache_dir": Path("/var/lib/kata-se/layers", |c, path| c.rootfs.cache_dir = path);
 
-    /// Size in MiB above which unused images are removed, least recently used first.
-    "rootfs.cache_mib": Number(10240, 0..=u32::MAX, "MiB", |c, n| c.rootfs.cache_mib = n.into());
+    /// What packed images may take of the disk together, in MiB. Unused ones are removed for new ones, least recently
+    /// used first; a container whose image does not fit beside those in use is refused.
+    "rootfs.cache_mib": Number(10240, 1..=u32::MAX, "MiB", |c, n| c.rootfs.cache_mib = n.into());
 
     /// The program that packs them (package erofs-utils; version 1.5 cannot pack a file name of 255 bytes).
     "rootfs.mkfs": Path("/usr/bin/mkfs.erofs", |c, path| c.rootfs.mkfs = path);

@@ -184,7 +184,7 @@ fn pause() {
 }
 
 /// The directories of `path` in every mounted hierarchy, without duplicates.
-pub(super) fn dirs(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn dirs(path: &Path) -> Vec<PathBuf> {
     let hierarchy = hierarchies::auto();
     if hierarchy.v2() {
         return vec![hierarchy.root().join(path)];

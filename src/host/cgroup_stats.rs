@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::host::cgroup;
 use crate::host::files::read_bounded;
 use crate::limits;
-use crate::plan::stats::{CpuStats, MemoryStats, PidsStats, Stats};
+use crate::plan::stats::{CpuStats, Details, MemoryStats, PidsStats, Stats};
 
 /// One tick of `cpuacct.stat` in nanoseconds: USER_HZ is 100 on every architecture we run on.
 const TICK: u64 = 10_000_000;
@@ -78,12 +78,12 @@ fn v2(file: impl Fn(&str) -> String) -> Stats {
             failures: entry(&file("memory.events"), "max").unwrap_or(0),
             swap: number(&file("memory.swap.current")),
             kernel: entry(&details, "kernel").unwrap_or(0),
-            ..MemoryStats::default()
+            oom_kills: entry(&file("memory.events"), "oom_kill").unwrap_or(0),
+            details: Details::of(|name| entry(&details, name)),
         },
         pids: pids(&file("pids.current"), &file("pids.max")),
         disks: Vec::new(),
     };
-    stats.memory.take_details(|name| entry(&details, name));
     for line in file("io.stat").lines() {
         let mut words = line.split_whitespace();
         let Some((major, minor)) = words.next().and_then(device) else { continue };
@@ -120,12 +120,12 @@ fn v1(file: impl Fn(&str) -> String) -> Stats {
             failures: number(&file("memory.failcnt")),
             swap: entry(&details, "total_swap").unwrap_or(0),
             kernel: number(&file("memory.kmem.usage_in_bytes")),
-            ..MemoryStats::default()
+            oom_kills: entry(&file("memory.oom_control"), "oom_kill").unwrap_or(0),
+            details: Details::of(|name| entry(&details, name)),
         },
         pids: pids(&file("pids.current"), &file("pids.max")),
         disks: Vec::new(),
     };
-    stats.memory.take_details(|name| entry(&details, name));
     let names = ["blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_service_bytes"];
     for (major, minor, operation, value) in transfers(&first(&file, names)) {
         let Some(disk) = stats.disk(major, minor) else { break };
@@ -195,6 +195,7 @@ mod tests {
                 "cpu.stat" => "usage_usec 7000\nuser_usec 4000\nsystem_usec 3000\nnr_periods 2\n",
                 "memory.current" => "4096\n",
                 "memory.max" => "max\n",
+                "memory.events" => "max 1\noom 2\noom_kill 8\n",
                 "memory.stat" => "anon 1024\ninactive_file 512\npgfault 9\n",
                 "pids.current" => "3\n",
                 "pids.max" => "max\n",
@@ -204,8 +205,9 @@ mod tests {
         });
         assert_eq!((stats.cpu.total, stats.cpu.user, stats.cpu.periods), (7_000_000, 4_000_000, 2));
         let memory = stats.memory;
-        assert_eq!((memory.usage, memory.limit, memory.anon), (4096, u64::MAX, 1024));
-        assert_eq!((memory.inactive_file, memory.faults), (512, 9));
+        assert_eq!((memory.usage, memory.limit, memory.details.get("anon")), (4096, u64::MAX, 1024));
+        assert_eq!(["inactive_file", "pgfault"].map(|name| memory.details.get(name)), [512, 9]);
+        assert_eq!(memory.oom_kills, 8);
         assert_eq!(stats.pids, PidsStats { current: 3, limit: 0 });
         let busy = DiskStats { major: 8, minor: 0, read_bytes: 10, written_bytes: 20, reads: 1, writes: 2 };
         assert_eq!(stats.disks, [busy, DiskStats { major: 8, minor: 16, ..DiskStats::default() }]);
@@ -219,6 +221,7 @@ mod tests {
                 "cpuacct.stat" => "user 4\nsystem 3\n",
                 "memory.usage_in_bytes" => "4096\n",
                 "memory.limit_in_bytes" => "9223372036854771712\n",
+                "memory.oom_control" => "oom_kill_disable 0\nunder_oom 0\noom_kill 8\n",
                 "memory.stat" => "rss 1\ntotal_rss 1024\ntotal_inactive_file 512\ntotal_pgmajfault 9\n",
                 "pids.current" => "3\n",
                 "blkio.throttle.io_service_bytes" => "8:0 Read 10\n8:0 Write 20\n8:0 Total 30\nTotal 30\n",
@@ -228,8 +231,9 @@ mod tests {
         });
         assert_eq!((stats.cpu.total, stats.cpu.user), (7_000_000, 40_000_000));
         let memory = stats.memory;
-        assert_eq!((memory.usage, memory.limit, memory.anon), (4096, u64::MAX, 1024));
-        assert_eq!((memory.inactive_file, memory.major_faults), (512, 9));
+        assert_eq!((memory.usage, memory.limit, memory.details.get("anon")), (4096, u64::MAX, 1024));
+        assert_eq!(["inactive_file", "pgmajfault"].map(|name| memory.details.get(name)), [512, 9]);
+        assert_eq!(memory.oom_kills, 8);
         let busy = DiskStats { major: 8, minor: 0, read_bytes: 10, written_bytes: 20, reads: 1, writes: 2 };
         assert_eq!(stats.disks, [busy]);
     }

@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Cursor, Write};
+use std::io::{self, Cursor, Read, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -22,12 +22,30 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, setsid, write};
 
+use crate::error::{Code, Context, Error, Result};
 use crate::host::confine::Confinement;
 use crate::host::sys::check;
+use crate::limits;
 
 /// The limit of open files that this process was started with: children get it again, as programs that know
 /// only 1024 descriptors (select(2)) expect.
 static GIVEN_LIMIT: OnceLock<rlim_t> = OnceLock::new();
+
+/// Refuses a limit of open files that no pod could run with.
+pub(crate) fn check_file_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("limit of open files (RLIMIT_NOFILE)")?;
+    let needed = limits::host::DESCRIPTORS;
+    if hard >= needed {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::ResourceExhausted,
+        format!(
+            "a limit of {hard} descriptors (RLIMIT_NOFILE), {needed} are needed: raise LimitNOFILE= of the unit that \
+             starts this program"
+        ),
+    ))
+}
 
 /// Raises this process's own limit of open files as far as it may: each stream of a container needs some.
 pub(crate) fn raise_file_limit() -> io::Result<()> {
@@ -49,6 +67,8 @@ pub(crate) struct ChildSetup {
     pub(crate) die_with_parent: bool,
     /// A read-only overlay in a private mount namespace.
     pub(crate) mount: Option<LayerMount>,
+    /// The largest file that it may write, in bytes.
+    pub(crate) file_bytes: Option<u64>,
     /// What it gives up. None: it has our rights.
     pub(crate) confine: Option<Confinement>,
 }
@@ -56,7 +76,8 @@ pub(crate) struct ChildSetup {
 /// A read-only overlay that exists only for the child: it disappears with it.
 ///
 /// The layers are named by descriptors. mount(2) reads one page of options and cuts the rest without an error,
-/// and a path that is cut is another directory of the node: a list of paths must never get there.
+/// and a path that is cut is another directory of the node: a list of paths must never get there. What was mounted
+/// is compared with what was asked for all the same.
 #[derive(Debug)]
 pub(crate) struct LayerMount {
     /// Topmost first.
@@ -64,7 +85,12 @@ pub(crate) struct LayerMount {
     target: CString,
     /// Room for the options, which are complete only in the child; zeros follow them.
     options: Vec<u8>,
+    /// Room for what the kernel says of its mounts.
+    mounts: Vec<u8>,
 }
+
+/// The error when the kernel mounted something else than it was asked for (EUCLEAN, which no overlay returns).
+pub(crate) const NOT_AS_ASKED: i32 = libc::EUCLEAN;
 
 /// What mount(2) reads of its options, with the final zero: the smallest page of all architectures.
 const MOUNT_OPTIONS: usize = 4096;
@@ -87,6 +113,9 @@ impl ChildSetup {
         }
         setsid().ok();
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        if let Some(bytes) = self.file_bytes {
+            setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes)?;
+        }
         default_signals();
         if let Some(mount) = &mut self.mount {
             mount.apply()?;
@@ -140,7 +169,7 @@ fn default_signals() {
 
 impl LayerMount {
     pub(crate) fn new(layers: Vec<CString>, target: CString) -> Self {
-        Self { layers, target, options: vec![0; MOUNT_OPTIONS] }
+        Self { layers, target, options: vec![0; MOUNT_OPTIONS], mounts: vec![0; 4 * MOUNT_OPTIONS] }
     }
 
     fn apply(&mut self) -> io::Result<()> {
@@ -153,7 +182,11 @@ impl LayerMount {
             .map_err(|_full| io::Error::from_raw_os_error(libc::E2BIG))?;
         let overlay = c"overlay";
         mount(Some(overlay), self.target.as_c_str(), Some(overlay), flags, Some(options))?;
-        Ok(())
+        let mounts = File::open("/proc/thread-self/mountinfo")?;
+        if is_mounted(mounts, options.to_bytes(), &mut self.mounts)? {
+            return Ok(());
+        }
+        Err(io::Error::from_raw_os_error(NOT_AS_ASKED))
     }
 
     /// Opens the layers, in the namespace that they are mounted in, and writes the options. The descriptors
@@ -174,6 +207,29 @@ impl LayerMount {
     }
 }
 
+/// Whether a mount with these options is in a list of the form of mountinfo (proc(5)). `room` is longer than twice
+/// the options.
+fn is_mounted(mut list: impl Read, options: &[u8], room: &mut [u8]) -> io::Result<bool> {
+    let mut held = 0;
+    loop {
+        let count = list.read(room.get_mut(held..).unwrap_or_default())?;
+        held += count;
+        let seen = room.get(..held).unwrap_or_default();
+        // Not only a part of longer ones: another option or the line's end follows.
+        let mut places = seen.windows(options.len() + 1);
+        if places.any(|place| place.starts_with(options) && (place.ends_with(b",") || place.ends_with(b"\n")))
+        {
+            return Ok(true);
+        }
+        if count == 0 {
+            return Ok(false);
+        }
+        let kept = held.min(options.len());
+        room.copy_within(held - kept..held, 0);
+        held = kept;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,5 +247,30 @@ mod tests {
         assert!(names.clone().all(|name| name.starts_with("/proc/self/fd/")), "{options}");
         assert_eq!(names.count(), crate::limits::spec::ROOTFS_LAYERS + 1);
         assert_eq!(of(300).map_err(|e| e.raw_os_error()), Err(Some(libc::E2BIG)));
+    }
+
+    #[test]
+    fn a_mount_that_is_cut_or_reordered_is_not_the_one_asked_for() {
+        let is = |list: &str, options: &str| {
+            let mut room = vec![0; 2 * options.len() + 3];
+            is_mounted(list.as_bytes(), options.as_bytes(), &mut room).expect("read")
+        };
+        let others = "22 27 0:21 / /proc rw,nosuid shared:13 - proc proc rw\n".repeat(50);
+        let own = |options: &str| {
+            format!("{others}99 22 0:50 / /mnt ro,nosuid - overlay overlay ro,{options}\n{others}")
+        };
+        let asked = "lowerdir=/proc/self/fd/12:/proc/self/fd/13";
+        assert!(is(&own(asked), asked) && is(&own(&format!("{asked},uuid=on")), asked));
+        for other in [
+            "lowerdir=/proc/self/fd/12",
+            "lowerdir=/proc/self/fd/12:/proc/self/fd/1",
+            "lowerdir=/proc/self/fd/12:/proc/self/fd/134",
+            "lowerdir=/proc/self/fd/12:/proc/self/fd/13:/proc/self/fd/14",
+            "lowerdir=/proc/self/fd/13:/proc/self/fd/12",
+            "upperdir=/",
+        ] {
+            assert!(!is(&own(other), asked), "{other}");
+        }
+        assert!(!is("", asked));
     }
 }

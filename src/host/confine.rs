@@ -1,5 +1,5 @@
-//! What a helper of a pod (QEMU, the vsock program, mkfs) gives up before it starts: root, capabilities,
-//! the way back to them, and the host's network.
+//! What the shim gives up when it starts, and what a helper of a pod (QEMU, the vsock program, mkfs) gives up
+//! before it starts: root, capabilities, the way back to them, and the host's network.
 //!
 //! Source: capabilities(7), prctl(2), credentials(7). In the child between fork and exec nothing may allocate.
 
@@ -11,7 +11,7 @@ use std::path::Path;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::host::files::read_bounded;
 use crate::host::sys::check;
 use crate::limits;
@@ -39,7 +39,7 @@ struct CapHeader {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct CapData {
     effective: u32,
     permitted: u32,
@@ -47,10 +47,22 @@ struct CapData {
 }
 
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-const CAP_DAC_READ_SEARCH: libc::c_ulong = 2;
+const CAP_DAC_READ_SEARCH: u32 = 2;
+
+/// The capabilities that the shim keeps, as a mask. What cannot be undone on a node is not among them: loading
+/// modules, raw I/O, rebooting, the clock, device files, security labels, the kernel's log, audit.
+const OF_THE_SHIM: u32 = {
+    let (chown, dac_override, fowner, kill) = (1 << 0, 1 << 1, 1 << 3, 1 << 5); // files and processes of pods
+    let (setgid, setuid, setpcap) = (1 << 6, 1 << 7, 1 << 8); // helpers get a user without rights
+    let net_admin = 1 << 12; // taps, mirroring
+    let (sys_ptrace, sys_admin) = (1 << 19, 1 << 21); // namespaces, mounts of layers, BPF
+    let (sys_nice, sys_resource) = (1 << 23, 1 << 24); // CPUs of a VM, limits, OOM scores
+    let files = chown | dac_override | 1 << CAP_DAC_READ_SEARCH | fowner | kill;
+    files | setgid | setuid | setpcap | net_admin | sys_ptrace | sys_admin | sys_nice | sys_resource
+};
 
 /// More than any kernel has; the first that does not exist ends the loop.
-const CAPABILITIES: libc::c_ulong = 64;
+const CAPABILITIES: u32 = 64;
 
 impl Confinement {
     /// Of a helper without any capability.
@@ -62,12 +74,7 @@ impl Confinement {
     pub(super) fn apply(self) -> io::Result<()> {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)?;
         let kept = if self.reads_all { 1_u32 << CAP_DAC_READ_SEARCH } else { 0 };
-        for capability in (0..CAPABILITIES).filter(|c| !self.reads_all || *c != CAP_DAC_READ_SEARCH) {
-            match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
-                dropped => dropped?,
-            }
-        }
+        bound(kept)?;
         if self.reads_all {
             prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
         }
@@ -80,17 +87,51 @@ impl Confinement {
         }
         set_capabilities(kept)?;
         if self.reads_all {
-            prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, CAP_DAC_READ_SEARCH)?;
+            prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong,
+                CAP_DAC_READ_SEARCH.into(),
+            )?;
         }
         prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0)
     }
+}
+
+/// The shim gives up what it does not need, for itself and for all that it starts. To be called while the process
+/// has one thread; a process without capabilities stays as it is.
+///
+/// # Errors
+///
+/// The kernel's: it lets nobody give up less than everything without CAP_SETPCAP.
+pub(crate) fn confine_the_shim() -> Result<()> {
+    let header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: both are live structures of the layout that this version has.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })
+        .context("read the shim's capabilities")?;
+    let kept = data[0].permitted & OF_THE_SHIM;
+    if data.iter().any(|d| d.permitted != 0) {
+        bound(OF_THE_SHIM).and_then(|()| set_capabilities(kept)).context("give up capabilities")?;
+    }
+    Ok(())
+}
+
+/// Drops all capabilities but `kept` from the bounding set: no program that is started gets them back.
+fn bound(kept: u32) -> io::Result<()> {
+    for capability in (0..CAPABILITIES).filter(|c| kept.checked_shr(*c).unwrap_or(0) & 1 == 0) {
+        match prctl(libc::PR_CAPBSET_DROP, capability.into(), 0) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+            dropped => dropped?,
+        }
+    }
+    Ok(())
 }
 
 /// Sets all three sets to `mask`, of the capabilities below 32.
 fn set_capabilities(mask: u32) -> io::Result<()> {
     let header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
     let low = CapData { effective: mask, permitted: mask, inheritable: mask };
-    let data = [low, CapData { effective: 0, permitted: 0, inheritable: 0 }];
+    let data = [low, CapData::default()];
     // SAFETY: both are live structures of the layout that this version has.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })
 }

@@ -60,26 +60,30 @@ pub(crate) fn make_dirs(path: &Path, mode: u32) -> Result<()> {
 
 /// Creates a directory for our user only (0700), or checks that an existing one is.
 pub(crate) fn private_dir(path: &Path) -> Result<()> {
-    let context = || format!("make directory {}", path.display());
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => return Ok(()),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(e).with_context(context),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => check_private(path),
+        made => made.with_context(|| format!("make directory {}", path.display())),
     }
-    let meta = fs::symlink_metadata(path).with_context(context)?;
+}
+
+/// Whether this is a directory for our user only; a missing one is an error with the code for it.
+pub(crate) fn check_private(path: &Path) -> Result<()> {
+    let place = path.display();
+    let meta = fs::symlink_metadata(path).map_err(|e| open_error(format!("directory {place}"), &e))?;
     let own = nix::unistd::geteuid().as_raw();
-    if !meta.is_dir() || meta.uid() != own || meta.mode() & 0o077 != 0 {
-        return Err(Error::new(
-            Code::PermissionDenied,
-            format!(
-                "directory {}: exists, but is not a directory of uid {own} with mode 0700 (uid {}, mode {:o}): remove it",
-                path.display(),
-                meta.uid(),
-                meta.mode() & 0o7777
-            ),
-        ));
-    }
-    Ok(())
+    let (found, advice) = if !meta.is_dir() {
+        ("no directory".to_owned(), "remove it".to_owned())
+    } else if meta.uid() != own {
+        (format!("of uid {}, not of uid {own}", meta.uid()), format!("chown {own} {place}"))
+    } else if meta.mode() & 0o077 != 0 {
+        (format!("open to others, mode {:04o}", meta.mode() & 0o7777), format!("chmod 700 {place}"))
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(
+        Code::PermissionDenied,
+        format!("{place}: is {found}; what is kept there is for one user: {advice}"),
+    ))
 }
 
 /// Creates or replaces a file atomically, mode 0600.
@@ -133,14 +137,27 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_mode_of_our_directory_is_refused() {
+    fn a_private_directory_that_is_none_is_refused_with_what_to_do() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("p");
+        assert_eq!(check_private(&path).expect_err("none").code(), Code::NotFound);
         private_dir(&path).expect("new");
         private_dir(&path).expect("again");
+        let refused = |wanted: &str| {
+            let e = private_dir(&path).expect_err(wanted);
+            assert_eq!(e.code(), Code::PermissionDenied);
+            let place = path.display().to_string();
+            assert_eq!(e.message(), wanted.replace("DIR", &place));
+        };
+        // A mount point cannot be removed.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
-        assert_eq!(private_dir(&path).expect_err("mode").code(), Code::PermissionDenied);
+        refused("DIR: is open to others, mode 0755; what is kept there is for one user: chmod 700 DIR");
+        std::os::unix::fs::chown(&path, Some(1), None).expect("chown");
+        refused("DIR: is of uid 1, not of uid 0; what is kept there is for one user: chown 0 DIR");
+        fs::remove_dir(&path).expect("remove");
+        fs::write(&path, "").expect("write");
+        refused("DIR: is no directory; what is kept there is for one user: remove it");
     }
 
     #[test]

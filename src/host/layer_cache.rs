@@ -10,11 +10,12 @@ use std::fs::{self, File, FileTimes};
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use nix::fcntl::{AtFlags, Flock, FlockArg};
+use rustix::fs::FallocateFlags;
 use sha2::{Digest, Sha256};
 use slog::{Logger, info, warn};
 use tokio::time::sleep;
@@ -25,6 +26,8 @@ use crate::host::begun::blocking;
 use crate::host::digest_cache::LayerNote;
 use crate::host::files::{make_dirs, private_dir};
 use crate::host::layer_pack::Packer;
+use crate::host::layer_room::{LayerSpace, Room, images};
+use crate::host::layer_size::{LayerSize, on_disk};
 use crate::host::lock::try_lock_file;
 use crate::host::log;
 use crate::limits;
@@ -35,16 +38,16 @@ pub(crate) struct LayerImage {
     pub(crate) file: OwnedFd,
     /// The key of a shared image; None for one that only its container uses.
     pub(crate) key: Option<String>,
+    /// What an image of one container takes of the disk.
+    pub(crate) room: Option<Room>,
 }
 
 /// The node's cache, and what fills it.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerCache {
-    pub(crate) dir: PathBuf,
     /// Where notes on verified images are.
     pub(crate) notes: PathBuf,
-    /// Bytes of all images together, above which unused ones are evicted.
-    pub(crate) limit: u64,
+    pub(crate) space: LayerSpace,
     pub(crate) packer: Packer,
     pub(crate) log: Logger,
 }
@@ -52,7 +55,7 @@ pub(crate) struct LayerCache {
 impl LayerCache {
     /// The shared image of `layers` (topmost first), packed unless it is in the cache.
     pub(crate) async fn shared(&self, layers: Vec<PathBuf>) -> Result<LayerImage> {
-        let dir = self.dir.clone();
+        let dir = self.dir().to_path_buf();
         let key = {
             let layers = layers.clone();
             blocking("open layer cache", move || {
@@ -61,9 +64,9 @@ impl LayerCache {
             })
             .await?
         };
-        let lock_path = self.dir.join(format!("{key}.lock"));
-        let lock = loop {
-            match try_lock_file(&lock_path)? {
+        let lock_path = self.dir().join(format!("{key}.lock"));
+        let _lock = loop {
+            match KeyLock::try_take(&lock_path)? {
                 Some(lock) => break lock,
                 None => sleep(limits::host::LAYERS_PAUSE).await,
             }
@@ -72,25 +75,44 @@ impl LayerCache {
         let found = blocking("check layer image", move || cache.find(&name)).await?;
         let file = match found {
             Some(file) => file,
-            None => self.add(&layers, &key).await?,
+            None => self.add(layers, &key).await?,
         };
-        drop(lock);
-        let (dir, limit) = (self.dir.clone(), self.limit);
-        // A cache that stays too large does not keep the container from starting.
-        blocking("evict layer images", move || evict(&dir, limit)).await.ok();
-        Ok(LayerImage { file, key: Some(key) })
+        Ok(LayerImage { file, key: Some(key), room: None })
     }
 
     /// An image of directories that only one container uses; it is never in the cache.
     pub(crate) async fn private(&self, layers: Vec<PathBuf>) -> Result<LayerImage> {
-        make_dir(&self.dir)?;
-        let file = self.packer.pack(&layers, &self.dir).await?;
-        Ok(LayerImage { file: reopen(&file)?.into(), key: None })
+        make_dir(self.dir())?;
+        let packed = self.pack(layers).await?;
+        let space = self.space.clone();
+        blocking("keep layer image", move || {
+            let meta = packed.file.metadata().context("layer image")?;
+            let room = space.keep(&packed.room, on_disk(&meta))?;
+            Ok(LayerImage { file: reopen(&packed.file)?.into(), key: None, room: Some(room) })
+        })
+        .await
+    }
+
+    /// Packs the layers, once there is room for them.
+    async fn pack(&self, layers: Vec<PathBuf>) -> Result<Packed> {
+        let size = LayerSize::of(layers.clone()).await?;
+        let (space, needed) = (self.space.clone(), size.clone());
+        let room = blocking("make room for layers", move || space.take(&needed)).await?;
+        let file = self.packer.pack(&layers, self.dir(), size.bytes).await?;
+        if size.holes {
+            let image = file.try_clone().context("layer image")?;
+            blocking("punch holes", move || punch_holes(&image)).await?;
+        }
+        Ok(Packed { file, room })
+    }
+
+    fn dir(&self) -> &Path {
+        &self.space.cache
     }
 
     /// The cached image of `key` whose content is what its name says; a damaged one is removed.
     fn find(&self, key: &str) -> Result<Option<OwnedFd>> {
-        for (path, _) in images(&self.dir)? {
+        for (path, _) in images(self.dir())? {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             let Some(wanted) =
                 name.strip_prefix(key).and_then(|n| n.strip_prefix('-')?.strip_suffix(".erofs"))
@@ -115,24 +137,48 @@ impl LayerCache {
         Ok(None)
     }
 
-    async fn add(&self, layers: &[PathBuf], key: &str) -> Result<OwnedFd> {
-        let began = Instant::now();
-        let file = self.packer.pack(layers, &self.dir).await?;
-        let (dir, notes, key) = (self.dir.clone(), self.notes.clone(), key.to_owned());
+    async fn add(&self, layers: Vec<PathBuf>, key: &str) -> Result<OwnedFd> {
+        let (began, count) = (Instant::now(), layers.len());
+        let packed = self.pack(layers).await?;
+        let (dir, notes, key) = (self.dir().to_path_buf(), self.notes.clone(), key.to_owned());
         let (opened, bytes) = blocking("keep layer image", move || {
-            let digest = digest(&file)?;
+            let digest = digest(&packed.file)?;
             let name = dir.join(format!("{key}-{digest}.erofs"));
-            link(&file, &name)?;
-            let meta = file.metadata().context("layer image")?;
+            link(&packed.file, &name)?;
+            let meta = packed.file.metadata().context("layer image")?;
             LayerNote::of(&meta, &digest).write_to(&notes);
             Ok((open_locked(&name)?, meta.len()))
         })
         .await?;
         let ms = log::ms(began.elapsed());
-        info!(self.log, "packed image layers"; "layers" => layers.len(), "bytes" => bytes, "ms" => ms);
+        info!(self.log, "packed image layers"; "layers" => count, "bytes" => bytes, "ms" => ms);
         opened.ok_or_else(|| {
             Error::unavailable("layer image: it was removed while it was being made; try again")
         })
+    }
+}
+
+/// A packed image without a name, and its room.
+struct Packed {
+    file: File,
+    room: Room,
+}
+
+/// The lock of a key, while its image is looked for and packed; its file goes with it.
+struct KeyLock {
+    path: PathBuf,
+    _held: Flock<File>,
+}
+
+impl KeyLock {
+    fn try_take(path: &Path) -> Result<Option<Self>> {
+        Ok(try_lock_file(path)?.map(|held| Self { path: path.to_path_buf(), _held: held }))
+    }
+}
+
+impl Drop for KeyLock {
+    fn drop(&mut self) {
+        fs::remove_file(&self.path).ok(); // before it is released; who packs next removes one that stays
     }
 }
 
@@ -205,36 +251,37 @@ fn open_locked(path: &Path) -> Result<Option<OwnedFd>> {
     Ok(Some(fd))
 }
 
-fn images(dir: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>> {
-    let context = || format!("read {}", dir.display());
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).with_context(context)? {
-        let path = entry.with_context(context)?.path();
-        if path.extension().is_some_and(|e| e == "erofs") {
-            if let Ok(meta) = fs::symlink_metadata(&path) {
-                found.push((path, meta));
+/// Gives back the blocks of zeros that holes of files became.
+fn punch_holes(image: &File) -> Result<()> {
+    const BLOCK: usize = 4096;
+    let context = || "punch holes into a layer image";
+    let mut chunk = vec![0; 1 << 18];
+    let mut at = 0;
+    loop {
+        let count = image.read_at(&mut chunk, at).with_context(context)?;
+        if count == 0 {
+            return Ok(());
+        }
+        // Runs of blocks of zeros; the last part of a chunk, if it is no block, stays as it is.
+        let blocks = chunk.get(..count).unwrap_or_default().chunks_exact(BLOCK).enumerate();
+        let zeros = blocks.filter(|(_, block)| block.iter().all(|byte| *byte == 0)).map(|(n, _)| n as u64);
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for n in zeros {
+            match runs.last_mut() {
+                Some((_, end)) if *end == n => *end = n + 1,
+                _ => runs.push((n, n + 1)),
             }
         }
-    }
-    Ok(found)
-}
-
-/// Removes unused images, least recently used first, until the rest fits into `limit` bytes.
-fn evict(dir: &Path, limit: u64) -> Result<()> {
-    let mut all = images(dir)?;
-    all.sort_by_key(|(_, meta)| meta.atime());
-    let mut total: u64 = all.iter().map(|(_, meta)| meta.len()).sum();
-    for (path, meta) in all {
-        if total <= limit {
-            break;
+        for (from, to) in runs {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let (from, to) = (at + from * BLOCK as u64, at + to * BLOCK as u64);
+            match rustix::fs::fallocate(image, flags, from, to - from) {
+                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+                punched => punched.map_err(std::io::Error::from).with_context(context)?,
+            }
         }
-        let Ok(file) = File::open(&path) else { continue };
-        if let Ok(_alone) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-            total = total.saturating_sub(meta.len());
-        }
+        at += count as u64;
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -252,13 +299,8 @@ mod tests {
             Packer { mkfs: PathBuf::new(), mount_point: PathBuf::new(), leaf: PathBuf::new(), user: None };
         private_dir(&dir.join("notes")).expect("folder");
         let notes = dir.join("notes");
-        LayerCache {
-            dir: dir.to_path_buf(),
-            notes,
-            limit: 0,
-            packer,
-            log: Logger::root(slog::Discard, slog::o!()),
-        }
+        let space = LayerSpace { cache: dir.to_path_buf(), pod: dir.join("pod"), limit: 0 };
+        LayerCache { notes, space, packer, log: Logger::root(slog::Discard, slog::o!()) }
     }
 
     #[test]
@@ -289,19 +331,18 @@ mod tests {
     }
 
     #[test]
-    fn eviction_takes_the_oldest_and_never_what_is_used() {
+    fn holes_are_holes_again() {
         let dir = tempfile::tempdir().expect("dir");
-        let old = image(dir.path(), "a", &[1; 1000]);
-        let used = image(dir.path(), "b", &[2; 1000]);
-        let new = image(dir.path(), "c", &[3; 1000]);
-        for (path, age) in [(&old, 300), (&used, 600), (&new, 0)] {
-            let when = SystemTime::now() - std::time::Duration::from_secs(age);
-            let file = File::options().append(true).open(path).expect("open");
-            file.set_times(FileTimes::new().set_accessed(when)).expect("age");
-        }
-        let _use = open_locked(&used).expect("open").expect("there");
-        evict(dir.path(), 2000).expect("evict");
-        assert_eq!((old.exists(), used.exists(), new.exists()), (false, true, true));
+        let path = dir.path().join("image");
+        let mut content = vec![0; 3 << 20];
+        content[..10].fill(1);
+        content[(1 << 20) + 5000] = 2;
+        content.extend([0, 0, 3]);
+        fs::write(&path, &content).expect("write");
+        let image = File::options().read(true).write(true).open(&path).expect("open");
+        punch_holes(&image).expect("punch");
+        assert!(fs::read(&path).expect("read") == content);
+        assert!(on_disk(&image.metadata().expect("metadata")) <= 64 << 10);
     }
 
     #[test]

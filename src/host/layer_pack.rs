@@ -35,8 +35,8 @@ pub(crate) struct Packer {
 }
 
 impl Packer {
-    /// Packs `layers`, topmost first, into an unnamed file of `directory`.
-    pub(super) async fn pack(&self, layers: &[PathBuf], directory: &Path) -> Result<File> {
+    /// Packs `layers`, topmost first, into an unnamed file of `directory`, which gets no more than `bytes`.
+    pub(super) async fn pack(&self, layers: &[PathBuf], directory: &Path, bytes: u64) -> Result<File> {
         let context = |e: Error| e.context(format!("pack image layers into {}", directory.display()));
         let image = OpenOptions::new()
             .read(true)
@@ -65,6 +65,7 @@ impl Packer {
                 layers: layers.iter().chain([&bottom]).cloned().collect(),
                 target: target.clone(),
             }),
+            file_bytes: Some(bytes),
             confine: self.user.map(|user| Confinement { reads_all: true, ..Confinement::of(user) }),
             ..Launch::default()
         };
@@ -82,6 +83,11 @@ impl Packer {
                 give_to(User { uid: 0, gid: 0 })?;
                 Ok(image)
             }
+            Ended::Signal(libc::SIGXFSZ) => Err(context(Error::unavailable(format!(
+                "the image became larger than the {} MiB that were measured before (did the layers change \
+                 meanwhile?)",
+                bytes >> 20
+            )))),
             ended => {
                 let output = output.last_lines(limits::text::QUOTED_LINES).join(" | ");
                 let no_space = output.contains("No space left") || output.contains("ENOSPC");

@@ -26,29 +26,9 @@ const HOLDER: usize = 10;
 pub(crate) struct PodLock(Flock<File>);
 
 impl PodLock {
-    /// Locks the file at `path`, which is created if needed. None: another process holds the lock.
-    ///
-    /// After locking, the path must still name the locked file: its last holder may have removed
-    /// it in between.
+    /// As [`try_lock_file`].
     pub(crate) fn try_take(path: &Path) -> Result<Option<Self>> {
-        let context = || format!("lock {}", path.display());
-        for _ in 0..limits::host::LOCK_TRIES {
-            let locked = match Flock::lock(open_or_create(path)?, FlockArg::LockExclusiveNonblock) {
-                Ok(locked) => locked,
-                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-                Err((_, e)) => return Err(e).with_context(context),
-            };
-            let held = locked.metadata().with_context(context)?;
-            match fs::symlink_metadata(path) {
-                Ok(there) if there.ino() == held.ino() && there.dev() == held.dev() => {
-                    return Ok(Some(Self(locked)));
-                }
-                Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                Err(e) => return Err(e).with_context(context),
-            }
-        }
-        Err(Error::unavailable(format!("lock {}: it keeps being replaced", path.display())))
+        Ok(try_lock_file(path)?.map(Self))
     }
 
     /// Makes room for the name of the process that will take the lock over: then it needs no free space. Until it
@@ -114,12 +94,25 @@ pub(crate) fn kill_holder(path: &Path) -> Result<bool> {
 }
 
 /// Locks the file at `path`, which is created if needed. None: another one has locked it.
+///
+/// After locking, the path must still name the locked file: its last holder may have removed it in between.
 pub(crate) fn try_lock_file(path: &Path) -> Result<Option<Flock<File>>> {
-    match Flock::lock(open_or_create(path)?, FlockArg::LockExclusiveNonblock) {
-        Ok(locked) => Ok(Some(locked)),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, e)) => Err(e).with_context(|| format!("lock {}", path.display())),
+    let context = || format!("lock {}", path.display());
+    for _ in 0..limits::host::LOCK_TRIES {
+        let locked = match Flock::lock(open_or_create(path)?, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => locked,
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, e)) => return Err(e).with_context(context),
+        };
+        let held = locked.metadata().with_context(context)?;
+        match fs::symlink_metadata(path) {
+            Ok(there) if there.ino() == held.ino() && there.dev() == held.dev() => return Ok(Some(locked)),
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(context),
+        }
     }
+    Err(Error::unavailable(format!("lock {}: it keeps being replaced", path.display())))
 }
 
 fn open_or_create(path: &Path) -> Result<File> {

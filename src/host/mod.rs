@@ -2,6 +2,7 @@
 //! `bpf`, `child_setup`, `confine` and `sys`.
 
 pub(crate) mod affinity;
+pub(crate) mod ask;
 pub(crate) mod begun;
 #[allow(unsafe_code)]
 mod bpf;
@@ -18,11 +19,15 @@ pub(crate) mod files;
 pub(crate) mod image_file;
 pub(crate) mod layer_cache;
 pub(crate) mod layer_pack;
+pub(crate) mod layer_room;
+pub(crate) mod layer_size;
 pub(crate) mod lock;
 pub(crate) mod log;
 pub(crate) mod loopback;
 pub(crate) mod netlink;
 pub(crate) mod netns;
+pub(crate) mod network_scan;
+pub(crate) mod network_trial;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod shim_cgroup;

@@ -6,7 +6,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::error::{Context, Error, Result};
@@ -27,14 +27,27 @@ pub(crate) fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Se
         return Ok(None);
     }
     refuse_the_hosts(&file).with_context(context)?;
+    let enter = move || setns(&file, CloneFlags::CLONE_NEWNET).context("enter");
+    on_a_thread(enter, work).with_context(context).map(Some)
+}
+
+/// Runs `work` in a new network namespace, which ends with it unless something keeps it.
+pub(crate) fn within_new<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_a_thread(|| unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace"), work)
+}
+
+fn on_a_thread<T: Send>(
+    enter: impl FnOnce() -> Result<()> + Send,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     std::thread::scope(|scope| {
         let inside = move || {
-            setns(&file, CloneFlags::CLONE_NEWNET).context("enter")?;
+            enter()?;
             work()
         };
         let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, inside);
-        let result = thread.with_context(context)?.join();
-        result.unwrap_or_else(|_| Err(Error::internal("a thread panicked"))).with_context(context).map(Some)
+        let result = thread.context("start a thread")?.join();
+        result.unwrap_or_else(|_| Err(Error::internal("a thread panicked")))
     })
 }
 

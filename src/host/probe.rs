@@ -32,7 +32,7 @@ pub struct OpenedImage {
 pub fn collect(root: &Root, count: Count, image: &Path, documents: &[PathBuf]) -> PreflightInputs {
     PreflightInputs {
         machine: facts::read(root, count),
-        documents: documents.iter().map(|path| document(path)).collect(),
+        documents: self::documents(documents),
         image: open_image(image),
     }
 }
@@ -69,6 +69,11 @@ pub(crate) fn open_image(path: &Path) -> Result<OpenedImage, ImageProblem> {
     let file = ImageFile::open(path).map_err(|e| ImageProblem::Unreadable(e.to_string()))?;
     let image = image::read(&file).map_err(ImageProblem::Invalid)?;
     Ok(OpenedImage { file, image })
+}
+
+/// Reads host key documents.
+pub(crate) fn documents(paths: &[PathBuf]) -> Vec<KnownDocument> {
+    paths.iter().map(|path| document(path)).collect()
 }
 
 fn document(path: &Path) -> KnownDocument {

@@ -24,8 +24,8 @@ use tokio::sync::OnceCell;
 use crate::error::{Context, Error, Result};
 use crate::host::affinity::OwnChild;
 use crate::host::cgroup::Entry;
-pub(crate) use crate::host::child_setup::raise_file_limit;
 use crate::host::child_setup::{self, ChildSetup};
+pub(crate) use crate::host::child_setup::{check_file_limit, raise_file_limit};
 use crate::host::confine::Confinement;
 use crate::host::{affinity, sys};
 use crate::plan::cpus::CpuList;
@@ -66,6 +66,8 @@ pub struct Launch {
     /// The CPUs it and its threads run on, as far as it may; empty: ours.
     pub cpus: CpuList,
     pub mount: Option<LayerMount>,
+    /// The largest file that it may write, in bytes; SIGXFSZ ends it beyond. None: as we may.
+    pub file_bytes: Option<u64>,
     /// None: it has our rights.
     pub confine: Option<Confinement>,
     /// The child outlives us (the shim's server); everything else dies with its parent.
@@ -131,10 +133,17 @@ impl Launch {
             cpus: affinity::set_of(&self.cpus),
             die_with_parent: !self.detached,
             mount: self.mount.map(LayerMount::prepare).transpose()?,
+            file_bytes: self.file_bytes,
             confine: self.confine,
         }
         .attach(&mut command);
         let spawned = command.spawn();
+        if spawned.as_ref().is_err_and(|e| e.raw_os_error() == Some(child_setup::NOT_AS_ASKED)) {
+            return Err(Error::internal(
+                "image layers: the kernel mounted others than it was asked for; nothing was packed (a bug of the \
+                 kernel or of overlayfs: see dmesg)",
+            ));
+        }
         let full = spawned.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EMFILE));
         let limit = match getrlimit(Resource::RLIMIT_NOFILE) {
             Ok((limit, _)) if full => format!(

@@ -57,9 +57,4 @@ impl PodSpec {
             sysctls: HashMap::new(),
         })
     }
-
-    /// The value of an annotation.
-    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
-        self.annotations.get(key).map(String::as_str)
-    }
 }

@@ -1,6 +1,7 @@
-//! Refuses what only containers that share the host's kernel can have, each with one clear error. Mounts
-//! are decided in `volume`.
+//! Refuses what only containers that share the host's kernel can have, and what the guest's agent does not take,
+//! each with one clear error and before a guest is booted for it. Mounts are decided in `volume`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
@@ -45,9 +46,9 @@ pub(crate) fn host_namespaces(requested: [bool; 3]) -> Result<()> {
     )))
 }
 
-/// Refuses a spec that requests access to the host. `is_the_hosts`: whether a path is the host's namespace of
-/// that name (CRI-O names every namespace by a path, the host's as well).
-pub(crate) fn host_access(bundle: &Bundle, is_the_hosts: impl Fn(&str, &Path) -> bool) -> Result<()> {
+/// Refuses a spec that no guest can have. `is_the_hosts`: whether a path is the host's namespace of that name (CRI-O
+/// names every namespace by a path, the host's as well).
+pub(crate) fn check(bundle: &Bundle, is_the_hosts: impl Fn(&str, &Path) -> bool) -> Result<()> {
     // The network is the pod's: a member's network namespace is ignored. The paths of its other namespaces are
     // those of its sandbox's process, which is QEMU: the host's.
     let is_member = matches!(bundle.role, Role::Member { .. });
@@ -56,6 +57,15 @@ pub(crate) fn host_access(bundle: &Bundle, is_the_hosts: impl Fn(&str, &Path) ->
         Some(path) => !is_member && path.is_some_and(|path| is_the_hosts(name, path)),
     };
     host_namespaces(HOST_NAMESPACES.map(|(typ, name, ..)| is_hosts(typ, name)))?;
+    if let Some(all) = bundle.spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) {
+        sysctls(all)?;
+    }
+    if bundle.spec.process().as_ref().is_some_and(|process| process.capabilities().is_none()) {
+        return Err(Error::invalid(
+            "config.json: no process.capabilities: the guest's agent starts no process without them: add them \
+             ({} for none)",
+        ));
+    }
     if let Some(resources) = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
         resources::check_huge_pages(resources)?;
     }
@@ -69,6 +79,22 @@ pub(crate) fn host_access(bundle: &Bundle, is_the_hosts: impl Fn(&str, &Path) ->
         first.path().display(),
         if of_host.len() > 1 { format!(" and {} more", of_host.len() - 1) } else { String::new() },
     )))
+}
+
+/// Refuses kernel settings of no namespace that a pod has to itself: the agent refuses them, without their name.
+pub(crate) fn sysctls(all: &HashMap<String, String>) -> Result<()> {
+    const KERNEL: [&str; 9] =
+        ["domainname", "msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
+    let is_a_pods = |name: &str| {
+        let of_kernel = name.strip_prefix("kernel.").is_some_and(|name| KERNEL.contains(&name));
+        of_kernel || name.starts_with("fs.mqueue.") || name.starts_with("net.")
+    };
+    match all.keys().filter(|name| !is_a_pods(name)).min() {
+        None => Ok(()),
+        Some(name) => Err(Error::invalid(format!(
+            "sysctl {name:?}: does not belong to a pod's own network, message queues or shared memory: leave it out"
+        ))),
+    }
 }
 
 fn is_same_everywhere(device: &LinuxDevice) -> bool {
@@ -86,7 +112,7 @@ mod tests {
     fn spec() -> Value {
         json!({
             "ociVersion": "1.0.2",
-            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/"},
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/", "capabilities": {}},
             "root": {"path": "rootfs"},
             "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "network"}]},
         })
@@ -95,7 +121,7 @@ mod tests {
     fn check(spec: &Value) -> Result<()> {
         let id = ContainerId::parse("c1").expect("id");
         let bundle = spec::parse(spec.to_string().as_bytes(), &id).expect("spec");
-        host_access(&bundle, |_, path| path == Path::new("/run/ipcns/hosts"))
+        super::check(&bundle, |_, path| path == Path::new("/run/ipcns/hosts"))
     }
 
     #[test]
@@ -110,6 +136,22 @@ mod tests {
             "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"
         });
         assert_eq!(check(&asked), Ok(()), "a member joins its sandbox");
+    }
+
+    #[test]
+    fn what_the_agent_does_not_take_is_refused_by_name() {
+        let mut asked = spec();
+        asked["linux"]["sysctl"] =
+            json!({"net.core.somaxconn": "9", "kernel.shmmax": "1", "fs.mqueue.msg_max": "1"});
+        assert_eq!(check(&asked), Ok(()));
+        asked["linux"]["sysctl"] =
+            json!({"net.core.somaxconn": "9", "kernel.panic": "1", "vm.swappiness": "1"});
+        let e = check(&asked).expect_err("not a pod's").to_string();
+        assert!(e.starts_with("sysctl \"kernel.panic\": does not belong to a pod's own"), "{e}");
+        let mut asked = spec();
+        asked["process"].as_object_mut().expect("process").remove("capabilities");
+        let e = check(&asked).expect_err("none").to_string();
+        assert!(e.ends_with("starts no process without them: add them ({} for none)"), "{e}");
     }
 
     #[test]

@@ -188,9 +188,11 @@ fn is_shm(mount: &Mount) -> bool {
 
 /// A bind mount, but for the shared memory, which is the guest's.
 fn is_of_host(mount: &Mount) -> bool {
-    let is_bind =
-        mount.typ().as_deref() == Some("bind") || options(mount).iter().any(|o| o == "bind" || o == "rbind");
-    is_bind && !is_shm(mount)
+    is_bind(mount) && !is_shm(mount)
+}
+
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind") || options(mount).iter().any(|o| o == "bind" || o == "rbind")
 }
 
 /// The kubelet keeps all emptyDir volumes in directories of this name.

@@ -41,20 +41,54 @@ pub struct MemoryStats {
     pub swap: u64,
     /// The kernel's own, for this group.
     pub kernel: u64,
-    pub anon: u64,
-    pub file: u64,
-    pub mapped: u64,
-    pub dirty: u64,
-    pub writeback: u64,
-    pub inactive_anon: u64,
-    pub active_anon: u64,
-    /// Can be reclaimed at once: the usage without it is the working set.
-    pub inactive_file: u64,
-    pub active_file: u64,
-    pub unevictable: u64,
-    pub faults: u64,
-    pub major_faults: u64,
+    /// How often the OOM killer ended one of its processes.
+    pub oom_kills: u64,
+    pub details: Details,
 }
+
+/// The values of memory.stat, by the names of cgroup version 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Details([u64; DETAILS.len()]);
+
+/// What the runc shim sends of memory.stat: the name in version 2, in version 1 (`total_`: with children), and
+/// whether it is in bytes; the others are counts.
+const DETAILS: [(&str, &[&str], bool); 33] = [
+    ("anon", &["total_rss", "rss"], true),
+    ("file", &["total_cache", "cache"], true),
+    ("kernel_stack", &[], true),
+    ("slab", &[], true),
+    ("sock", &[], true),
+    ("shmem", &["total_shmem", "shmem"], true),
+    ("file_mapped", &["total_mapped_file", "mapped_file"], true),
+    ("file_dirty", &["total_dirty", "dirty"], true),
+    ("file_writeback", &["total_writeback", "writeback"], true),
+    ("anon_thp", &["total_rss_huge", "rss_huge"], true),
+    ("inactive_anon", &["total_inactive_anon"], true),
+    ("active_anon", &["total_active_anon"], true),
+    // Can be reclaimed at once: the usage without it is the working set.
+    ("inactive_file", &["total_inactive_file"], true),
+    ("active_file", &["total_active_file"], true),
+    ("unevictable", &["total_unevictable"], true),
+    ("slab_reclaimable", &[], true),
+    ("slab_unreclaimable", &[], true),
+    ("pgfault", &["total_pgfault"], false),
+    ("pgmajfault", &["total_pgmajfault"], false),
+    // Of version 1 alone.
+    ("pgpgin", &["total_pgpgin"], false),
+    ("pgpgout", &["total_pgpgout"], false),
+    ("workingset_refault", &[], false),
+    ("workingset_activate", &[], false),
+    ("workingset_nodereclaim", &[], false),
+    ("pgrefill", &[], false),
+    ("pgscan", &[], false),
+    ("pgsteal", &[], false),
+    ("pgactivate", &[], false),
+    ("pgdeactivate", &[], false),
+    ("pglazyfree", &[], false),
+    ("pglazyfreed", &[], false),
+    ("thp_fault_alloc", &[], false),
+    ("thp_collapse_alloc", &[], false),
+];
 
 /// Tasks; `limit` 0: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,22 +108,26 @@ pub struct DiskStats {
     pub writes: u64,
 }
 
-impl MemoryStats {
-    /// Takes the values of `memory.stat`, by their names in cgroup v1 (`total_`: with children) or v2.
-    pub fn take_details(&mut self, find: impl Fn(&str) -> Option<u64>) {
-        let first = |names: &[&str]| names.iter().find_map(|name| find(name)).unwrap_or(0);
-        self.anon = first(&["total_rss", "rss", "anon"]);
-        self.file = first(&["total_cache", "cache", "file"]);
-        self.mapped = first(&["total_mapped_file", "mapped_file", "file_mapped"]);
-        self.dirty = first(&["total_dirty", "dirty", "file_dirty"]);
-        self.writeback = first(&["total_writeback", "writeback", "file_writeback"]);
-        self.inactive_anon = first(&["total_inactive_anon", "inactive_anon"]);
-        self.active_anon = first(&["total_active_anon", "active_anon"]);
-        self.inactive_file = first(&["total_inactive_file", "inactive_file"]);
-        self.active_file = first(&["total_active_file", "active_file"]);
-        self.unevictable = first(&["total_unevictable", "unevictable"]);
-        self.faults = first(&["total_pgfault", "pgfault"]);
-        self.major_faults = first(&["total_pgmajfault", "pgmajfault"]);
+impl Default for Details {
+    fn default() -> Self {
+        Self([0; DETAILS.len()]) // derived for arrays of up to 32 only
+    }
+}
+
+impl Details {
+    /// Takes the values of a memory.stat of either version.
+    pub fn of(find: impl Fn(&str) -> Option<u64>) -> Self {
+        let mut details = Self::default();
+        for (value, (name, earlier, _)) in details.0.iter_mut().zip(DETAILS) {
+            *value = earlier.iter().chain([&name]).find_map(|name| find(name)).unwrap_or(0);
+        }
+        details
+    }
+
+    /// The value of this name; 0 if it was not reported.
+    pub fn get(&self, wanted: &str) -> u64 {
+        let found = self.0.iter().zip(DETAILS).find(|(_, (name, ..))| *name == wanted);
+        found.map_or(0, |(value, _)| *value)
     }
 }
 
@@ -122,24 +160,15 @@ impl Stats {
         let bytes = u64::from(vm.memory_mib) << 20;
         let memory = &mut self.memory;
         memory.usage = memory.usage.min(bytes);
-        memory.inactive_file = memory.inactive_file.min(memory.usage);
-        for part in [
-            &mut memory.peak,
-            &mut memory.kernel,
-            &mut memory.anon,
-            &mut memory.file,
-            &mut memory.mapped,
-            &mut memory.dirty,
-            &mut memory.writeback,
-            &mut memory.inactive_anon,
-            &mut memory.active_anon,
-            &mut memory.active_file,
-            &mut memory.unevictable,
-        ] {
+        for part in [&mut memory.peak, &mut memory.kernel] {
             *part = (*part).min(bytes);
         }
+        for (value, (name, _, is_bytes)) in memory.details.0.iter_mut().zip(DETAILS) {
+            let most = if name == "inactive_file" { memory.usage } else { bytes };
+            *value = if is_bytes { (*value).min(most) } else { counter(*value) };
+        }
         // Swap is on disks, whose size is not bounded by the VM's.
-        for count in [&mut memory.swap, &mut memory.failures, &mut memory.faults, &mut memory.major_faults] {
+        for count in [&mut memory.swap, &mut memory.failures, &mut memory.oom_kills] {
             *count = counter(*count);
         }
         // Callers subtract the usage from it; agents report 0 if there is no limit.
@@ -171,7 +200,7 @@ mod tests {
     #[test]
     fn a_guests_statistics_are_clamped_to_what_its_vm_has() {
         let all = |n: u64| {
-            let mut stats = Stats {
+            let stats = Stats {
                 cpu: CpuStats {
                     total: n,
                     user: n,
@@ -186,19 +215,23 @@ mod tests {
                     peak: n,
                     failures: n,
                     swap: n,
-                    ..MemoryStats::default()
+                    kernel: n,
+                    oom_kills: n,
+                    details: Details::of(|_| Some(n)),
                 },
                 pids: PidsStats { current: n, limit: n },
                 disks: vec![DiskStats { major: n, ..DiskStats::default() }; 1000],
             };
-            stats.memory.take_details(|_| Some(n));
             stats.clamp_to_vm(VM, Duration::from_secs(10))
         };
         let lies = all(u64::MAX);
         assert_eq!((lies.cpu.total, lies.cpu.user), (20_000_000_000, 20_000_000_000));
         assert_eq!(lies.cpu.periods, i64::MAX.unsigned_abs());
-        assert_eq!((lies.memory.usage, lies.memory.inactive_file), (512 << 20, 512 << 20));
-        assert_eq!((lies.memory.limit, lies.memory.faults), (u64::MAX, i64::MAX.unsigned_abs()));
+        assert_eq!((lies.memory.usage, lies.memory.details.get("inactive_file")), (512 << 20, 512 << 20));
+        assert_eq!(
+            (lies.memory.limit, lies.memory.details.get("pgfault")),
+            (u64::MAX, i64::MAX.unsigned_abs())
+        );
         assert_eq!((lies.pids.current, lies.pids.limit), (limits::agent::GUEST_TASKS, 0));
         assert_eq!(lies.disks.len(), limits::agent::STATS_DISKS);
         let truth = all(7);
@@ -208,10 +241,15 @@ mod tests {
 
     #[test]
     fn the_working_set_is_never_negative() {
-        let memory = MemoryStats { usage: 5, inactive_file: 9, limit: 3, ..MemoryStats::default() };
+        let memory = MemoryStats {
+            usage: 5,
+            limit: 3,
+            details: Details::of(|name| (name == "inactive_file").then_some(9)),
+            ..MemoryStats::default()
+        };
         let stats = Stats { memory, ..Stats::default() };
         let memory = stats.clamp_to_vm(VM, Duration::from_secs(1)).memory;
-        assert_eq!((memory.usage, memory.inactive_file, memory.limit), (5, 5, 5));
+        assert_eq!((memory.usage, memory.details.get("inactive_file"), memory.limit), (5, 5, 5));
     }
 
     #[test]
@@ -228,10 +266,10 @@ mod tests {
             "pgmajfault" => Some(6),
             _ => None,
         };
-        let mut memory = MemoryStats::default();
-        memory.take_details(v1);
-        assert_eq!((memory.anon, memory.inactive_file), (2, 2), "children are counted");
-        memory.take_details(v2);
-        assert_eq!((memory.anon, memory.file, memory.mapped, memory.major_faults), (3, 4, 5, 6));
+        let of = |details: Details, names: [&str; 4]| names.map(|name| details.get(name));
+        let names = ["anon", "inactive_file", "file", "pgmajfault"];
+        assert_eq!(of(Details::of(v1), names), [2, 2, 0, 0], "children are counted");
+        let names = ["anon", "file", "file_mapped", "pgmajfault"];
+        assert_eq!(of(Details::of(v2), names), [3, 4, 5, 6]);
     }
 }

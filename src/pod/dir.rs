@@ -11,6 +11,7 @@
 //! | [`RECORD`] | which image runs, and why it failed; for people | `pod::record` |
 //! | [`LOG`] | the last lines of the shim's log | `host::log` |
 //! | [`PACK`] | where mkfs sees the layers that it packs, in its own mount namespace | `host::layer_pack` |
+//! | `rooms` | what its packed images take of the disk | `host::layer_room` |
 //! | [`VSOCK`] | folder of the vsock program's sockets, on hosts without a vhost driver | `qemu::vsock_device` |
 //! | [`ETC`] | files of /etc for the containers of a Sandbox API pod | `pod::etc_files` |
 //!

@@ -101,7 +101,7 @@ pub(crate) fn read(dir: &Path) -> Result<Vec<Result<Cleanup>>> {
         .collect())
 }
 
-fn parse(text: &[u8]) -> Vec<Result<Cleanup>> {
+pub(crate) fn parse(text: &[u8]) -> Vec<Result<Cleanup>> {
     // Without its newline the last line was not completely written.
     let whole = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
     let entry = |(at, line)| {

@@ -9,7 +9,7 @@ use crate::agent::client::Agent;
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
 use crate::host::begun::blocking;
-use crate::host::{netlink, tap};
+use crate::host::{netlink, network_scan, tap};
 use crate::plan::network::NetworkPlan;
 use crate::plan::vm::NicPlan;
 use crate::pod::Pod;
@@ -25,7 +25,7 @@ pub(crate) struct PodNetwork {
 /// Scans the namespace and makes a mirrored tap for each interface.
 pub(crate) async fn prepare(pod: &Pod, netns: &Path) -> Result<PodNetwork> {
     let path = netns.to_path_buf();
-    let plan = blocking("scan network", move || netlink::scan(&path)).await?;
+    let plan = blocking("scan network", move || network_scan::scan(&path)).await?;
     for warning in &plan.warnings {
         warn!(pod.log(), "network: {}", warning);
     }

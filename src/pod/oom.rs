@@ -25,7 +25,8 @@ impl Pod {
         let state = self.lock();
         if let Ok(container) = state.container(id) {
             self.events.push(Event::Oom { id: id.clone() });
-            if !container.oom.send_replace(true) {
+            container.oom.send_modify(|count| *count = count.saturating_add(1));
+            if *container.oom.borrow() == 1 {
                 info!(self.log(), "container {}: the guest's OOM killer ended a process of it", id);
             }
         }
@@ -39,6 +40,6 @@ impl Pod {
             Ok(container) if !container.kill_asked => container.oom.subscribe(),
             _ => return,
         };
-        timeout(limits::agent::OOM_REPORT, oom.wait_for(|hit| *hit)).await.ok();
+        timeout(limits::agent::OOM_REPORT, oom.wait_for(|count| *count > 0)).await.ok();
     }
 }

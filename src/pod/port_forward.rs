@@ -75,15 +75,16 @@ async fn forward(netns: PathBuf, addresses: &[IpAddr], log: &slog::Logger) -> Re
     }
 }
 
-/// One connection, to its end. After a failure the client gets a reset.
+/// One connection, to its end. A port that nothing in the guest listens on closes it: a reset would be an error to the
+/// runtime, which ends all connections of a forward with it. A connection that breaks off later is reset.
 async fn proxy(mut client: TcpStream, addresses: &[IpAddr], log: &slog::Logger) {
-    let carried = async {
-        let port = client.local_addr().context("port")?.port();
-        let mut guest = connect(addresses, port).await.with_context(|| format!("forward port {port}"))?;
-        copy_bidirectional(&mut client, &mut guest).await.with_context(|| format!("port {port}"))
+    let Ok(port) = client.local_addr().map(|meant| meant.port()) else { return };
+    let mut guest = match connect(addresses, port).await {
+        Ok(guest) => guest,
+        Err(e) => return debug!(log, "forward port {}: {}", port, e),
     };
-    if let Err(e) = carried.await {
-        debug!(log, "{}", e);
+    if let Err(e) = copy_bidirectional(&mut client, &mut guest).await {
+        debug!(log, "forward port {}: {}", port, e);
         client.set_zero_linger().ok();
     }
 }
@@ -111,6 +112,7 @@ mod tests {
     use super::*;
     use crate::plan::network::InterfacePlan;
     use crate::plan::vm::MacAddr;
+    use tokio::io::AsyncReadExt;
 
     #[test]
     fn the_first_interfaces_addresses_are_tried() {
@@ -136,5 +138,17 @@ mod tests {
         let at = open.local_addr().expect("address");
         let e = connect(&[at.ip()], at.port()).await.expect_err("the node's");
         assert_eq!(e.to_string(), format!("{at}: is the node's own address"));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_nothing_listens_on_closes_its_connection_without_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let mut client = TcpStream::connect(listener.local_addr().expect("address")).await.expect("connect");
+        let (taken, _) = listener.accept().await.expect("accept");
+        proxy(taken, &["127.0.0.1".parse().expect("ip")], &slog::Logger::root(slog::Discard, slog::o!()))
+            .await;
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.expect("no reset");
+        assert_eq!(rest, b"");
     }
 }

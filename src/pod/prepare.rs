@@ -42,7 +42,7 @@ pub(crate) struct LaunchContext {
 /// Everything is recorded in the journal before it is made; the caller cleans up after an error.
 pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpec) -> Result<LaunchContext> {
     let config = config::load(config_path)?;
-    let config = annotations::apply(config, |key| spec.annotation(key))?;
+    let config = annotations::apply(config, &spec.annotations)?;
     pod.parts.level.set(config.log);
     hit(Step::ConfigRead)?;
     let user = helpers_user(pod, &config)?;

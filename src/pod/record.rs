@@ -65,14 +65,13 @@ impl Record {
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(RECORD);
         let bytes = read_bounded(&path, limits::host::RECORD_BYTES)?;
-        let record: Self =
-            serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
+        Self::parse(&bytes).with_context(|| format!("read {}", path.display()))
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|e| Error::internal(e.to_string()))?;
         if record.version != VERSION {
-            return Err(Error::invalid(format!(
-                "read {}: version {}, this program knows {VERSION}",
-                path.display(),
-                record.version
-            )));
+            return Err(Error::invalid(format!("version {}, this program knows {VERSION}", record.version)));
         }
         Ok(record)
     }

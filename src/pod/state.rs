@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::ccw::DevNo;
 use crate::error::{Error, Result};
+use crate::host::layer_room::Room;
 use crate::ids::{ContainerId, ExecId, ProcessId, SandboxId};
 use crate::lifecycle::process::{self, Emit, Input, Kind, Phase};
 use crate::lifecycle::vm::{self, VmInput, VmPhase};
@@ -71,12 +72,14 @@ pub(crate) struct Container {
     pub(crate) execs: BTreeMap<ExecId, Process>,
     /// The disk of its root file system, when no other container uses it.
     pub(crate) own_disk: Option<DevNo>,
+    /// What that disk takes of the node's.
+    pub(crate) room: Option<Room>,
     /// The host's CPUs that it may use; empty: none are named.
     pub(crate) cpus: CpuList,
     /// A caller asked for its end by KILL.
     pub(crate) kill_asked: bool,
-    /// True when the guest's OOM killer hit it.
-    pub(crate) oom: watch::Sender<bool>,
+    /// How often the guest's OOM killer hit it.
+    pub(crate) oom: watch::Sender<u64>,
     /// True asks a running Create to stop and undo itself.
     pub(crate) cancel: watch::Sender<bool>,
 }
@@ -208,9 +211,10 @@ impl Container {
             init: Process::new(Kind::Init, request.stdio.clone(), None),
             execs: BTreeMap::new(),
             own_disk: None,
+            room: None,
             cpus,
             kill_asked: false,
-            oom: watch::Sender::new(false),
+            oom: watch::Sender::new(0),
             cancel: watch::Sender::new(false),
         }
     }

@@ -180,12 +180,17 @@ impl Qmp {
     /// events but those that [`Self::delete_device`] waits for.
     pub(crate) async fn read(&self, on_event: impl FnMut(QmpEvent)) -> Error {
         let end = self.read_lines(on_event).await;
+        self.close();
+        end
+    }
+
+    /// Ends every wait for an answer: none will come.
+    pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.pending = None;
         state.deleted.clear();
         drop(state);
         self.greeted.send_replace(true);
-        end
     }
 
     async fn read_lines(&self, mut on_event: impl FnMut(QmpEvent)) -> Error {
@@ -293,6 +298,20 @@ mod tests {
     fn connect() -> (Arc<Qmp>, UnixStream) {
         let (ours, peer) = UnixStream::pair().expect("pair");
         (Arc::new(Qmp::new(ours)), peer)
+    }
+
+    #[tokio::test]
+    async fn a_wait_for_an_answer_ends_with_qemu_also_if_another_process_has_its_connection() {
+        let (qmp, peer) = connect();
+        let end = async {
+            BufReader::new(peer).read_line(&mut String::new()).await.expect("read");
+            qmp.close();
+        };
+        let (answer, ()) = tokio::join!(qmp.execute(cont {}), end);
+        assert_eq!(
+            answer.map(|_| ()).expect_err("none").to_string(),
+            "QMP cont: QEMU closed its QMP connection"
+        );
     }
 
     #[tokio::test]

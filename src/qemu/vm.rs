@@ -147,6 +147,8 @@ impl Vm {
         tokio::pin!(reading);
         let ended = tokio::select! {
             ended = self.process.wait() => {
+                // Also if another process has its end of the connection.
+                self.qmp.close();
                 // Its descriptors are closed: all output is in the pipes already.
                 timeout(limits::qemu::QEMU_OUTPUT_DRAIN, &mut reading).await.ok();
                 ended

@@ -9,6 +9,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 
 use crate::error::{Context, Error, Result};
+use crate::host::confine::confine_the_shim;
 use crate::shim::flags::Flags;
 use crate::shim::{delete, serve, start};
 
@@ -37,6 +38,7 @@ fn run(flags: &Flags) -> Result<Vec<u8>> {
     if flags.info {
         return info();
     }
+    confine_the_shim()?;
     match flags.action.as_str() {
         "start" => start::start(flags),
         "delete" => delete::delete(flags),

@@ -2,17 +2,17 @@
 
 pub(crate) mod command;
 mod connections;
-mod convert;
+pub(crate) mod convert;
 mod delete;
 mod events;
 mod flags;
 mod messages;
-mod pod_config;
+pub(crate) mod pod_config;
 mod pod_service;
 mod sandbox_service;
 mod serve;
 mod start;
-mod stats;
+pub(crate) mod stats;
 mod task_service;
 
 use std::fs;

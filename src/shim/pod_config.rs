@@ -27,7 +27,7 @@ pub(crate) fn pod_spec(message: &[u8], id: &SandboxId) -> Result<PodSpec> {
         .map_err(|e| Error::invalid(format!("not a message of this type: {e}")))?;
     let linux = config.linux.unwrap_or_default();
     refuse_host_namespaces(&linux.security_context).context("linux")?;
-    linux.sysctls.keys().try_for_each(|name| check_sysctl(name))?;
+    unsupported::sysctls(&linux.sysctls)?;
     let resources = linux.resources.unwrap_or_default();
     let period = u64::try_from(resources.cpu_period).unwrap_or(0);
     let requested = requests::from_limits(resources.memory_limit_in_bytes, resources.cpu_quota, period);
@@ -72,19 +72,6 @@ fn resolv_conf(dns: &DNSConfig) -> Result<Vec<String>> {
         lines.push(format!("options {}", dns.options.join(" ")));
     }
     Ok(lines)
-}
-
-/// Only sysctls of namespaces that a pod has to itself: the agent accepts no others.
-fn check_sysctl(name: &str) -> Result<()> {
-    const KERNEL: [&str; 9] =
-        ["domainname", "msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
-    let of_kernel = name.strip_prefix("kernel.").is_some_and(|name| KERNEL.contains(&name));
-    if of_kernel || name.starts_with("fs.mqueue.") || name.starts_with("net.") {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "sysctl {name:?}: does not belong to a pod's own network, message queues or shared memory: leave it out"
-    )))
 }
 
 /// The pod's cgroup below its parent, in systemd's notation if the parent is a slice. None without a parent.
@@ -151,8 +138,8 @@ mod tests {
         assert_eq!(spec.hostname.as_deref(), Some("web-0"));
         let lines = ["search ns.svc svc", "nameserver 10.0.0.10", "options ndots:5"].map(str::to_owned);
         assert_eq!(spec.resolver, Resolver::Lines(lines.to_vec()));
-        assert_eq!(spec.annotation("a"), Some("b"));
-        assert_eq!(spec.annotation("c"), Some(""));
+        assert_eq!(spec.annotations.get("a").map(String::as_str), Some("b"));
+        assert_eq!(spec.annotations.get("c").map(String::as_str), Some(""));
         assert_eq!(spec.cgroups_path.as_deref(), Some("/kubepods/burstable/pod1/s1"));
         assert_eq!(spec.sysctls.get("net.core.somaxconn").map(String::as_str), Some("9"));
         assert_eq!((spec.requested.memory_bytes, spec.requested.cpus), (128, 2));

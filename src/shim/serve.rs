@@ -21,7 +21,7 @@ use crate::limits;
 use crate::pod::{Pod, PodParts, dir};
 use crate::shim::flags::Flags;
 use crate::shim::pod_service::PodService;
-use crate::shim::{connections, events, remove_pod_dir, role_of};
+use crate::shim::{connections, events, remove_pod_dir};
 
 /// The action with which `start` runs this program.
 pub(crate) const ACTION: &str = "serve";
@@ -48,7 +48,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     lock::sign(&lock)?;
     let (namespace, id) = flags.ids()?;
     let bundle = flags.bundle_dir()?;
-    let sandbox = role_of(&bundle, &id)?.sandbox(&id);
+    let sandbox = id.to_sandbox(); // no other container's `start` runs a server
     let key = PodKey::new(&flags.address, &namespace, &sandbox);
     let dir = dir::of(&dir::run_dir(), &key);
     let (log, level) = log::open(&dir.join(dir::LOG), &bundle.join("log"), &sandbox, flags.debug);

@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::config;
 use crate::host::files::{private_dir, write_atomic};
 use crate::host::lock::PodLock;
-use crate::host::process::{FdTable, Launch};
+use crate::host::process::{FdTable, Launch, check_file_limit};
 use crate::ids::{ContainerId, Namespace, PodKey};
 use crate::limits;
 use crate::limits::qemu::SOCKET_PATH_BYTES;
@@ -107,6 +107,7 @@ fn start_shim(root: &Path, pod_dir: &Path, socket: &Path, caller: &Caller<'_>) -
             socket.display()
         )));
     }
+    check_file_limit()?;
     private_dir(root)?;
     let lock = lock_pod_dir(pod_dir)?;
     let reserved = lock.reserve(&pod_dir.join(dir::LOCK));

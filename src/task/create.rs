@@ -113,7 +113,7 @@ impl Pod {
     }
 
     async fn make(self: &Arc<Self>, request: &CreateRequest, bundle: &Bundle) -> Result<()> {
-        unsupported::host_access(bundle, netns::is_the_hosts)?;
+        unsupported::check(bundle, netns::is_the_hosts)?;
         let volumes = volumes::place(bundle, &request.id).await?;
         let spec = guest_spec(bundle, &request.id, &request.bundle, volumes.mounts);
         let plan = rootfs::plan(request, bundle)?;

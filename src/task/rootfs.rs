@@ -19,6 +19,7 @@ use crate::host::begun;
 use crate::host::confine::User;
 use crate::host::layer_cache::{LayerCache, LayerImage};
 use crate::host::layer_pack::Packer;
+use crate::host::layer_room::LayerSpace;
 use crate::ids::ContainerId;
 use crate::oci::spec::Bundle;
 use crate::oci::storage::{Storage, block_rootfs, packed_rootfs};
@@ -54,10 +55,14 @@ pub(crate) async fn open(
         leaf: leaf.to_path_buf(),
         user,
     };
-    let cache = LayerCache {
-        dir: config.rootfs.cache_dir.clone(),
-        notes: pod_dir.parent().unwrap_or(pod_dir).to_path_buf(),
+    let space = LayerSpace {
+        cache: config.rootfs.cache_dir.clone(),
+        pod: pod_dir.to_path_buf(),
         limit: config.rootfs.cache_mib << 20,
+    };
+    let cache = LayerCache {
+        notes: pod_dir.parent().unwrap_or(pod_dir).to_path_buf(),
+        space,
         packer,
         log: log.clone(),
     };
@@ -116,9 +121,12 @@ pub(crate) async fn attach<F: Future<Output = Result<()>>>(
     pod: &Pod,
     guest: &Arc<Guest>,
     id: &ContainerId,
-    disk: RootfsDisk,
+    mut disk: RootfsDisk,
     create: impl FnOnce(Vec<Storage>) -> F,
 ) -> Result<()> {
+    if let (RootfsDisk::Packed(image), Some(container)) = (&mut disk, pod.lock().containers.get_mut(id)) {
+        container.room = image.room.take();
+    }
     let Some(name) = disk.shared_name() else {
         let layer = plug(pod, guest, id, &disk).await?;
         return create(disk.storages(id, &layer)).await;

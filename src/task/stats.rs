@@ -21,7 +21,9 @@ impl Pod {
         if is_sandbox {
             return self.vm_stats(&guest).await.with_context(doing);
         }
-        let said = guest.agent.stats_container(container).await.with_context(doing)?;
+        let mut said = guest.agent.stats_container(container).await.with_context(doing)?;
+        // The agent's message has none; its events are counted.
+        said.memory.oom_kills = *self.lock().container(container)?.oom.borrow();
         Ok(said.clamp_to_vm(guest.size, guest.began.elapsed()))
     }
 

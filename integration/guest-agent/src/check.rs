@@ -87,6 +87,7 @@ fn spec(spec: &Spec, id: &str) -> Checked {
     refuse(format!("Root.Path is {:?}, not {root}", spec.Root.Path), spec.Root.Path != root)?;
     refuse("the spec has no process", spec.Process.is_none())?;
     process(&spec.Process)?;
+    refuse("missing process capabilities", spec.Process.Capabilities.is_none())?;
     annotations(&spec.Annotations)?;
     refuse("the spec has no Linux part", spec.Linux.is_none())?;
     linux(&spec.Linux)?;

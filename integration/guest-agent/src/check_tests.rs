@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::messages::agent::FSGroup;
-use crate::messages::oci::{Hooks, LinuxNamespace, LinuxPids, LinuxSeccomp, Mount, Root};
+use crate::messages::oci::{Hooks, LinuxCapabilities, LinuxNamespace, LinuxPids, LinuxSeccomp, Mount, Root};
 
 fn storage_of(driver: &str, source: &str, fstype: &str, mount_point: &str) -> Storage {
     Storage {
@@ -21,7 +21,13 @@ fn good() -> CreateContainerRequest {
     let linux = Linux { Namespaces: KEPT.map(namespace).to_vec(), ..Default::default() };
     let spec = Spec {
         Version: "1.1.0".into(),
-        Process: Some(Process { Args: vec!["sh".into()], Cwd: "/".into(), ..Default::default() }).into(),
+        Process: Some(Process {
+            Args: vec!["sh".into()],
+            Cwd: "/".into(),
+            Capabilities: Some(LinuxCapabilities::default()).into(),
+            ..Default::default()
+        })
+        .into(),
         Root: Some(Root { Path: "/run/kata-containers/c1/rootfs".into(), ..Default::default() }).into(),
         Annotations: [(CONTAINER_TYPE.to_owned(), "pod_container".to_owned())].into(),
         Linux: Some(linux).into(),

@@ -124,6 +124,9 @@ fn on_runtime(live: impl Future<Output = Result<(), String>>) -> Result<(), Stri
 fn live_on_host(options: Options) -> Result<(), String> {
     if options.die_with_parent {
         set_pdeathsig(Signal::SIGKILL).map_err(|e| e.to_string())?;
+        if nix::unistd::getppid().as_raw() == 1 {
+            return Err("its parent had ended already".to_owned());
+        }
     }
     let (Some(path), Some(root)) = (options.listen, options.root) else {
         return Err(USAGE.to_owned());

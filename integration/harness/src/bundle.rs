@@ -17,6 +17,7 @@ impl Bundle {
                 "process": {
                     "user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/",
                     "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+                    "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]},
                 },
                 "root": {"path": "rootfs"},
                 "mounts": [

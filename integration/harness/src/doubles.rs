@@ -23,7 +23,9 @@ impl Doubles {
         for name in ["bin", "guest", "record"] {
             fs::create_dir(doubles.path(name)).expect(name);
         }
-        symlink(test_program("qemu-double"), doubles.path("bin/qemu")).expect("link");
+        for name in ["qemu", "vsock"] {
+            symlink(test_program("qemu-double"), doubles.path("bin").join(name)).expect("link");
+        }
         fs::write(doubles.path("kernel"), b"").expect("kernel");
         fs::write(doubles.path("initrd"), b"").expect("initrd");
         doubles.double(|_| ());
@@ -69,7 +71,7 @@ impl Doubles {
             at("bin/qemu"),
             at("kernel"),
             at("initrd"),
-            at("bin/qemu"),
+            at("bin/vsock"),
             at("layers"),
         );
         fs::write(self.path("config.toml"), text).expect("config");

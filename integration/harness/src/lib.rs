@@ -26,7 +26,7 @@ pub use containerd::{Containerd, IMAGE, MEMBER, SANDBOX};
 pub use cri_node::STREAMS;
 pub use doubles::Doubles;
 pub use events::{Event, Events, Relay};
-pub use netns::PodNetns;
+pub use netns::{PodNetns, PodNetwork};
 pub use sandbox_client::{PodConfig, Sandbox};
 pub use sealed_node::{SealedNode, production, softuv};
 pub use task_client::{Code, NO_STREAMS, Shim, code, reader};

@@ -101,6 +101,58 @@ impl Drop for PodNetns {
     }
 }
 
+/// A pod's network namespace as a network plugin makes it, and one in the place of the node: `eth0` (and `net1`,
+/// where it is named) of the pod leads to the link of the same name of the node. Removed when dropped.
+#[derive(Debug)]
+pub struct PodNetwork {
+    pod: String,
+    node: String,
+}
+
+impl PodNetwork {
+    /// `node` and `pod`: lines of `ip`, run in this order when all links are up.
+    pub fn new(node: &str, pod: &str) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("kst{}-p{number}", std::process::id());
+        let made = Self { node: format!("{name}-node"), pod: name };
+        let sides = [(&made.node, node), (&made.pod, pod)];
+        for (side, _) in sides {
+            ip(&format!("netns add {side}"));
+            ip(&format!("-n {side} link set lo up"));
+        }
+        for link in ["eth0", "net1"].iter().filter(|link| [node, pod].concat().contains(*link)) {
+            ip(&format!("-n {} link add {link} type veth peer name {link} netns {}", made.node, made.pod));
+            for (side, _) in sides {
+                ip(&format!("-n {side} link set {link} up"));
+            }
+        }
+        for (side, lines) in sides {
+            for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+                ip(&format!("-n {side} {line}"));
+            }
+        }
+        made
+    }
+
+    /// The path of the pod's namespace.
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.pod)
+    }
+
+    /// Connects from the node.
+    pub fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        connect_within(Path::new(&format!("/run/netns/{}", self.node)), address)
+    }
+}
+
+impl Drop for PodNetwork {
+    fn drop(&mut self) {
+        for name in [&self.pod, &self.node] {
+            Command::new("ip").args(["netns", "del", name]).output().ok();
+        }
+    }
+}
+
 /// A connection made in the network namespace at `path`.
 pub(crate) fn connect_within(path: &Path, address: SocketAddr) -> io::Result<TcpStream> {
     let netns = File::open(path)?;

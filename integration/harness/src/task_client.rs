@@ -74,8 +74,13 @@ fn patient() -> Context {
 
 impl Shim {
     pub async fn connect(address: &str, stdio: &Path) -> Self {
-        let client = Client::connect(address).await.unwrap_or_else(|e| panic!("connect {address}: {e}"));
-        Self { address: address.to_owned(), task: TaskClient::new(client), stdio: stdio.to_path_buf() }
+        Self::try_connect(address, stdio).await.unwrap_or_else(|e| panic!("connect {address}: {e}"))
+    }
+
+    /// The same, or why there is no connection.
+    pub async fn try_connect(address: &str, stdio: &Path) -> ttrpc::Result<Self> {
+        let client = Client::connect(address).await?;
+        Ok(Self { address: address.to_owned(), task: TaskClient::new(client), stdio: stdio.to_path_buf() })
     }
 
     /// The fifo of a stream of a process, made if needed.

@@ -58,6 +58,13 @@ fn main() {
     if args.first().is_some_and(|a| a == "--vm") {
         vsock_device(args.get(1).map(String::as_str).unwrap_or_default());
     }
+    let is_device = called.file_name().is_some_and(|name| name == "vsock");
+    if is_device && args == ["--version"] {
+        return say("vhost-device-vsock 0.3.0\n");
+    }
+    if let Some(text) = qemu_double::help::answer(&args) {
+        return say(text);
+    }
     let options = options::parse(&args).unwrap_or_else(|e| fail(1, &e));
     let told = called.parent().unwrap_or(Path::new("/")).join("double.json");
     let text =
@@ -68,6 +75,11 @@ fn main() {
         fail(exit.code, &exit.stderr);
     }
     qmp::serve(&double, &options);
+}
+
+fn say(text: &str) {
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes()).ok();
 }
 
 /// Fails as QEMU does: a line on stderr, an exit code.

@@ -18,11 +18,16 @@ pub fn not_migratable() -> Value {
     json!({"blocked-reasons": ["protected VMs are currently not migratable."]})
 }
 
-/// The descriptor with this number; to be taken once.
-#[allow(unsafe_code)]
+/// The descriptor with this number; to be taken once. What QEMU starts does not get it.
+///
+/// Panics if no descriptor has this number.
+#[allow(unsafe_code, clippy::expect_used)]
 pub fn take(fd: RawFd) -> UnixStream {
     // SAFETY: the number comes from the command line; nothing else in this process uses it.
-    UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) })
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+        .expect("descriptor");
+    UnixStream::from(fd)
 }
 
 /// Some bytes with the descriptors beside them; nothing once the other side has closed.

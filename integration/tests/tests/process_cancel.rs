@@ -18,9 +18,8 @@ fn rounds(usual: u64) -> u64 {
 
 /// A pod's own files, which stay as long as its shim.
 fn is_the_shims(line: &str) -> bool {
-    ["/pack", "/journal", "/log", "/state.json", "/hosts", "/hostname", "/resolv.conf"]
-        .iter()
-        .any(|name| line.contains(name))
+    let files = ["/pack", "/journal", "/log", "/state.json", "/hosts", "/hostname", "/resolv.conf"];
+    line.ends_with("/rooms") || files.iter().any(|name| line.contains(name))
 }
 
 #[tokio::test]

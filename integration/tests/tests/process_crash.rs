@@ -35,9 +35,11 @@ async fn node_with_failpoint() -> TestNode {
 async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
     let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
     let output = node.start_output("s1", &dir);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        return Err(ttrpc::Error::Others(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
     let address = String::from_utf8(output.stdout).expect("address");
-    let shim = Shim::connect(&address, &node.path("stdio")).await;
+    let shim = Shim::try_connect(&address, &node.path("stdio")).await?;
     shim.create("s1", &dir, NO_STREAMS).await?;
     shim.start("s1", "").await?;
     let member = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
@@ -100,6 +102,54 @@ async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
             clean.assert_clean();
         }
     }
+}
+
+/// How many; `KATA_SE_ROUNDS` for a longer run.
+fn rounds(usual: u64) -> u64 {
+    std::env::var("KATA_SE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// Kills the shim of the only pod, if it is there; its lock names it.
+fn kill_shim(node: &TestNode) -> Option<()> {
+    let pod = std::fs::read_dir(node.path("run")).ok()?.flatten().find(|e| e.path().join("lock").exists())?;
+    let pid = std::fs::read_to_string(pod.path().join("lock")).ok()?.trim().parse().ok()?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok()
+}
+
+/// Every step has its own test; here the kill comes between them, and into whatever the kernel is doing.
+#[tokio::test]
+async fn a_shim_killed_at_any_moment_leaves_nothing_even_if_its_delete_is_killed_too() {
+    let node = TestNode::new().await;
+    let netns = PodNetns::new();
+    let clean = harness::Census::take(&node.path(""), &node.path("run"));
+    let began = Instant::now();
+    whole_life(&node, &netns).await.expect("a whole life");
+    let (life, count) = (began.elapsed(), u32::try_from(rounds(40)).expect("rounds"));
+    let mut killed = 0;
+    for n in 0..count {
+        // A prime step visits each moment of a life, in an order without pattern.
+        let moment = life * (n * 7919 % count) / count;
+        let kill = async {
+            tokio::time::sleep(moment).await;
+            kill_shim(&node)
+        };
+        let (_, hit) = tokio::join!(within("an end", 60, whole_life(&node, &netns)), kill);
+        killed += u32::from(hit.is_some());
+        let mut delete = node.delete_command("s1");
+        delete.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+        let mut delete = delete.spawn().expect("delete");
+        tokio::time::sleep(Duration::from_micros(u64::from(n * 6101 % count) * 40_000 / u64::from(count)))
+            .await;
+        delete.kill().ok();
+        delete.wait().expect("wait");
+        let began = Instant::now();
+        node.delete("m1");
+        node.delete("s1");
+        assert!(began.elapsed() < Duration::from_secs(5), "{moment:?}: delete took {:?}", began.elapsed());
+        let left = clean.difference();
+        assert!(left.is_empty(), "after {moment:?} of {life:?}: {left:?}");
+    }
+    assert!(killed > count / 2, "only {killed} of {count} shims were there to be killed");
 }
 
 /// The lines of the shims' log about a panic.
@@ -177,7 +227,8 @@ async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
             let e = shim.create("s1", &dir, NO_STREAMS).await.expect_err(&point).to_string();
             assert!(e.contains("create container s1") && e.contains("failpoint"), "{e}");
             let own = |line: &String| {
-                ["/pack", "/journal", "/log", "/state.json"].iter().any(|name| line.contains(name))
+                let folders = line.ends_with("/rooms") || line.contains("/pack");
+                folders || ["/journal", "/log", "/state.json"].iter().any(|name| line.contains(name))
             };
             let left: Vec<_> = served.difference().into_iter().filter(|line| !own(line)).collect();
             assert!(left.is_empty(), "{point}: {left:?}");

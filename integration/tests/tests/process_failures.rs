@@ -89,7 +89,7 @@ async fn a_full_disk_for_the_layers_is_named() {
     let node = TestNode::new().await;
     let layers = node.path("layers");
     std::fs::create_dir(&layers).expect("mkdir");
-    let small = "size=64k,mode=700";
+    let small = "size=2m,mode=700";
     nix::mount::mount(Some("none"), &layers, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(small))
         .expect("mount");
     let dir = node.bundle("c1", &Bundle::sh("true"));
@@ -98,5 +98,6 @@ async fn a_full_disk_for_the_layers_is_named() {
     let e = shim.create("c1", &dir, NO_STREAMS).await.expect_err("full").to_string();
     shim.shutdown(true).await.expect("shutdown");
     nix::mount::umount(&layers).expect("umount");
-    assert!(e.contains("pack image layers into") && e.contains("No space left"), "{e}");
+    assert!(e.contains("root file system: image layers: they need up to 3 MiB, and "), "{e}");
+    assert!(e.contains("/layers has 1 MiB, beside 0 MiB that are kept free: free some of the disk"), "{e}");
 }

@@ -51,12 +51,13 @@ fn machine(node: &TestNode, name: &str, text: Option<&str>) {
 fn configure(node: &TestNode, more: &str) {
     let at = |name: &str| node.path(name).display().to_string();
     let text = format!(
-        "[qemu]\npath = \"{qemu}\"\nuser = \"root\"\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{qemu}\"\n\
+        "[qemu]\npath = \"{qemu}\"\nuser = \"root\"\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{vsock}\"\n\
          [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\nconnect_timeout_s = 10\n\
          [guest]\nimage = \"{}\"\n{more}",
         at("layers"),
         at("image"),
         qemu = at("bin/qemu"),
+        vsock = at("bin/vsock"),
     );
     fs::write(node.path("config.toml"), text).expect("config");
 }
@@ -347,6 +348,19 @@ async fn the_node_command_predicts_the_shims_verdict() {
     let (code, text) = command(&node, &["check", "--json"]);
     let answer: serde_json::Value = serde_json::from_str(&text).expect("json");
     assert_eq!((code, &answer["can_start"]), (Some(1), &json!(false)));
+
+    let checks: Vec<_> = answer["findings"].as_array().expect("list").iter().map(|f| &f["check"]).collect();
+    for check in ["qemu", "mkfs", "vsock", "network", "cgroups", "cache", "pods"] {
+        assert!(checks.contains(&&json!(check)), "{check}: {checks:?}");
+    }
+    configure(&node, "");
+    let text = fs::read_to_string(node.path("config.toml")).expect("configuration");
+    let programs = ["bin/qemu", "bin/vsock"].map(|name| node.path(name).display().to_string());
+    let text = programs.iter().fold(text, |text, program| text.replace(program, "/bin/true"));
+    fs::write(node.path("config.toml"), text).expect("configuration");
+    let (code, text) = command(&node, &["check"]);
+    assert!(code == Some(1) && text.contains("FAIL  qemu         this program is not QEMU: "), "{text}");
+    assert!(text.contains("FAIL  vsock        this program is not vhost-device-vsock: "), "{text}");
 
     let kernel = node.path("kernel").display().to_string();
     let (code, text) = command(&node, &["image", "inspect", &kernel]);

@@ -53,7 +53,7 @@ fn order(node: &TestNode, more: &Value) {
 fn configure(node: &TestNode, qemu: &str, more: &[(&str, &str)]) {
     let at = |name: &str| format!("\"{}\"", node.path(name).display());
     let (qemu, image, layers) = (at(qemu), at("image"), at("layers"));
-    let vsock = format!("\"vhost-user\"\nprogram = {}", at("bin/qemu"));
+    let vsock = format!("\"vhost-user\"\nprogram = {}", at("bin/vsock"));
     let own = [
         ("path", qemu.as_str()),
         ("user", "\"root\""),

@@ -117,3 +117,97 @@ async fn a_vm_that_qemu_stops_for_a_failed_disk_ends_at_once_and_says_which() {
     assert!(text.contains(wanted), "{text}");
     node.assert_clean();
 }
+
+/// How many; `KATA_SE_ROUNDS` for a longer run.
+fn rounds(usual: u32) -> u32 {
+    std::env::var("KATA_SE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// Three containers with five execs, to their deletion, or to the first error. `started`: what has a start's answer.
+async fn whole_life(
+    node: &TestNode,
+    shim: &Shim,
+    started: &mut Vec<(&'static str, &'static str)>,
+) -> ttrpc::Result<()> {
+    const EXECS: [(&str, &str); 5] = [("m1", "e1"), ("m1", "e2"), ("m2", "e1"), ("m2", "e2"), ("m3", "e1")];
+    for id in ["s1", "m1", "m2", "m3"] {
+        let bundle = Bundle::sh("sleep 1000");
+        let dir = match id {
+            "s1" => node.path("bundles/s1"), // the shim was started in it
+            _ => node.bundle(id, &bundle.member("s1")),
+        };
+        within("a create", 10, shim.create(id, &dir, NO_STREAMS)).await?;
+        within("a start", 10, shim.start(id, "")).await?;
+        started.push((id, ""));
+    }
+    for (id, exec) in EXECS {
+        let process = Bundle::process(&["/bin/sleep", "1000"]);
+        within("an exec", 10, shim.exec(id, exec, process, NO_STREAMS)).await?;
+        within("a start", 10, shim.start(id, exec)).await?;
+        started.push((id, exec));
+    }
+    for (id, exec) in EXECS.into_iter().chain([("m1", ""), ("m2", ""), ("m3", ""), ("s1", "")]) {
+        within("a kill", 10, shim.kill(id, exec, 9)).await?;
+        within("an end", 10, shim.wait(id, exec)).await?;
+        within("a delete", 10, shim.delete(id, exec)).await?;
+    }
+    Ok(())
+}
+
+/// QEMU's double of this node, if it runs.
+fn qemu(node: &TestNode) -> Option<Pid> {
+    let program = node.path("bin/qemu").display().to_string();
+    std::fs::read_dir("/proc").expect("proc").flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        command.starts_with(program.as_bytes()).then_some(Pid::from_raw(pid))
+    })
+}
+
+#[tokio::test]
+async fn qemu_killed_at_any_moment_ends_each_started_process_once_and_leaves_nothing() {
+    let node = TestNode::new().await;
+    let (mut life, mut killed, count) = (Duration::ZERO, 0, rounds(40));
+    for n in 0..=count {
+        let before = node.events.lines().len();
+        let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox());
+        let shim = node.shim("s1", &dir).await;
+        let (began, mut started) = (Instant::now(), Vec::new());
+        // The first one lives, and says how long that is.
+        let moment = life * (n * 7919 % count) / count;
+        let kill = async {
+            tokio::time::sleep(moment).await;
+            let found = qemu(&node).filter(|_| n > 0);
+            killed += u32::from(found.is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()));
+        };
+        let (lived, ()) = tokio::join!(whole_life(&node, &shim, &mut started), kill);
+        if n == 0 {
+            lived.expect("a whole life");
+            life = began.elapsed();
+        }
+        for (id, exec) in &started {
+            let end = within("an answer", 2, shim.wait(id, exec)).await;
+            assert!(
+                end == Ok(137) || code(&end) == Some(Code::NOT_FOUND),
+                "{moment:?}: {id} {exec}: {end:?}"
+            );
+        }
+        for id in ["m1", "m2", "m3", "s1"] {
+            within("a delete", 5, shim.delete(id, "")).await.ok();
+        }
+        within("the shim's end", 5, shim.shutdown(true)).await.ok();
+        let name = |(id, exec): &(&str, &str)| {
+            if exec.is_empty() { format!("exit {id} ") } else { format!("exit {id}/{exec} ") }
+        };
+        let times = |started: &(&str, &str)| {
+            let lines = node.events.lines();
+            lines.iter().skip(before).filter(|line| line.starts_with(&name(started))).count()
+        };
+        harness::eventually("the exits", 5, || started.iter().all(|process| times(process) > 0)).await;
+        node.assert_clean();
+        for process in &started {
+            assert_eq!(times(process), 1, "{moment:?}: {}", name(process));
+        }
+    }
+    assert!(killed > count / 2, "only {killed} of {count} were there to be killed");
+}

@@ -10,6 +10,7 @@ mod options;
 mod refuse;
 mod relay;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -62,6 +63,10 @@ fn main() {
     if words.first().is_some_and(|word| word == relay::RELAY) {
         relay::run();
     }
+    if let Some(text) = qemu_double::help::answer(&words) {
+        std::io::stdout().write_all(text.as_bytes()).ok();
+        return;
+    }
     let orders = orders(&called).unwrap_or_else(|e| fail(70, &e));
     let machine = Machine::at(&orders.machine);
     let options = Options::parse(&words).and_then(|options| options.check(&machine).map(|()| options));
@@ -100,6 +105,5 @@ fn fail(code: i32, text: &str) -> ! {
 }
 
 fn write_stderr(text: &str) {
-    use std::io::Write;
     std::io::stderr().write_all(text.as_bytes()).ok();
 }
