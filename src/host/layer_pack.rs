@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::error::{Code, Context, Error, Result};
 use crate::host::begun::Begun;
 use crate::host::confine::{Confinement, User};
-use crate::host::files::make_dirs;
+use crate::host::files::private_dir;
 use crate::host::process::{Child, Ended, Launch, LayerMount};
 use crate::host::tail::Tail;
 use crate::host::{cgroup, tasks};
@@ -52,7 +52,7 @@ impl Packer {
         self.user.map_or(Ok(()), give_to)?;
         let (target, bottom) = (self.mount_point.join("tree"), self.mount_point.join("empty"));
         for dir in [&self.mount_point, &bottom, &target] {
-            make_dirs(dir, 0o700)?;
+            private_dir(dir)?;
         }
         let (stderr, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
         let stderr = pipe::Receiver::from_owned_fd(stderr).context("watch mkfs")?;

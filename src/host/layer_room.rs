@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::{Statvfs, statvfs};
 
 use crate::error::{Code, Context, Error, Result};
-use crate::host::files::{make_dirs, random, read_bounded, write_atomic};
+use crate::host::files::{private_dir, random, read_bounded, write_atomic};
 use crate::host::layer_size::{LayerSize, on_disk};
 use crate::host::lock::{lock_folder, try_lock_file};
 use crate::limits;
@@ -114,7 +114,7 @@ impl LayerSpace {
                 format!("image layers: they need up to {}, and {why}", size.text()),
             ));
         }
-        make_dirs(&self.pod.join(ROOMS), 0o700)?;
+        private_dir(&self.pod.join(ROOMS))?;
         self.room(&format!("{:016x}.{PACKING}", random()?), size.bytes)
     }
 
@@ -184,7 +184,7 @@ fn remove_idle_locks(dir: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::files::private_dir;
+    use crate::host::files::make_dirs;
     use std::fs::FileTimes;
     use std::time::{Duration, SystemTime};
 

@@ -30,6 +30,7 @@ pub(crate) mod network_scan;
 pub(crate) mod network_trial;
 pub(crate) mod probe;
 pub(crate) mod process;
+mod seccomp;
 pub(crate) mod shim_cgroup;
 #[allow(unsafe_code)]
 pub(crate) mod sys;

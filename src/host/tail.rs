@@ -1,5 +1,6 @@
 //! The last bytes of a text stream (stderr, guest console): bounded, and escaped when quoted.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +13,7 @@ use crate::mutex::lock;
 /// The last bytes of a stream; clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tail {
-    kept: Arc<Mutex<Vec<u8>>>,
+    kept: Arc<Mutex<VecDeque<u8>>>,
     of_kernel_only: Arc<AtomicBool>,
 }
 
@@ -46,7 +47,7 @@ impl Tail {
     /// Adds what was read; the oldest bytes are dropped above the bound.
     pub(crate) fn add(&self, bytes: &[u8]) {
         let mut kept = lock(&self.kept);
-        kept.extend_from_slice(bytes);
+        kept.extend(bytes);
         let over = kept.len().saturating_sub(limits::qemu::TAIL_BYTES);
         kept.drain(..over);
     }
@@ -59,8 +60,8 @@ impl Tail {
 
     /// The last `count` lines that are not empty, oldest first, printable and bounded.
     pub(crate) fn last_lines(&self, count: usize) -> Vec<String> {
-        let kept = lock(&self.kept);
-        let text = String::from_utf8_lossy(&kept);
+        let mut kept = lock(&self.kept);
+        let text = String::from_utf8_lossy(kept.make_contiguous());
         let all = !self.of_kernel_only.load(Ordering::Relaxed);
         let mut lines: Vec<String> = text
             .split(['\n', '\r'])

@@ -110,7 +110,7 @@ const COPIED_PLUGINS: [&str; 5] = [
 /// The kubelet's plugin that made a volume, `kubernetes.io~csi`.
 struct Plugin {
     name: String,
-    /// The source is a part of the volume, by `subPath`.
+    /// The source is a part of the volume: by `subPath`, or by its own path.
     is_part: bool,
 }
 
@@ -121,7 +121,10 @@ fn plugin(source: &Path) -> Option<Plugin> {
     for path in source.ancestors() {
         let name = path.file_name()?.to_str()?;
         match folder(path)?.as_str() {
-            "volumes" if name.contains('~') => return Some(Plugin { name: name.to_owned(), is_part: false }),
+            "volumes" if name.contains('~') => {
+                let below = source.strip_prefix(path).ok()?;
+                return Some(Plugin { name: name.to_owned(), is_part: below.components().count() > 1 });
+            }
             "volume-subpaths" => {
                 let plugins = path.parent()?.with_file_name("volumes");
                 let mut plugins = std::fs::read_dir(plugins).ok()?.flatten();

@@ -57,7 +57,8 @@ pub(super) fn check_huge_pages(resources: &LinuxResources) -> Result<()> {
 
 /// Parses `LinuxResources` of a container in a VM of this size; also returns the CPUs that it may use.
 pub(crate) fn parse(json: &[u8], vm: Size) -> Result<(GuestResources, CpuList)> {
-    let mut resources: LinuxResources = serde_json::from_slice(json).context("resources")?;
+    let mut resources: LinuxResources =
+        serde_json::from_slice(json).map_err(|e| Error::invalid(format!("resources: {e}")))?;
     let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).unwrap_or(0);
     let mib = u64::try_from(limit).unwrap_or(0).div_ceil(1 << 20);
     if mib > vm.memory_mib.into() {
@@ -135,7 +136,7 @@ mod tests {
                 Some(Code::InvalidArgument),
                 "resources.cpu.cpus: list of CPUs: \"0-x\": expected numbers",
             ),
-            ("{", Some(Code::Internal), "resources: EOF while parsing"),
+            ("{", Some(Code::InvalidArgument), "resources: EOF while parsing"),
         ] {
             match of(json) {
                 Ok(_) => assert_eq!(code, None, "{json}"),

@@ -21,7 +21,8 @@ pub struct Bundle {
 
 /// Parses and checks a container's `config.json`.
 pub(crate) fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
-    let spec: Spec = serde_json::from_slice(bytes).context("config.json")?;
+    let spec: Spec =
+        serde_json::from_slice(bytes).map_err(|e| Error::invalid(format!("config.json: {e}")))?;
     let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
     check_process(process).context("config.json")?;
     if spec.root().is_none() {
@@ -57,7 +58,8 @@ pub struct ExecProcess(pub(super) Process);
 
 /// Parses and checks an exec's process.
 pub fn parse_process(bytes: &[u8]) -> Result<ExecProcess> {
-    let process: Process = serde_json::from_slice(bytes).context("exec process")?;
+    let process: Process =
+        serde_json::from_slice(bytes).map_err(|e| Error::invalid(format!("exec process: {e}")))?;
     check_process(&process).context("exec process")?;
     Ok(ExecProcess(process))
 }
@@ -70,7 +72,8 @@ fn check_process(process: &Process) -> Result<()> {
         return Err(Error::invalid(format!("process.cwd {:?} is not an absolute path", process.cwd())));
     }
     let strings = process.args().iter().flatten().chain(process.env().iter().flatten());
-    let bytes: usize = strings.map(|s| s.len() + 1).sum();
+    // As the kernel counts them, with a pointer to each (Linux: fs/exec.c, bprm_stack_limits).
+    let bytes: usize = strings.map(|s| s.len() + 1 + size_of::<usize>()).sum();
     if bytes > limits::spec::PROCESS_BYTES {
         return Err(Error::invalid(format!(
             "process: arguments and environment have {bytes} bytes, at most {} are allowed",

@@ -42,7 +42,11 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
 
 fn remove_pod(pod_dir: &Path) -> Result<()> {
     match fs::symlink_metadata(pod_dir) {
-        Ok(_) => {}
+        Ok(meta) if meta.is_dir() => {}
+        // A link in its place is not followed: `start` made none.
+        Ok(_) => {
+            return Err(Error::precondition(format!("{}: is no directory: remove it", pod_dir.display())));
+        }
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e).with_context(|| format!("read {}", pod_dir.display())),
     }
