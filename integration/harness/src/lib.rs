@@ -36,6 +36,23 @@ pub use wait::{eventually, until, within};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// How often a test tries something: `usual`, or `KATA_SE_ROUNDS` for a longer run.
+pub fn rounds(usual: u32) -> u32 {
+    std::env::var("KATA_SE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// The most memory that a process has had, in KiB.
+pub fn peak_memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// Whether the programs under test are those of the release profile.
+pub fn is_release() -> bool {
+    folder("KATA_SE_BIN_DIR").ends_with("release")
+}
+
 /// A folder named by the environment that the test scripts set.
 pub fn folder(variable: &str) -> PathBuf {
     let named = std::env::var_os(variable);

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::doubles::Doubles;
-use crate::{Bundle, Census, Events, NO_STREAMS, Shim, program, within};
+use crate::{Bundle, Census, Events, NO_STREAMS, Shim, eventually, program, within};
 
 /// One node; when it is dropped, everything on it has to be gone.
 #[derive(Debug)]
@@ -200,6 +200,13 @@ impl TestNode {
     /// The folder of the only pod there is.
     pub fn pod_dir(&self) -> PathBuf {
         only_pod(&self.path("run"))
+    }
+
+    /// The process of the only shim there is, once it has signed its lock.
+    pub async fn shim_pid(&self) -> u32 {
+        let pid = || fs::read_to_string(self.pod_dir().join("lock")).ok()?.trim().parse().ok();
+        eventually("the shim's pid", 5, || pid().is_some()).await;
+        pid().expect("pid")
     }
 
     /// See [`Doubles::requests`].

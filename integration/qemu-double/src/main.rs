@@ -30,15 +30,32 @@ struct Double {
     refuse: Option<String>,
     die_at_cont: Option<i32>,
     console: Option<String>,
+    /// Bytes of lines that follow on the console.
+    #[serde(default)]
+    console_bytes: usize,
     /// Events that follow a plugged disk.
     #[serde(default)]
     after_plug: Vec<serde_json::Value>,
+    /// What follows a plugged disk without an end.
+    flood: Option<Flood>,
     #[serde(default)]
     ignore_quit: bool,
     #[serde(default)]
     no_agent: bool,
     #[serde(default)]
     unprotected: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Flood {
+    /// One event whose line never ends.
+    Line,
+    Events,
+    /// Lines of nested brackets.
+    Brackets,
+    /// Answers that no command waits for.
+    Answers,
 }
 
 #[derive(Debug, Deserialize)]

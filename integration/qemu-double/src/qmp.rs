@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::signal::{Signal, raise};
 use qemu_double::wire::{greeting, not_migratable, receive, say, take};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::disks::Disks;
 use crate::options::Options;
-use crate::{Double, fail};
+use crate::{Double, Flood, fail};
 
 struct Serving<'a> {
     double: &'a Double,
@@ -89,7 +89,12 @@ impl Serving<'_> {
         self.say(&json!({"return": value, "id": id}));
         match command {
             "cont" => self.run_guest(),
-            "device_add" => self.double.after_plug.iter().for_each(|event| self.say(event)),
+            "device_add" => {
+                self.double.after_plug.iter().for_each(|event| self.say(event));
+                if let Some(kind) = self.double.flood {
+                    self.flood(kind);
+                }
+            }
             "device_del" => {
                 let device = &asked["arguments"]["id"];
                 let stamp = json!({"seconds": 1, "microseconds": 2});
@@ -102,9 +107,7 @@ impl Serving<'_> {
     }
 
     fn run_guest(&mut self) {
-        if let Some(text) = &self.double.console {
-            take(self.options.console).write_all(text.as_bytes()).ok();
-        }
+        self.write_console();
         if let Some(signal) = self.double.die_at_cont.and_then(|n| Signal::try_from(n).ok()) {
             raise(signal).ok();
         }
@@ -120,6 +123,35 @@ impl Serving<'_> {
             say(&out, &json!({"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}));
             std::process::exit(0);
         });
+    }
+
+    fn write_console(&self) {
+        let mut console = take(self.options.console);
+        console.write_all(self.double.console.as_deref().unwrap_or_default().as_bytes()).ok();
+        let lines = "[    1.000000] a line of the guest's kernel\r\n".repeat(1000);
+        let mut rest = self.double.console_bytes;
+        while rest > 0 {
+            let piece = lines.as_bytes().get(..rest).unwrap_or(lines.as_bytes());
+            rest -= piece.len();
+            if console.write_all(piece).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Writes until the other side has closed the connection.
+    fn flood(&self, kind: Flood) {
+        let (begin, piece) = match kind {
+            Flood::Line => ("{\"event\": \"", "x".repeat(65536)),
+            Flood::Events => ("", "{\"event\": \"STOP_AND_GO\", \"data\": {}}\r\n".repeat(1000)),
+            Flood::Brackets => ("", "[".repeat(100_000) + "\r\n"),
+            Flood::Answers => ("", "{\"return\": {}, \"id\": 4000001}\r\n".repeat(1000)),
+        };
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = out.write_all(begin.as_bytes());
+        while written.is_ok() {
+            written = out.write_all(piece.as_bytes());
+        }
     }
 
     fn start_agent(&self) -> Child {

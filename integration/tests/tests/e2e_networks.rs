@@ -55,8 +55,13 @@ impl Network {
         }
         assert_eq!(shell("mtu", "cat /sys/class/net/eth0/mtu").trim(), self.mtu.to_string());
         for (n, gateway) in self.gateways.iter().enumerate() {
-            let answer = shell(&format!("out-{n}"), &format!("ping -c 1 -W 5 {gateway} 2>&1"));
-            assert!(answer.contains(" 0% packet loss"), "{gateway}: {answer}");
+            let mut tried = 0;
+            // A guest may lose the first one: an IPv6 address is not used before its link has been asked for it.
+            until(&format!("{gateway} answers"), 15, || {
+                tried += 1;
+                let answer = shell(&format!("out-{n}-{tried}"), &format!("ping -c 1 -W 2 {gateway} 2>&1"));
+                answer.contains(" 0% packet loss")
+            });
         }
         for address in self.addresses {
             let address: std::net::IpAddr =

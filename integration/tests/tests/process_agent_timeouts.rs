@@ -187,11 +187,14 @@ async fn one_slow_container_does_not_slow_the_pod() {
         node.requests().iter().filter(|r| r["call"] == "CreateContainer").count() == 2
     })
     .await;
-    for _ in 0..50 {
+    let mut each = Vec::new();
+    for _ in 0..200 {
         let began = std::time::Instant::now();
         shim.state("s1", "").await.expect("state");
-        assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
+        each.push(began.elapsed());
     }
+    each.sort();
+    assert!(each[197] < Duration::from_millis(20), "the slowest: {:?}", &each[190..]);
     assert_eq!(shim.run_exec("s1", "e1", &["/bin/true"]).await, 0);
     assert!(creating.await.expect("join").is_err());
     node.end(&shim, "s1").await;

@@ -1,10 +1,12 @@
 //! QEMU inherits what it is meant to have and nothing else; files of the shim are private.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::path::PathBuf;
 
-use harness::{Bundle, NO_STREAMS, TestNode, within};
+use harness::{Bundle, NO_STREAMS, Shim, TestNode, within};
 
 fn fds(pid: u32) -> BTreeSet<String> {
     let dir = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("fds");
@@ -91,29 +93,92 @@ async fn qemu_has_the_pods_oom_score_and_a_missing_privilege_is_a_warning() {
 
 #[tokio::test]
 async fn files_are_private_whatever_the_umask() {
-    let node = TestNode::new().await;
-    let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    nix::sys::stat::umask(before);
-    let mut seen = 0;
-    let mut folders = vec![node.path("run"), node.path("layers")];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("list").flatten() {
-            let meta = entry.metadata().expect("stat");
+    for umask in [0, 0o022, 0o077] {
+        let node = TestNode::new().await;
+        let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_retain(umask));
+        let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+        nix::sys::stat::umask(before);
+        let made = all_below(vec![node.path("run"), node.path("layers")]);
+        for name in &made {
+            let meta = std::fs::symlink_metadata(name).expect("stat");
             assert_eq!(meta.uid(), 0);
-            let name = entry.path();
             // The sockets belong to the vsock program; their folder is private.
             let inner = name.components().any(|c| c.as_os_str() == "pack")
                 || name.parent().is_some_and(|folder| folder.ends_with("vsock"));
             assert!(inner || meta.mode() & 0o077 == 0, "{}: mode {:o}", name.display(), meta.mode());
-            seen += 1;
-            if meta.is_dir() {
-                folders.push(name);
+        }
+        assert!(made.len() > 5, "{made:?}");
+        node.end(&shim, "c1").await;
+    }
+}
+
+/// Everything below these folders.
+fn all_below(mut folders: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("list").flatten() {
+            if entry.file_type().expect("type").is_dir() {
+                folders.push(entry.path());
             }
+            all.push(entry.path());
         }
     }
-    assert!(seen > 5, "{seen}");
+    all
+}
+
+#[tokio::test]
+async fn a_link_at_any_path_that_a_pod_makes_is_not_followed() {
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    let all = all_below(vec![node.path("run"), node.path("layers")]);
+    let made: Vec<(PathBuf, bool)> = all.into_iter().map(|path| (path.clone(), path.is_dir())).collect();
     node.end(&shim, "c1").await;
+    assert!(made.len() > 10, "{made:?}");
+    let (file, folder) = (node.path("canary"), node.path("canaries"));
+    let (mut ran, mut refused) = (0, 0);
+    for (path, is_folder) in made {
+        std::fs::write(&file, "canary").expect("write");
+        std::fs::create_dir(&folder).expect("folder");
+        let state = || {
+            let meta = [&file, &folder].map(|path| std::fs::metadata(path).expect("stat"));
+            let seen = meta.map(|meta| (meta.mode(), meta.uid(), meta.nlink(), meta.len()));
+            (seen, std::fs::read(&file).expect("read"), all_below(vec![folder.clone()]))
+        };
+        let before = state();
+        let parent = path.parent().expect("parent");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).expect("folder");
+        std::fs::remove_file(&path).ok();
+        std::fs::remove_dir_all(&path).ok();
+        symlink(if is_folder { &folder } else { &file }, &path).expect("link");
+        let dir = node.bundle("c1", &Bundle::sh("sleep 1000"));
+        let output = node.start_output("c1", &dir);
+        let mut error = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() {
+            let shim = Shim::connect(&String::from_utf8_lossy(&output.stdout), &node.path("stdio")).await;
+            match shim.create("c1", &dir, NO_STREAMS).await {
+                Ok(_) => shim.delete("c1", "").await.map(|_| ()).expect("delete"),
+                Err(e) => error = e.to_string(),
+            }
+            shim.shutdown(true).await.expect("shutdown");
+        }
+        assert_eq!(state(), before, "{}", path.display());
+        if error.is_empty() {
+            ran += 1;
+        } else {
+            refused += 1;
+            eprintln!("{}: {error}", path.display());
+            // The vsock program names its sockets in a folder that it got as a descriptor.
+            let name = path.file_name().expect("name").to_string_lossy();
+            assert!(error.contains(&format!("/{name}")), "{}: {error}", path.display());
+        }
+        node.delete_output("c1");
+        assert_eq!(state(), before, "{}", path.display());
+        for made in ["run", "layers", "canaries"].map(|name| node.path(name)) {
+            std::fs::remove_dir_all(&made).ok();
+        }
+        std::fs::DirBuilder::new().mode(0o700).create(node.path("run")).expect("run");
+    }
+    eprintln!("{ran} pods ran, {refused} were refused");
 }
 
 #[tokio::test]
@@ -129,24 +194,51 @@ async fn a_directory_accessible_to_others_is_refused() {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_any_log_or_state() {
+async fn no_secret_is_in_any_log_state_error_or_event() {
     let node = TestNode::new().await;
     let canary = "CANARY-7c1f";
     let mut bundle = Bundle::sh(&format!("echo {canary}; sleep 1000"));
+    let volume = node.path("volume");
+    std::fs::create_dir(&volume).expect("volume");
+    std::fs::write(volume.join("token"), canary).expect("volume");
     bundle.config["process"]["env"] = serde_json::json!([format!("TOKEN={canary}"), "PATH=/usr/bin:/bin"]);
     bundle.config["annotations"] = serde_json::json!({"secret": canary});
+    let mounts = bundle.config["mounts"].as_array_mut().expect("mounts");
+    mounts.push(serde_json::json!({
+        "destination": "/secret", "type": "bind", "source": volume, "options": ["rbind", "ro"],
+    }));
     let shim = node.running("c1", &bundle).await;
+    let mut text = String::new();
     shim.exec("c1", "e1", Bundle::process(&["/no/such", canary]), NO_STREAMS).await.expect("exec");
-    shim.start("c1", "e1").await.expect_err("missing");
-    let mut text = node.log();
-    for entry in std::fs::read_dir(node.path("run")).expect("run").flatten() {
-        for file in std::fs::read_dir(entry.path()).expect("pod").flatten() {
-            text += &std::fs::read_to_string(file.path()).unwrap_or_default();
-        }
+    text += &shim.start("c1", "e1").await.expect_err("missing").to_string();
+    // Input that a process reads, and input of one that has ended.
+    let input = shim.fifo("e2", "in");
+    let mut writer = std::fs::File::options().read(true).write(true).open(&input).expect("fifo");
+    writer.write_all(format!("{canary}\n").as_bytes()).expect("write");
+    shim.script("c1", "e2", "read line", [input.to_str().expect("text"), "", ""]).await;
+    assert_eq!(within("its end", 10, shim.wait("c1", "e2")).await, Ok(0));
+    writer.write_all(canary.as_bytes()).expect("write");
+    // An agent that refuses what it got, and QEMU's end.
+    node.script(&serde_json::json!([{"call": "CreateContainer", "error": {"code": 13, "text": "no"}}]));
+    let member = node.bundle("m1", &bundle.clone().member("c1"));
+    text += &shim.create("m1", &member, NO_STREAMS).await.expect_err("refused").to_string();
+    let (_, vm) = shim.pid("c1").await;
+    let vm = nix::unistd::Pid::from_raw(vm as i32);
+    nix::sys::signal::kill(vm, nix::sys::signal::Signal::SIGKILL).expect("kill");
+    assert_eq!(within("its end", 5, shim.wait("c1", "")).await, Ok(137));
+    text += &shim.start("c1", "e2").await.expect_err("ended").to_string();
+    text += &node.log();
+    for entry in all_below(vec![node.path("run")]) {
+        text += &String::from_utf8_lossy(&std::fs::read(entry).unwrap_or_default());
     }
+    text += &format!("{:?}", node.events.seen());
     assert!(text.contains("created container c1"), "{text}");
     assert!(!text.contains(canary), "{text}");
-    node.end(&shim, "c1").await;
+    let got = node.requests();
+    assert!(got.iter().any(|request| request.to_string().contains(canary)), "the guest got it");
+    shim.delete("c1", "").await.expect("delete");
+    shim.shutdown(true).await.expect("shutdown");
+    node.assert_clean();
 }
 
 /// Real agents write whole container specs there.

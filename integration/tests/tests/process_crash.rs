@@ -4,7 +4,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, NO_STREAMS, PodNetns, Shim, TestNode, cgroup_top, code, eventually, within};
+use harness::{
+    Bundle, Code, NO_STREAMS, PodNetns, Shim, TestNode, cgroup_top, code, eventually, rounds, within,
+};
 use kata_se::test_api::Step;
 
 /// Steps of a pod's end or of a process; all others are steps of Create.
@@ -104,16 +106,21 @@ async fn a_shim_killed_at_any_step_leaves_nothing_after_delete() {
     }
 }
 
-/// How many; `KATA_SE_ROUNDS` for a longer run.
-fn rounds(usual: u64) -> u64 {
-    std::env::var("KATA_SE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
-}
-
 /// Kills the shim of the only pod, if it is there; its lock names it.
 fn kill_shim(node: &TestNode) -> Option<()> {
     let pod = std::fs::read_dir(node.path("run")).ok()?.flatten().find(|e| e.path().join("lock").exists())?;
     let pid = std::fs::read_to_string(pod.path().join("lock")).ok()?.trim().parse().ok()?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok()
+}
+
+/// Kills a `delete` after this time.
+async fn kill_delete(node: &TestNode, id: &str, moment: Duration) {
+    let mut delete = node.delete_command(id);
+    delete.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let mut delete = delete.spawn().expect("delete");
+    tokio::time::sleep(moment).await;
+    delete.kill().ok();
+    delete.wait().expect("wait");
 }
 
 /// Every step has its own test; here the kill comes between them, and into whatever the kernel is doing.
@@ -124,7 +131,7 @@ async fn a_shim_killed_at_any_moment_leaves_nothing_even_if_its_delete_is_killed
     let clean = harness::Census::take(&node.path(""), &node.path("run"));
     let began = Instant::now();
     whole_life(&node, &netns).await.expect("a whole life");
-    let (life, count) = (began.elapsed(), u32::try_from(rounds(40)).expect("rounds"));
+    let (life, count) = (began.elapsed(), rounds(40));
     let mut killed = 0;
     for n in 0..count {
         // A prime step visits each moment of a life, in an order without pattern.
@@ -135,13 +142,7 @@ async fn a_shim_killed_at_any_moment_leaves_nothing_even_if_its_delete_is_killed
         };
         let (_, hit) = tokio::join!(within("an end", 60, whole_life(&node, &netns)), kill);
         killed += u32::from(hit.is_some());
-        let mut delete = node.delete_command("s1");
-        delete.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-        let mut delete = delete.spawn().expect("delete");
-        tokio::time::sleep(Duration::from_micros(u64::from(n * 6101 % count) * 40_000 / u64::from(count)))
-            .await;
-        delete.kill().ok();
-        delete.wait().expect("wait");
+        kill_delete(&node, "s1", Duration::from_millis(40) * (n * 6101 % count) / count).await;
         let began = Instant::now();
         node.delete("m1");
         node.delete("s1");
@@ -336,13 +337,22 @@ async fn a_create_that_its_client_gave_up_is_ended_by_delete() {
 async fn a_start_killed_at_any_moment_leaves_a_shim_that_delete_finds_at_once() {
     let node = TestNode::new().await;
     let dir = node.bundle("c1", &Bundle::sh("true"));
-    for moment in (0..40).map(|n| Duration::from_micros(n * 500)) {
+    let count = rounds(40);
+    for n in 0..count {
+        let moment = Duration::from_millis(20) * n / count;
         let mut start = node.start_command("c1", &dir);
         start.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let mut start = start.spawn().expect("start");
         tokio::time::sleep(moment).await;
         start.kill().expect("kill");
         start.wait().expect("wait");
+        // In all pairs: nothing else is killed, the shim, `delete`, or both.
+        if n & 1 != 0 {
+            kill_shim(&node);
+        }
+        if n & 2 != 0 {
+            kill_delete(&node, "c1", Duration::from_millis(10) * (n * 6101 % count) / count).await;
+        }
         let began = Instant::now();
         node.delete("c1");
         assert!(began.elapsed() < Duration::from_secs(5), "{moment:?}: {:?}", began.elapsed());

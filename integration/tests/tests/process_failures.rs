@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use harness::{Bundle, NO_STREAMS, TestNode};
+use harness::{Bundle, NO_STREAMS, TestNode, peak_memory};
 use serde_json::json;
 
 #[tokio::test]
@@ -100,4 +100,41 @@ async fn a_full_disk_for_the_layers_is_named() {
     nix::mount::umount(&layers).expect("umount");
     assert!(e.contains("root file system: image layers: they need up to 3 MiB, and "), "{e}");
     assert!(e.contains("/layers has 1 MiB, beside 0 MiB that are kept free: free some of the disk"), "{e}");
+}
+
+#[tokio::test]
+async fn an_oversized_specification_is_refused_at_once_and_the_shim_does_not_grow() {
+    let node = TestNode::new().await;
+    // The promise is that of the release; the development build is not optimized.
+    let most = if harness::is_release() { 100 } else { 500 };
+    let bundle = Bundle::sh("true");
+    let with = |key: &str, value: serde_json::Value| {
+        let mut config = bundle.config.clone();
+        *config.pointer_mut(key).expect(key) = value;
+        config.to_string()
+    };
+    let mounts = |count| json!(vec![json!({"destination": "/m"}); count]);
+    for (text, wanted) in [
+        (" ".repeat(100 << 20), "larger than 4194304 bytes"),
+        (with("/process/env", json!(["A".repeat(10 << 20)])), "larger than 4194304 bytes"),
+        (with("/process/env", json!(["A".repeat(3 << 20)])), "arguments and environment have 31457"),
+        (with("/process/args", json!(vec!["a"; 500_000])), "arguments and environment have 50000"),
+        (with("/mounts", mounts(100_000)), "100000 mounts"),
+        (format!("{{\"x\":{}", "[".repeat(4_000_000)), "EOF while parsing a list"),
+        (format!("{{\"annotations\":{{\"{}", "a".repeat(4_000_000)), "EOF while parsing a string"),
+    ] {
+        let dir = node.bundle("c1", &bundle);
+        let shim = node.shim("c1", &dir).await;
+        let server = node.shim_pid().await;
+        let before = peak_memory(server);
+        std::fs::write(dir.join("config.json"), text).expect("write");
+        let began = std::time::Instant::now();
+        let e = shim.create("c1", &dir, NO_STREAMS).await.expect_err(wanted).to_string();
+        let (took, grown) = (began.elapsed(), peak_memory(server) - before);
+        eprintln!("{wanted}: {took:?}, {grown} KiB");
+        assert!(e.contains(wanted) && e.len() < 4096, "{wanted}: {e}");
+        assert!(took < Duration::from_millis(most) && grown < 32 << 10, "{wanted}: {took:?}, {grown} KiB");
+        shim.shutdown(true).await.expect("shutdown");
+        node.assert_clean();
+    }
 }

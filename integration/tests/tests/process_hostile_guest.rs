@@ -1,7 +1,8 @@
 //! A guest that lies about exit codes and statistics: values are clamped to what is possible. One that breaks the
-//! protocol: its VM ends, and the shim does not grow. One that does not tell a process' end: no more ends than has to.
+//! protocol, and a QEMU that does: its VM ends, and the shim does not grow. One that writes without an end: nothing
+//! grows. One that does not tell a process' end: no more ends than has to.
 
-use harness::{Bundle, NO_STREAMS, TestNode, eventually, within};
+use harness::{Bundle, NO_STREAMS, TestNode, eventually, peak_memory, within};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -49,11 +50,10 @@ async fn statistics_of_a_lying_guest_are_bounded_by_its_vm() {
     node.end(&shim, "c1").await;
 }
 
-/// The most memory that a process has had, in KiB.
-fn peak(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the shim");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+/// What the shim may use, whatever it gets.
+fn assert_small(shim: u32, why: &str) {
+    let peak = peak_memory(shim);
+    assert!(peak < 64 << 10, "{why}: {peak} KiB");
 }
 
 #[tokio::test]
@@ -90,8 +90,7 @@ async fn a_guest_that_breaks_the_protocol_is_ended_and_the_shim_does_not_grow() 
         }
         assert_eq!(within("the pod's end", 5, shim.wait("c1", "")).await, Ok(137), "{how}");
         assert!(node.log().contains(how), "{how}: {}", node.log());
-        let peak = peak(server);
-        assert!(peak < 64 << 10, "{how}: {peak} KiB");
+        assert_small(server, how);
         node.end(&shim, "c1").await;
     }
 }
@@ -128,5 +127,90 @@ async fn an_exec_whose_end_may_not_be_known_ends_alone_and_a_container_with_its_
     eventually("the reason in the record", 5, has_reason).await;
     let log = node.log();
     assert!(log.contains(&format!("killing the VM: {why}")), "{log}");
+    node.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn a_qemu_that_breaks_its_protocol_ends_its_pod_and_the_shim_does_not_grow() {
+    for (flood, how) in [
+        ("line", "QMP: a line longer than 1048576 bytes"),
+        ("events", "QMP: more than 4194304 bytes in a second"),
+        ("answers", "QMP: more than 4194304 bytes in a second"),
+        ("brackets", "QMP: not JSON: recursion limit exceeded"),
+    ] {
+        let node = TestNode::new().await;
+        node.double(|orders| orders["flood"] = flood.into());
+        let dir = node.bundle("c1", &Bundle::sh("sleep 1000"));
+        let shim = node.shim("c1", &dir).await;
+        let server = node.shim_pid().await;
+        // The flood begins when the container's disk is plugged.
+        let created = within("an answer", 5, shim.create("c1", &dir, NO_STREAMS)).await;
+        if created.is_ok() {
+            assert_eq!(within("the pod's end", 5, shim.wait("c1", "")).await, Ok(137), "{flood}");
+            shim.delete("c1", "").await.expect("delete");
+        }
+        let log = node.log();
+        assert!(log.contains(how), "{flood}: {created:?} {log}");
+        assert_small(server, flood);
+        within("the shim's end", 5, shim.shutdown(true)).await.expect("shutdown");
+        node.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn output_without_an_end_waits_for_its_reader_and_the_shim_does_not_grow() {
+    let node = TestNode::new().await;
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    let (server, _) = shim.pid("c1").await;
+    let (out, count) = (shim.fifo("e1", "out"), node.path("count"));
+    let taken = || std::fs::metadata(&count).map_or(0, |file| file.len());
+    // One byte in the file for each 4 KiB that went away.
+    let script = format!("while head -c 4096 /dev/zero; do printf x >>{}; done", count.display());
+    shim.script("c1", "e1", &script, ["", out.to_str().expect("text"), ""]).await;
+    let mut last = (0, std::time::Instant::now());
+    eventually("the process is held back", 20, || {
+        if taken() != last.0 {
+            last = (taken(), std::time::Instant::now());
+        }
+        last.0 > 0 && last.1.elapsed() > std::time::Duration::from_secs(1)
+    })
+    .await;
+    // The process' own pipe and the reader's fifo hold 64 KiB each.
+    let kept = (last.0 * 4) - 128;
+    assert!(kept <= 256, "{kept} KiB are kept for a reader that is not there");
+    // A slow reader gets it piece by piece.
+    let reading = std::thread::spawn(move || {
+        let mut fifo = std::fs::File::open(out).expect("open");
+        let mut piece = vec![0; 64 << 10];
+        for _ in 0..200 {
+            std::io::Read::read_exact(&mut fifo, &mut piece).expect("read");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    });
+    within("the reader's end", 60, tokio::task::spawn_blocking(move || reading.join()))
+        .await
+        .expect("join")
+        .expect("read");
+    assert_small(server, "endless output");
+    shim.kill("c1", "e1", 9).await.expect("kill");
+    assert_eq!(within("its end", 20, shim.wait("c1", "e1")).await, Ok(137));
+    node.end(&shim, "c1").await;
+}
+
+#[tokio::test]
+async fn a_gibibyte_on_the_console_is_read_and_not_kept() {
+    let node = TestNode::new().await;
+    // It is written before the agent answers: a console that nobody reads would keep the pod from starting.
+    node.double(|orders| orders["console_bytes"] = (1_u64 << 30).into());
+    let began = std::time::Instant::now();
+    let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
+    eprintln!("a pod behind 1 GiB of console: {:?}", began.elapsed());
+    let (server, _) = shim.pid("c1").await;
+    assert_small(server, "console");
+    let mut files = vec![];
+    for entry in std::fs::read_dir(node.pod_dir()).expect("pod").flatten() {
+        files.push((entry.path(), entry.metadata().expect("stat").len()));
+    }
+    assert!(files.iter().all(|(_, length)| *length < 1 << 20), "{files:?}");
     node.end(&shim, "c1").await;
 }

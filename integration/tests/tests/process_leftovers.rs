@@ -41,8 +41,7 @@ async fn a_qemu_that_fails_at_its_start_is_killed_and_reaped() {
         let e =
             within("an error", 20, shim.create("c1", &dir, NO_STREAMS)).await.expect_err(wanted).to_string();
         assert!(e.contains(wanted), "{e}");
-        let server = fs::read_to_string(node.pod_dir().join("lock")).expect("lock");
-        let server = server.trim().parse().expect("pid");
+        let server = node.shim_pid().await;
         harness::eventually("all are reaped", 1, || children(server).is_empty()).await;
         eprintln!("{wanted}: reported after {:?}", began.elapsed());
         shim.shutdown(true).await.expect("shutdown");

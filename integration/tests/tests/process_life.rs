@@ -25,6 +25,11 @@ async fn a_container_from_create_to_shutdown() {
     eventually("events", 5, || node.events.seen().len() == 4).await;
     assert_eq!(node.events.lines(), ["create c1", "start c1", "exit c1 7", "delete c1 7"]);
     node.assert_clean();
+    let log = node.log();
+    let of_configuration = |line: &&str| line.contains("qemu.user") || line.contains("guest.confidential");
+    let warnings = log.lines().filter(|line| line.contains(r#""level":"warning""#));
+    let others: Vec<_> = warnings.filter(|line| !of_configuration(line)).collect();
+    assert!(others.is_empty(), "a normal life is no reason to warn: {others:?}");
 }
 
 #[tokio::test]

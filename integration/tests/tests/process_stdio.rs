@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::{Bundle, TestNode, reader, within};
+use harness::{Bundle, TestNode, reader, rounds, within};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
@@ -45,16 +45,24 @@ async fn a_process_without_stdin_reads_end_of_file() {
 async fn sixty_four_mebibytes_arrive_unchanged() {
     let node = TestNode::new().await;
     let shim = node.running("c1", &Bundle::sh("sleep 1000")).await;
-    let out = shim.fifo("big", "out");
-    let reading = reader(out.clone());
     let script = "i=0; while [ $i -lt 64 ]; do head -c 1048576 /dev/zero | tr '\\0' \"\\\\$((i % 8 + 60))\"; i=$((i+1)); done";
-    shim.script("c1", "big", script, ["", text(&out), ""]).await;
-    assert_eq!(within("its end", 120, shim.wait("c1", "big")).await, Ok(0));
-    let got = reading.join().expect("join");
-    assert_eq!(got.len(), 64 << 20);
-    for (index, block) in got.chunks(1 << 20).enumerate() {
-        let wanted = u8::from_str_radix(&format!("{}", index % 8 + 60), 8).expect("octal");
-        assert!(block.iter().all(|b| *b == wanted), "block {index} has {:?}, not {wanted}", block.first());
+    for round in 0..rounds(1) {
+        let name = format!("big{round}");
+        let out = shim.fifo(&name, "out");
+        let reading = reader(out.clone());
+        shim.script("c1", &name, script, ["", text(&out), ""]).await;
+        assert_eq!(within("its end", 120, shim.wait("c1", &name)).await, Ok(0));
+        let got = reading.join().expect("join");
+        assert_eq!(got.len(), 64 << 20);
+        for (index, block) in got.chunks(1 << 20).enumerate() {
+            let wanted = u8::from_str_radix(&format!("{}", index % 8 + 60), 8).expect("octal");
+            assert!(
+                block.iter().all(|b| *b == wanted),
+                "block {index} has {:?}, not {wanted}",
+                block.first()
+            );
+        }
+        shim.delete("c1", &name).await.expect("delete");
     }
     node.end(&shim, "c1").await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, code, within};
+use harness::{Bundle, Code, NO_STREAMS, Shim, TestNode, code, rounds, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -116,11 +116,6 @@ async fn a_vm_that_qemu_stops_for_a_failed_disk_ends_at_once_and_says_which() {
                   (its storage is full); QEMU's action: stop; QEMU ended with signal 9: look at the storage";
     assert!(text.contains(wanted), "{text}");
     node.assert_clean();
-}
-
-/// How many; `KATA_SE_ROUNDS` for a longer run.
-fn rounds(usual: u32) -> u32 {
-    std::env::var("KATA_SE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
 /// Three containers with five execs, to their deletion, or to the first error. `started`: what has a start's answer.

@@ -3,6 +3,9 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use nix::mount::{MsFlags, mount, umount};
 
 use harness::{Bundle, TestNode};
 use serde_json::{Value, json};
@@ -88,6 +91,59 @@ async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
         assert!(!text.contains("QEMU"), "refused before anything is started: {text}");
     }
     assert!(node.requests().is_empty(), "no guest was started");
+}
+
+/// A file system that is mounted until this is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(typ: &str, at: PathBuf) -> Self {
+        fs::create_dir_all(&at).expect("folder");
+        mount(Some("none"), &at, Some(typ), MsFlags::empty(), None::<&str>).expect("mount");
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        umount(&self.0).ok();
+    }
+}
+
+#[tokio::test]
+async fn huge_pages_are_refused_as_a_limit_and_as_a_volume() {
+    let folder = tempfile::tempdir().expect("folder");
+    // As the kubelet does for an emptyDir with the medium HugePages.
+    let pages = fs::read_to_string("/proc/filesystems").expect("/proc").contains("hugetlbfs").then(|| {
+        Mounted::new("hugetlbfs", folder.path().join("pods/1234/volumes/kubernetes.io~empty-dir/hugepage"))
+    });
+    let node = TestNode::new().await;
+    let mut limited = Bundle::sh("true").sandbox();
+    limited.config["linux"]["resources"]["hugepageLimits"] =
+        json!([{"pageSize": "1MB", "limit": 67_108_864}]);
+    let text = node.refused(&limited).await;
+    assert!(text.contains("huge pages (1MB): a secure VM's memory has none"), "{text}");
+    if let Some(pages) = &pages {
+        let text = node.refused(&with_mounts(&[bind("/dev/hugepages", &pages.0)])).await;
+        assert!(text.contains("hugepage is a folder of huge pages of the host"), "{text}");
+    }
+    assert!(node.requests().is_empty(), "no guest was started");
+}
+
+#[tokio::test]
+async fn a_folder_with_another_file_system_in_it_is_refused() {
+    let folder = tempfile::tempdir().expect("folder");
+    let inner = Mounted::new("tmpfs", folder.path().join("data/inner"));
+    let node = TestNode::new().await;
+    let data = inner.0.parent().expect("folder");
+    let mut recursive = bind("/data", data);
+    recursive["options"] = json!(["rbind", "rro"]);
+    let mut alone = bind("/data", data);
+    alone["options"] = json!(["bind", "ro"]);
+    for mount in [recursive, alone] {
+        let text = node.refused(&with_mounts(&[mount])).await;
+        assert!(text.contains("inner: another file system is mounted there, which is not copied"), "{text}");
+    }
 }
 
 #[tokio::test]
