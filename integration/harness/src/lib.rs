@@ -12,6 +12,7 @@ mod containerd;
 mod cri_node;
 mod doubles;
 mod events;
+mod mounted;
 mod netns;
 mod sandbox_client;
 mod sealed_node;
@@ -26,6 +27,7 @@ pub use containerd::{Containerd, IMAGE, MEMBER, SANDBOX};
 pub use cri_node::STREAMS;
 pub use doubles::Doubles;
 pub use events::{Event, Events, Relay};
+pub use mounted::Mounted;
 pub use netns::{PodNetns, PodNetwork};
 pub use sandbox_client::{PodConfig, Sandbox};
 pub use sealed_node::{SealedNode, production, softuv};
@@ -35,10 +37,16 @@ pub use wait::{eventually, until, within};
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// How often a test tries something: `usual`, or `KATA_SE_ROUNDS` for a longer run.
 pub fn rounds(usual: u32) -> u32 {
     std::env::var("KATA_SE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// The nth of so many moments, spread over a time in an order without pattern: a prime step visits each.
+pub fn moment(whole: Duration, nth: u32, of: u32) -> Duration {
+    whole * (nth * 7919 % of) / of
 }
 
 /// The most memory that a process has had, in KiB.

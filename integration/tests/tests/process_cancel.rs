@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use harness::{
-    Bundle, Census, Code, NO_STREAMS, PodConfig, PodNetns, Shim, TestNode, code, eventually, rounds, within,
+    Bundle, Census, Code, NO_STREAMS, PodConfig, PodNetns, Shim, TestNode, code, eventually, moment, rounds,
+    within,
 };
 use serde_json::json;
 
-/// Moments at which a call is cancelled, spread over the time that the whole call takes (0 to 80 ms), in an order
-/// without pattern. A prime step visits each.
-fn moments(count: u64) -> impl Iterator<Item = Duration> {
-    (0..count).map(move |n| Duration::from_micros(n * 7919 % count * 80_000 / count))
+/// Moments at which a call is cancelled, over the time that the whole call takes.
+fn moments(count: u32) -> impl Iterator<Item = Duration> {
+    (0..count).map(move |nth| moment(Duration::from_millis(80), nth, count))
 }
 
 /// A pod's own files, which stay as long as its shim.
@@ -27,7 +27,7 @@ async fn a_create_cancelled_at_any_moment_leaves_nothing_when_it_is_answered() {
     let shim = node.shim("s1", &dir).await;
     let served = Census::take(&node.path(""), &node.path("run"));
     let mut cancelled = 0;
-    for moment in moments(rounds(60).into()) {
+    for moment in moments(rounds(60)) {
         let cancel = async {
             tokio::time::sleep(moment).await;
             shim.delete("s1", "").await
@@ -51,7 +51,7 @@ async fn a_create_cancelled_at_any_moment_leaves_nothing_when_it_is_answered() {
 async fn a_sandbox_start_cancelled_at_any_moment_leaves_nothing_when_it_is_answered() {
     let netns = PodNetns::new();
     let node = TestNode::new().await;
-    for moment in moments(rounds(20).into()) {
+    for moment in moments(rounds(20)) {
         let (_, sandbox) = node.sandbox("s1").await;
         sandbox.create(&PodConfig::default(), &netns.path()).await.expect("create");
         let served = Census::take(&node.path(""), &node.path("run"));
@@ -77,8 +77,7 @@ fn descriptors(pid: u32) -> usize {
 async fn containers_that_fail_in_the_guest_leave_no_disk() {
     let node = TestNode::new().await;
     let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
-    let (qemu, _) = shim.pid("s1").await;
-    let server = node.shim_pid().await;
+    let (server, qemu) = shim.pid("s1").await;
     let guest = || {
         let entries = std::fs::read_dir(node.path("guest/run/kata-containers")).expect("guest");
         entries.map(|entry| entry.expect("entry").file_name()).collect::<std::collections::BTreeSet<_>>()
@@ -224,16 +223,13 @@ async fn a_caller_that_goes_away_at_any_moment_leaves_a_pod_that_works_and_tells
     let began = std::time::Instant::now();
     whole_life(&node, &shim, "m0000").await.expect("a whole life");
     let life = began.elapsed();
-    let (qemu, _) = shim.pid("s1").await;
-    let server = node.shim_pid().await;
+    let (server, qemu) = shim.pid("s1").await;
     let before = (descriptors(server), descriptors(qemu));
     let (count, mut went_away) = (rounds(40), 0);
     for n in 0..count {
         let id = format!("m{n}");
         let caller = Shim::connect(&shim.address, &node.path("stdio")).await;
-        // A prime step visits each moment of a life, in an order without pattern.
-        let moment = life * (n * 7919 % count) / count;
-        let ended = tokio::time::timeout(moment, whole_life(&node, &caller, &id)).await;
+        let ended = tokio::time::timeout(moment(life, n, count), whole_life(&node, &caller, &id)).await;
         went_away += u32::from(ended.is_err());
         drop(caller);
         end_container(&shim, &id).await;

@@ -134,15 +134,14 @@ async fn a_shim_killed_at_any_moment_leaves_nothing_even_if_its_delete_is_killed
     let (life, count) = (began.elapsed(), rounds(40));
     let mut killed = 0;
     for n in 0..count {
-        // A prime step visits each moment of a life, in an order without pattern.
-        let moment = life * (n * 7919 % count) / count;
+        let moment = harness::moment(life, n, count);
         let kill = async {
             tokio::time::sleep(moment).await;
             kill_shim(&node)
         };
         let (_, hit) = tokio::join!(within("an end", 60, whole_life(&node, &netns)), kill);
         killed += u32::from(hit.is_some());
-        kill_delete(&node, "s1", Duration::from_millis(40) * (n * 6101 % count) / count).await;
+        kill_delete(&node, "s1", harness::moment(Duration::from_millis(40), n * 31, count)).await;
         let began = Instant::now();
         node.delete("m1");
         node.delete("s1");
@@ -351,7 +350,7 @@ async fn a_start_killed_at_any_moment_leaves_a_shim_that_delete_finds_at_once() 
             kill_shim(&node);
         }
         if n & 2 != 0 {
-            kill_delete(&node, "c1", Duration::from_millis(10) * (n * 6101 % count) / count).await;
+            kill_delete(&node, "c1", harness::moment(Duration::from_millis(10), n, count)).await;
         }
         let began = Instant::now();
         node.delete("c1");

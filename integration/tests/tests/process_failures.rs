@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use harness::{Bundle, NO_STREAMS, TestNode, peak_memory};
+use harness::{Bundle, Mounted, NO_STREAMS, TestNode, peak_memory};
 use serde_json::json;
 
 #[tokio::test]
@@ -87,17 +87,13 @@ async fn an_agent_that_never_answers_is_waited_for_as_long_as_configured() {
 #[tokio::test]
 async fn a_full_disk_for_the_layers_is_named() {
     let node = TestNode::new().await;
-    let layers = node.path("layers");
-    std::fs::create_dir(&layers).expect("mkdir");
-    let small = "size=2m,mode=700";
-    nix::mount::mount(Some("none"), &layers, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(small))
-        .expect("mount");
+    let small = Mounted::new("tmpfs", node.path("layers"), Some("size=2m,mode=700"));
     let dir = node.bundle("c1", &Bundle::sh("true"));
     std::fs::write(dir.join("rootfs/big"), vec![7; 1 << 20]).expect("big");
     let shim = node.shim("c1", &dir).await;
     let e = shim.create("c1", &dir, NO_STREAMS).await.expect_err("full").to_string();
     shim.shutdown(true).await.expect("shutdown");
-    nix::mount::umount(&layers).expect("umount");
+    drop(small);
     assert!(e.contains("root file system: image layers: they need up to 3 MiB, and "), "{e}");
     assert!(e.contains("/layers has 1 MiB, beside 0 MiB that are kept free: free some of the disk"), "{e}");
 }

@@ -6,24 +6,21 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount, umount};
 use nix::sys::resource::{Resource, setrlimit};
 
-use harness::{Bundle, NO_STREAMS, Shim, TestNode, within};
+use harness::{Bundle, Mounted, NO_STREAMS, Shim, TestNode, within};
 
 /// A small file system in the place of the run directory, until this is dropped.
-struct SmallRun(PathBuf);
+struct SmallRun(Mounted);
 
 impl SmallRun {
     fn mount(path: PathBuf) -> Self {
-        mount(Some("none"), &path, Some("tmpfs"), MsFlags::empty(), Some("size=256k,mode=700"))
-            .expect("mount");
-        Self(path)
+        Self(Mounted::new("tmpfs", path, Some("size=256k,mode=700")))
     }
 
     /// Leaves this many pages free.
     fn fill(&self, free: u64) {
-        let filler = self.0.join("filler");
+        let filler = self.0.path().join("filler");
         let mut file = File::options().create(true).append(true).open(&filler).expect("filler");
         while file.write_all(&[0; 4096]).is_ok() {}
         let full = file.metadata().expect("filler").len();
@@ -33,16 +30,11 @@ impl SmallRun {
     /// Nothing is left, once the shim has ended.
     async fn assert_empty(&self) {
         let left = || {
-            let names = fs::read_dir(&self.0).expect("run").map(|entry| entry.expect("entry").file_name());
+            let names =
+                fs::read_dir(self.0.path()).expect("run").map(|entry| entry.expect("entry").file_name());
             names.filter(|name| !name.to_string_lossy().starts_with("verified-")).collect::<Vec<_>>()
         };
         harness::eventually("an empty directory", 5, || left() == ["filler"]).await;
-    }
-}
-
-impl Drop for SmallRun {
-    fn drop(&mut self) {
-        umount(&self.0).ok();
     }
 }
 

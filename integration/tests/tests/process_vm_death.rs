@@ -169,7 +169,7 @@ async fn qemu_killed_at_any_moment_ends_each_started_process_once_and_leaves_not
         let shim = node.shim("s1", &dir).await;
         let (began, mut started) = (Instant::now(), Vec::new());
         // The first one lives, and says how long that is.
-        let moment = life * (n * 7919 % count) / count;
+        let moment = harness::moment(life, n, count);
         let kill = async {
             tokio::time::sleep(moment).await;
             let found = qemu(&node).filter(|_| n > 0);

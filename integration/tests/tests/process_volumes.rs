@@ -3,11 +3,8 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
 
-use nix::mount::{MsFlags, mount, umount};
-
-use harness::{Bundle, TestNode};
+use harness::{Bundle, Mounted, TestNode};
 use serde_json::{Value, json};
 
 const SHARED: &str = "/run/kata-containers/shared/containers/";
@@ -93,29 +90,13 @@ async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
     assert!(node.requests().is_empty(), "no guest was started");
 }
 
-/// A file system that is mounted until this is dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(typ: &str, at: PathBuf) -> Self {
-        fs::create_dir_all(&at).expect("folder");
-        mount(Some("none"), &at, Some(typ), MsFlags::empty(), None::<&str>).expect("mount");
-        Self(at)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        umount(&self.0).ok();
-    }
-}
-
 #[tokio::test]
 async fn huge_pages_are_refused_as_a_limit_and_as_a_volume() {
     let folder = tempfile::tempdir().expect("folder");
     // As the kubelet does for an emptyDir with the medium HugePages.
     let pages = fs::read_to_string("/proc/filesystems").expect("/proc").contains("hugetlbfs").then(|| {
-        Mounted::new("hugetlbfs", folder.path().join("pods/1234/volumes/kubernetes.io~empty-dir/hugepage"))
+        let at = folder.path().join("pods/1234/volumes/kubernetes.io~empty-dir/hugepage");
+        Mounted::new("hugetlbfs", at, None)
     });
     let node = TestNode::new().await;
     let mut limited = Bundle::sh("true").sandbox();
@@ -124,7 +105,7 @@ async fn huge_pages_are_refused_as_a_limit_and_as_a_volume() {
     let text = node.refused(&limited).await;
     assert!(text.contains("huge pages (1MB): a secure VM's memory has none"), "{text}");
     if let Some(pages) = &pages {
-        let text = node.refused(&with_mounts(&[bind("/dev/hugepages", &pages.0)])).await;
+        let text = node.refused(&with_mounts(&[bind("/dev/hugepages", pages.path())])).await;
         assert!(text.contains("hugepage is a folder of huge pages of the host"), "{text}");
     }
     assert!(node.requests().is_empty(), "no guest was started");
@@ -133,9 +114,9 @@ async fn huge_pages_are_refused_as_a_limit_and_as_a_volume() {
 #[tokio::test]
 async fn a_folder_with_another_file_system_in_it_is_refused() {
     let folder = tempfile::tempdir().expect("folder");
-    let inner = Mounted::new("tmpfs", folder.path().join("data/inner"));
+    let inner = Mounted::new("tmpfs", folder.path().join("data/inner"), None);
     let node = TestNode::new().await;
-    let data = inner.0.parent().expect("folder");
+    let data = inner.path().parent().expect("folder");
     let mut recursive = bind("/data", data);
     recursive["options"] = json!(["rbind", "rro"]);
     let mut alone = bind("/data", data);
