@@ -215,6 +215,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::image::Hostile;
 
     type Target = fn(&[u8]) -> bool;
 
@@ -232,18 +233,6 @@ mod tests {
         ("record", record),
     ];
 
-    /// A small generator of numbers (xorshift), so that each run is the same.
-    struct Numbers(u64);
-
-    impl Numbers {
-        fn below(&mut self, limit: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            usize::try_from(self.0 % limit.max(1) as u64).expect("small")
-        }
-    }
-
     /// The files of the target's folder, and those that `shared` names for it.
     fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -259,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_seed_is_accepted_and_a_moment_of_hostile_bytes_does_no_harm() {
-        let mut numbers = Numbers(0x5eed);
+        let mut hostile = Hostile::default();
         for (name, target) in TARGETS {
             let seeds = seeds(name);
             assert!(!seeds.is_empty(), "{name} has no seed");
@@ -268,16 +257,8 @@ mod tests {
             }
             let began = Instant::now();
             while began.elapsed() < Duration::from_millis(300) {
-                let (_, seed) = &seeds[numbers.below(seeds.len())];
-                let mut bytes = seed.clone();
-                for _ in 0..=numbers.below(4) {
-                    let at = numbers.below(bytes.len());
-                    bytes[at] = u8::try_from(numbers.below(256)).expect("byte");
-                }
-                if numbers.below(8) == 0 {
-                    bytes.truncate(numbers.below(bytes.len()));
-                }
-                target(&bytes);
+                let (_, seed) = &seeds[hostile.below(seeds.len())];
+                target(&hostile.changed(seed));
             }
         }
     }

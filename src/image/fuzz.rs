@@ -72,22 +72,11 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::image::Hostile;
 
     /// A size, and what is at [`PLACES`]: header and IPIB of testdata/by-hand.img with their addresses
     /// changed to this place, and what starts them. The seed of a fuzzer.
     const CORPUS: &[u8] = include_bytes!("testdata/se_image.fuzz");
-
-    /// A small generator of numbers (xorshift), so that each run is the same.
-    struct Numbers(u64);
-
-    impl Numbers {
-        fn below(&mut self, limit: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            usize::try_from(self.0 % limit as u64).expect("small")
-        }
-    }
 
     #[test]
     fn the_corpus_is_an_image() {
@@ -98,18 +87,10 @@ mod tests {
 
     #[test]
     fn two_seconds_of_hostile_images_do_no_harm() {
-        let mut numbers = Numbers(0x5eed);
+        let mut hostile = Hostile::default();
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(2) {
-            let mut bytes = CORPUS.to_vec();
-            for _ in 0..=numbers.below(4) {
-                let at = numbers.below(bytes.len());
-                bytes[at] = u8::try_from(numbers.below(256)).expect("byte");
-            }
-            if numbers.below(8) == 0 {
-                bytes.truncate(numbers.below(CORPUS.len()));
-            }
-            fuzz_se_image(&bytes);
+            fuzz_se_image(&hostile.changed(CORPUS));
         }
     }
 }

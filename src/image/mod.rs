@@ -9,6 +9,8 @@ mod fields;
 #[cfg(any(test, feature = "test-api"))]
 mod fuzz;
 mod header;
+#[cfg(test)]
+mod hostile;
 mod ipib;
 mod read;
 mod source;
@@ -23,6 +25,8 @@ pub use fuzz::fuzz_se_image;
 pub(crate) use header::{CustomerKey, KeyHash, PlainFlags};
 #[cfg(test)]
 pub(crate) use header::{Header, KeySlot};
+#[cfg(test)]
+pub(crate) use hostile::Hostile;
 #[cfg(any(test, feature = "test-api"))]
 pub use ipib::Component;
 pub use ipib::ComponentKind;
