@@ -22,6 +22,8 @@ use crate::pod::dir;
 /// The oldest QEMU that runs protected guests as they are started here.
 const QEMU_MAJOR: u32 = 8;
 
+const AS_ROOT: &str = "run `kata-se check` as root, as the shim runs";
+
 /// All of it.
 pub(super) fn check(root: &Root, config: &Config) -> Vec<Finding> {
     // Helpers are asked as the user that they run as; who is not root can only ask them as himself.
@@ -65,9 +67,7 @@ pub(super) fn qemu(config: &Config, user: Option<User>) -> Finding {
         advice: "install QEMU 8 or newer",
     };
     let examined = || {
-        let said = program.ask(&["--version"])?;
-        let version = said.lines().find_map(|line| line.strip_prefix("QEMU emulator version "));
-        let version = version.ok_or_else(|| program.is_another("QEMU", &said))?;
+        let version = &program.version("QEMU", "QEMU emulator version ")?;
         if number(version).is_none_or(|(major, _)| major < QEMU_MAJOR) {
             return Err(program.failed("QEMU is too old for protected guests", &format!("version {version}")));
         }
@@ -124,12 +124,8 @@ fn vsock(config: &Config, user: Option<User>) -> Finding {
                 user,
                 advice: "install vhost-device-vsock",
             };
-            let examined = || {
-                let said = program.ask(&["--version"])?;
-                let version = said.lines().find_map(|line| line.strip_prefix("vhost-device-vsock "));
-                let version = version.ok_or_else(|| program.is_another("vhost-device-vsock", &said))?;
-                Ok(program.is_version(version))
-            };
+            let examined =
+                || Ok(program.is_version(&program.version("vhost-device-vsock", "vhost-device-vsock ")?));
             examined().unwrap_or_else(|failed| failed)
         }
     }
@@ -154,12 +150,22 @@ impl Program<'_> {
             Ok(_) => return Err(self.failed(MISSING, "not a program")),
             Err(e) => {
                 let evidence = format!("{}: {e}", self.place());
-                let advice = format!("{}, or correct {}", self.advice, self.key);
-                return Err(denied_or(&e, self.check, MISSING, &evidence, &advice));
+                return Err(denied_or(&e, self.check, MISSING, &evidence, &self.advice()));
             }
         }
         let answer = ask(self.path, args, self.user);
         answer.map_err(|e| self.failed("a program that every pod needs does not answer", e.message()))
+    }
+
+    /// What it says behind `prefix`, in the first line that begins so; another program has none.
+    fn version(&self, wanted: &str, prefix: &str) -> std::result::Result<String, Finding> {
+        let said = self.ask(&["--version"])?;
+        let version = said.lines().find_map(|line| line.strip_prefix(prefix));
+        version.map(str::to_owned).ok_or_else(|| self.is_another(wanted, &said))
+    }
+
+    fn advice(&self) -> String {
+        format!("{}, or correct {}", self.advice, self.key)
     }
 
     fn place(&self) -> String {
@@ -167,8 +173,7 @@ impl Program<'_> {
     }
 
     fn failed(&self, cause: &str, why: &str) -> Finding {
-        let advice = format!("{}, or correct {}", self.advice, self.key);
-        fatal(self.check, cause, &format!("{}: {why}", self.place()), &advice)
+        fatal(self.check, cause, &format!("{}: {why}", self.place()), &self.advice())
     }
 
     /// `said` is no text of `wanted`'s.
@@ -301,12 +306,7 @@ fn unusable(check: &'static str, cause: &str, path: &Path, advice: &str) -> Opti
 }
 
 fn not_root(check: &'static str, evidence: &str) -> Finding {
-    fatal(
-        check,
-        "this could not be checked: the user is not root",
-        evidence,
-        "run `kata-se check` as root, as the shim runs",
-    )
+    fatal(check, "this could not be checked: the user is not root", evidence, AS_ROOT)
 }
 
 fn not_opened(check: &'static str, cause: &str, path: &Path, e: &std::io::Error, advice: &str) -> Finding {
@@ -318,12 +318,7 @@ fn denied_or(e: &std::io::Error, check: &'static str, cause: &str, evidence: &st
     if e.kind() != ErrorKind::PermissionDenied {
         return fatal(check, cause, evidence, advice);
     }
-    fatal(
-        check,
-        "this could not be checked: the user may not open it",
-        evidence,
-        "run `kata-se check` as root, as the shim runs",
-    )
+    fatal(check, "this could not be checked: the user may not open it", evidence, AS_ROOT)
 }
 
 #[cfg(test)]
