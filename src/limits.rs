@@ -46,6 +46,13 @@ pub(crate) mod spec {
     /// Layers of one rootfs: Docker's images end at 127, and mount(2) takes the names of some 210 descriptors.
     pub(crate) const ROOTFS_LAYERS: usize = 200;
 
+    /// Longest name of an image that a guest pulls: a repository's ends at 255 bytes, a tag at 128, a digest at 135.
+    pub(crate) const IMAGE_NAME_BYTES: usize = 1024;
+
+    /// Largest volume of a snapshotter that leaves the image to the guest: CRI-O's has all annotations of the pod,
+    /// of which Kubernetes allows 256 KiB, in base64.
+    pub(crate) const PULL_VOLUME_BYTES: usize = 512 << 10;
+
     /// Largest resolv.conf: the kubelet's own has some hundred bytes.
     pub(crate) const RESOLV_CONF_BYTES: u64 = 64 << 10;
 
@@ -269,6 +276,9 @@ pub(crate) mod agent {
     /// How long the exit of a container that was killed waits for the guest's report of an OOM, which comes
     /// some milliseconds later (in emulation some ten).
     pub(crate) const OOM_REPORT: Duration = Duration::from_secs(1);
+
+    /// Pause between two log lines while the guest pulls an image.
+    pub(crate) const PULL_PROGRESS: Duration = Duration::from_secs(15);
 
     /// Pause between two OOM events: a guest cannot flood containerd with them.
     pub(crate) const OOM_EVENT_PAUSE: Duration = Duration::from_millis(100);

@@ -10,7 +10,7 @@ use crate::agent::methods::Method;
 use crate::agent::stats;
 use crate::ccw::DevNo;
 use crate::error::{Code, Context, Error, Result};
-use crate::ids::{ContainerId, ProcessId, SandboxId};
+use crate::ids::{ContainerId, ProcessId};
 use crate::limits;
 use crate::oci::guest_spec::{GuestProcess, GuestSpec};
 use crate::oci::resources::GuestResources;
@@ -71,7 +71,7 @@ impl Agent {
     /// `dns`: lines of the pod's resolv.conf.
     pub async fn create_sandbox(
         &self,
-        id: &SandboxId,
+        id: &str,
         hostname: &str,
         dns: Vec<String>,
         storages: &[Storage],
@@ -80,7 +80,7 @@ impl Agent {
             hostname: hostname.to_owned(),
             dns,
             storages: storages.iter().map(convert::storage).collect(),
-            sandbox_id: id.as_str().to_owned(),
+            sandbox_id: id.to_owned(),
             ..Default::default()
         };
         self.call(Method::CreateSandbox, AgentServiceClient::create_sandbox, &req).await?;
@@ -108,13 +108,15 @@ impl Agent {
         })
     }
 
-    /// Never repeated: a second call with the same id makes the agent forget the first container.
+    /// Never repeated: a second call with the same id makes the agent forget the first container. `pulls`: the guest
+    /// pulls the container's image in it, which has its own limit.
     pub async fn create_container(
         &self,
         id: &ContainerId,
         storages: &[Storage],
         spec: &GuestSpec,
         shared_pid_namespace: bool,
+        pulls: bool,
     ) -> Result<()> {
         let req = pb::CreateContainerRequest {
             container_id: id.as_str().to_owned(),
@@ -124,7 +126,8 @@ impl Agent {
             sandbox_pidns: shared_pid_namespace,
             ..Default::default()
         };
-        self.call(Method::CreateContainer, AgentServiceClient::create_container, &req).await?;
+        let method = if pulls { Method::CreateContainerAndPull } else { Method::CreateContainer };
+        self.call(method, AgentServiceClient::create_container, &req).await?;
         Ok(())
     }
 

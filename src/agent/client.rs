@@ -146,6 +146,7 @@ impl Agent {
         match method.limit() {
             Limit::LongPoll => None,
             Limit::Create => Some(self.inner.config.create_timeout),
+            Limit::Pull => Some(self.inner.config.image_pull_timeout),
             Limit::Call => Some(self.inner.config.call_timeout),
             Limit::Poll => Some(self.inner.config.call_timeout.min(limits::agent::STATS_ANSWER)),
             Limit::Short => Some(limits::stdio::STUCK_WAIT),

@@ -6,8 +6,10 @@
 pub(crate) enum Limit {
     /// No limit: ends when its process ends, takes input or writes output, or with the VM.
     LongPoll,
-    /// CreateContainer: mounts, image pulls (`agent.create_timeout_s`).
+    /// CreateContainer: mounts (`agent.create_timeout_s`).
     Create,
+    /// CreateContainer in which the guest pulls the image (`agent.image_pull_timeout_s`).
+    Pull,
     /// Everything else (`agent.call_timeout_s`).
     Call,
     /// As Call, but at most `limits::agent::STATS_ANSWER`: callers ask again every few seconds anyway.
@@ -17,7 +19,7 @@ pub(crate) enum Limit {
 }
 
 macro_rules! methods {
-    ($($name:ident: $limit:ident, repeat: $repeat:literal;)*) => {
+    ($($name:ident $(as $method:literal)?: $limit:ident, repeat: $repeat:literal;)*) => {
         /// A method of `grpc.AgentService`; one that has two kinds of use is listed twice.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Method { $($name),* }
@@ -25,7 +27,7 @@ macro_rules! methods {
         impl Method {
             /// The name in messages.
             pub(crate) fn name(self) -> &'static str {
-                match self { $(Self::$name => stringify!($name)),* }
+                match self { $(Self::$name => methods!(@name $name $($method)?)),* }
             }
 
             pub(crate) fn limit(self) -> Limit {
@@ -39,6 +41,8 @@ macro_rules! methods {
             }
         }
     };
+    (@name $name:ident) => { stringify!($name) };
+    (@name $name:ident $method:literal) => { $method };
 }
 
 methods! {
@@ -49,6 +53,7 @@ methods! {
     GetGuestDetails: Call, repeat: false;
     CopyFile: Call, repeat: false;
     CreateContainer: Create, repeat: false;
+    CreateContainerAndPull as "CreateContainer": Pull, repeat: false;
     StartContainer: Call, repeat: false;
     ExecProcess: Call, repeat: false;
     SignalProcess: Call, repeat: false;

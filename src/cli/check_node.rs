@@ -9,7 +9,7 @@ use nix::libc;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 
-use crate::config::{Accelerator, Boot, Config, VsockConfig};
+use crate::config::{Accelerator, Boot, Config, RootfsMode, VsockConfig};
 use crate::error::Code;
 use crate::host::ask::ask;
 use crate::host::confine::{self, User};
@@ -28,16 +28,35 @@ const AS_ROOT: &str = "run `kata-se check` as root, as the shim runs";
 pub(super) fn check(root: &Root, config: &Config) -> Vec<Finding> {
     // Helpers are asked as the user that they run as; who is not root can only ask them as himself.
     let user = confine::user(&config.qemu.user).ok().flatten().filter(|_| is_root());
-    vec![
-        qemu(config, user),
-        mkfs(config, user),
-        runs_as(root, config),
-        vsock(config, user),
-        network(),
-        cgroups(),
-        cache(&config.rootfs.cache_dir),
-        run_dir(&dir::run_dir()),
-    ]
+    let packs = config.rootfs.mode == RootfsMode::Packed;
+    let all = [
+        Some(qemu(config, user)),
+        Some(rootfs(config)),
+        packs.then(|| mkfs(config, user)),
+        Some(runs_as(root, config)),
+        Some(vsock(config, user)),
+        Some(network()),
+        Some(cgroups()),
+        packs.then(|| cache(&config.rootfs.cache_dir)),
+        Some(run_dir(&dir::run_dir())),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+/// Whether the host can change what the guest's containers run.
+fn rootfs(config: &Config) -> Finding {
+    let mode = config.rootfs.mode;
+    let text = format!("rootfs.mode = {:?}", mode.word());
+    match (&config.boot, mode) {
+        (Boot::Sealed { .. }, RootfsMode::Packed | RootfsMode::Block) => warning(
+            "rootfs",
+            "this host can read and change what confidential containers run",
+            &format!("{text}, rootfs.trust_host = true"),
+            "set rootfs.mode = \"guest-pull\"",
+        ),
+        (_, RootfsMode::GuestPull) => pass("rootfs", format!("{text}: guests pull their images themselves")),
+        (Boot::Plain { .. }, _) => pass("rootfs", text),
+    }
 }
 
 /// The configured host key documents; none: no finding.

@@ -143,6 +143,9 @@ pub(crate) fn record_report(record: &Record, style: Style) -> Report {
     if !record.confidential {
         guest.push_str("guest     NOT protected from the host (guest.confidential = false)\n");
     }
+    if let Some(mode) = &record.rootfs {
+        guest.push_str(&format!("rootfs    {}\n", one_line(mode)));
+    }
     let sandbox = one_line(&record.sandbox);
     let Some(failure) = &record.failure else {
         return Report {
@@ -206,12 +209,13 @@ fn record_json(record: Option<&Record>, diagnosis: Option<&Diagnosis>) -> serde_
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RootfsMode;
     use crate::pod::record::{Failure, ImageRecord};
 
     fn failed() -> Record {
         let image =
             ImageRecord { path: "/i.img".into(), size: 7, tag: "abcd".into(), key: Some("12".into()) };
-        let mut record = Record::new("0123456789abcdef", Some(image));
+        let mut record = Record::new("0123456789abcdef", RootfsMode::GuestPull, Some(image));
         record.failure = Some(Failure {
             cause: "the image was built for another machine".into(),
             evidence: "KVM_PV_SET_SEC_PARMS: rc 0x108 rrc 0x5 (no key slot for this machine)".into(),
@@ -235,7 +239,7 @@ mod tests {
             output_tail: String::new(),
         });
         assert!(record_report(&plain, Style::default()).text.contains("cause     QEMU runs without KVM\n"));
-        let running = record_report(&Record::new("s1", None), Style::default());
+        let running = record_report(&Record::new("s1", RootfsMode::Packed, None), Style::default());
         assert!(running.yes && running.text.ends_with("Its VM has not failed.\n"));
         let unprotected = "guest     NOT protected from the host (guest.confidential = false)\n";
         assert!(running.text.contains(unprotected), "{}", running.text);
@@ -251,7 +255,7 @@ mod tests {
         assert!(find_record(&dir.path().join("none"), "s").expect("no directory").found.is_none());
         for (name, id) in [("a", "0123456789abcdef"), ("b", "0123456789abcxyz")] {
             std::fs::create_dir(dir.path().join(name)).expect("mkdir");
-            Record::new(id, None).write(&dir.path().join(name)).expect("write");
+            Record::new(id, RootfsMode::Packed, None).write(&dir.path().join(name)).expect("write");
         }
         let find =
             |id: &str| find_record(dir.path(), id).map(|search| search.found.map(|record| record.sandbox));
@@ -272,7 +276,7 @@ mod tests {
         let newer =
             json!({"version": 2, "sandbox": "s2", "confidential": false, "image": null, "failure": null});
         record_in("newer", newer.to_string().as_bytes());
-        record_in("good", &serde_json::to_vec(&Record::new("s1", None)).expect("json"));
+        record_in("good", &serde_json::to_vec(&Record::new("s1", RootfsMode::Packed, None)).expect("json"));
         let explain = |what: &str| explain(what, dir.path(), Style::default());
         assert!(explain("s1").expect("readable").text.contains("Its VM has not failed"));
         let text = explain("s3").expect_err("unknown").to_string();

@@ -88,7 +88,7 @@ fn setter(kind: &'static Kind, value: &DeValue<'_>) -> std::result::Result<Sette
             let number = number.ok_or_else(|| format!("{} to {} {unit}", bounds.start(), bounds.end()))?;
             Box::new(move |config| set(config, number))
         }
-        (Kind::OneOf(_, words), DeValue::String(text)) => {
+        (Kind::OneOf(_, words) | Kind::OneOfAsAbove(words), DeValue::String(text)) => {
             let word = words.iter().find(|(word, _)| word == text);
             Box::new(word.ok_or_else(|| kind.takes())?.1)
         }

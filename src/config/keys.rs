@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{
-    Accelerator, AgentConfig, Boot, Config, LogLevel, QemuConfig, RootfsConfig, VsockConfig,
+    Accelerator, AgentConfig, Boot, Config, LogLevel, QemuConfig, RootfsConfig, RootfsMode, VsockConfig,
 };
 use crate::error::{Error, Result};
 
@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     Number(u32, RangeInclusive<u32>, &'static str, fn(&mut Config, u32)),
     /// One of these words.
     OneOf(&'static str, Words),
+    /// One of these words; the default, of which the first one is an example, was set by a row above.
+    OneOfAsAbove(Words),
 }
 
 /// Words and what each sets.
@@ -83,6 +85,13 @@ const PROTECTED_BY_KVM: Scope = Scope {
     required: "",
 };
 
+const TRUSTED_HOST: Scope = Scope {
+    holds: |c| (PLAIN.holds)(c) || c.rootfs.trust_host || c.rootfs.mode == RootfsMode::GuestPull,
+    refused: "the host could change what a confidential guest's containers run, and the guest could not find out: \
+              use \"guest-pull\", or set rootfs.trust_host = true if that is what you want",
+    required: "",
+};
+
 const VHOST_USER: Scope = Scope {
     holds: |c| matches!(c.vsock, VsockConfig::VhostUser { .. }),
     refused: "only vsock.device = \"vhost-user\" has a program",
@@ -99,7 +108,7 @@ macro_rules! keys {
     };
 }
 
-use Kind::{Number, OneOf, Path, Paths, RequiredPath, Switch, Text};
+use Kind::{Number, OneOf, OneOfAsAbove, Path, Paths, RequiredPath, Switch, Text};
 use Rule::{NotBelow, Only};
 
 keys! {
@@ -119,7 +128,9 @@ keys! {
     /// A confidential guest boots a Secure Execution image and nothing else. With false, the guest is not
     /// protected and boots the kernel and initrd given below: for development, with a runtime handler of its
     /// own, such as kata-se-unprotected.
-    "guest.confidential": Switch(true, |c, on| c.boot = if on { sealed() } else { plain() });
+    "guest.confidential": Switch(true, |c, on| {
+        (c.boot, c.rootfs.mode) = if on { (sealed(), RootfsMode::GuestPull) } else { (plain(), RootfsMode::Packed) }
+    });
 
     /// The sealed image. It contains kernel, initrd and kernel parameters: none of them can be set here.
     "guest.image": Path("/usr/share/kata-se/kata-se.img", |c, path| {
@@ -194,8 +205,13 @@ keys! {
     /// Seconds within which the guest has to boot and its agent to answer.
     "agent.connect_timeout_s": Number(45, 1..=3600, "s", |c, n| c.agent.connect_timeout = seconds(n));
 
-    /// Seconds that creating a container in the guest may take, including an image pull.
+    /// Seconds that creating a container in the guest may take, unless its image is pulled meanwhile.
     "agent.create_timeout_s": Number(60, 1..=3600, "s", |c, n| c.agent.create_timeout = seconds(n));
+
+    /// Seconds that creating a container may take whose image the guest pulls. The limits of those who call are
+    /// not larger for it: the kubelet's runtimeRequestTimeout (2 min by default) and CRI-O's
+    /// container_create_timeout (4 min).
+    "agent.image_pull_timeout_s": Number(600, 1..=7200, "s", |c, n| c.agent.image_pull_timeout = seconds(n));
 
     /// Seconds that every other call to the agent may take.
     "agent.call_timeout_s": Number(60, 1..=3600, "s", |c, n| c.agent.call_timeout = seconds(n));
@@ -203,6 +219,20 @@ keys! {
     /// When a call times out or the connection to the agent is lost, the agent gets a health check. If it does
     /// not answer within this many seconds, its virtual machine is stopped with all containers in it.
     "agent.health_timeout_s": Number(10, 1..=3600, "s", |c, n| c.agent.health_timeout = seconds(n));
+
+    /// How a container's root file system comes into the guest. "guest-pull": the guest pulls the image itself, and
+    /// nothing of the host's copy is opened. "block": what the snapshotter has on files or devices is attached as a
+    /// disk. "packed": as "block", and a snapshotter's folders are packed into a disk first. By default
+    /// "guest-pull" for a confidential guest and "packed" for another.
+    "rootfs.mode": OneOfAsAbove(&[
+        ("guest-pull", |c| c.rootfs.mode = RootfsMode::GuestPull),
+        ("block", |c| c.rootfs.mode = RootfsMode::Block),
+        ("packed", |c| c.rootfs.mode = RootfsMode::Packed),
+    ]), Only(&TRUSTED_HOST);
+
+    /// Let a confidential guest's containers run what the host gives them ("block" and "packed"): whoever controls
+    /// the host can then read and change their programs, and neither the guest nor attestation finds out.
+    "rootfs.trust_host": Switch(false, |c, on| c.rootfs.trust_host = on), Only(&SEALED);
 
     /// Image layers are packed into read-only images, which are kept here and shared by all pods of the node.
     "rootfs.cache_dir": Path("/var/lib/kata-se/layers", |c, path| c.rootfs.cache_dir = path);
@@ -303,7 +333,7 @@ impl Kind {
             Number(_, bounds, unit, _) => {
                 format!("a whole number without quotes, {} to {} {unit}", bounds.start(), bounds.end())
             }
-            OneOf(_, words) => {
+            OneOf(_, words) | OneOfAsAbove(words) => {
                 let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
                 format!("one of \"{}\"", words.join("\", \""))
             }
@@ -314,6 +344,7 @@ impl Kind {
     pub(crate) fn written(&self) -> String {
         match self {
             Path(text, _) | RequiredPath(text, _) | Text(text, _) | OneOf(text, _) => format!("\"{text}\""),
+            OneOfAsAbove(words) => format!("\"{}\"", words.first().map_or("", |(word, _)| word)),
             Paths(..) => "[]".to_owned(),
             Switch(on, _) => on.to_string(),
             Number(number, ..) => number.to_string(),
@@ -323,7 +354,7 @@ impl Kind {
     fn set_default(&self, config: &mut Config) {
         match self {
             Path(path, set) => set(config, path.into()),
-            RequiredPath(..) => {}
+            RequiredPath(..) | OneOfAsAbove(_) => {}
             Paths(_, set) => set(config, Vec::new()),
             Text(text, set) => set(config, (*text).to_owned()),
             Switch(on, set) => set(config, *on),
@@ -356,10 +387,17 @@ fn empty() -> Config {
         agent: AgentConfig {
             connect_timeout: never,
             create_timeout: never,
+            image_pull_timeout: never,
             call_timeout: never,
             health_timeout: never,
         },
-        rootfs: RootfsConfig { cache_dir: nothing(), cache_mib: 0, mkfs: nothing() },
+        rootfs: RootfsConfig {
+            mode: RootfsMode::GuestPull,
+            trust_host: false,
+            cache_dir: nothing(),
+            cache_mib: 0,
+            mkfs: nothing(),
+        },
         log: LogLevel::Info,
     }
 }

@@ -39,10 +39,13 @@ fn the_defaults() {
         agent: AgentConfig {
             connect_timeout: seconds(45),
             create_timeout: seconds(60),
+            image_pull_timeout: seconds(600),
             call_timeout: seconds(60),
             health_timeout: seconds(10),
         },
         rootfs: RootfsConfig {
+            mode: RootfsMode::GuestPull,
+            trust_host: false,
             cache_dir: "/var/lib/kata-se/layers".into(),
             cache_mib: 10240,
             mkfs: "/usr/bin/mkfs.erofs".into(),
@@ -66,6 +69,7 @@ fn others(key: &Key) -> Vec<String> {
         OneOf(default, words) => {
             words.iter().map(|(word, _)| *word).filter(|w| w != default).map(|w| format!("\"{w}\"")).collect()
         }
+        OneOfAsAbove(words) => words.iter().skip(1).map(|(word, _)| format!("\"{word}\"")).collect(),
     }
 }
 
@@ -101,8 +105,9 @@ fn fields(config: &Config) -> BTreeSet<(String, String)> {
 }
 
 /// Other keys that some keys need: the first that make a file valid are taken.
-const COMPANIONS: [&str; 5] = [
+const COMPANIONS: [&str; 6] = [
     "",
+    "[rootfs]\ntrust_host = true\n",
     "[guest]\nkernel = \"/k\"\ninitrd = \"/i\"\n",
     "[guest]\nconfidential = false\nkernel = \"/k\"\ninitrd = \"/i\"\n",
     "[vsock]\nprogram = \"/p\"\n",
@@ -119,7 +124,8 @@ fn every_key_sets_its_own_field_to_the_value_that_is_given() {
         let (before, after) = (fields(&before), fields(&config));
         let field = field(key);
         for (changed, _) in after.symmetric_difference(&before) {
-            assert!(changed.starts_with(&field), "{text} changes {changed}, not {field}");
+            let default_of_guest = key.name == "guest.confidential" && changed == "rootfs.mode";
+            assert!(changed.starts_with(&field) || default_of_guest, "{text} changes {changed}, not {field}");
         }
         // A word is the name of its variant; what `confidential` chooses has another name.
         let plain = |text: &str| text.to_lowercase().replace(['-', '[', ']', '"'], "");
@@ -144,9 +150,30 @@ fn the_rows_are_consistent() {
                 let required = |rule: &Rule| matches!(rule, Only(scope) if !scope.required.is_empty());
                 assert!(key.rules.iter().any(required), "{}: nothing says where it is required", key.name);
             }
+            OneOfAsAbove(words) => assert!(!words.is_empty(), "{}", key.name),
             Path(..) | Paths(..) | Text(..) | Switch(..) => {}
         }
     }
+}
+
+#[test]
+fn what_the_host_gives_is_run_by_a_confidential_guest_only_if_its_owner_says_so() {
+    let plain =
+        "[qemu]\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"/k\"\ninitrd = \"/i\"\n";
+    let trusted = "[rootfs]\ntrust_host = true\n";
+    for (mode, wanted) in [("packed", RootfsMode::Packed), ("block", RootfsMode::Block)] {
+        let given = format!("[rootfs]\nmode = \"{mode}\"\n");
+        let e = of(&[&given]).expect_err("not trusted").to_string();
+        assert!(e.starts_with("/c.toml:2: rootfs.mode: the host could change what"), "{e}");
+        for other in [plain, trusted] {
+            assert_eq!(of(&[other, &given]).expect(mode).rootfs.mode, wanted);
+        }
+    }
+    assert_eq!(of(&[plain]).expect("plain").rootfs.mode, RootfsMode::Packed);
+    assert_eq!(of(&[trusted]).expect("trusted").rootfs.mode, RootfsMode::GuestPull);
+    let given = "[rootfs]\nmode = \"guest-pull\"\n";
+    assert_eq!(of(&[plain, given]).expect("plain").rootfs.mode, RootfsMode::GuestPull);
+    assert!(of(&[plain, trusted]).is_err(), "it is about confidential guests");
 }
 
 /// configs/kata-se.toml: every key with its default; those that have no meaning by default are comments.

@@ -75,6 +75,8 @@ pub struct AgentConfig {
     pub connect_timeout: Duration,
     /// For CreateContainer.
     pub create_timeout: Duration,
+    /// For CreateContainer when the guest pulls the image in it.
+    pub image_pull_timeout: Duration,
     /// For every other call that is not a long poll.
     pub call_timeout: Duration,
     /// How long an agent that seems dead has to answer a health check (on a new connection if the old one is
@@ -84,12 +86,37 @@ pub struct AgentConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootfsConfig {
+    pub mode: RootfsMode,
+    /// Whether a confidential guest may run what the host gives it as a root file system.
+    pub trust_host: bool,
     /// Where packed image layers are kept.
     pub cache_dir: PathBuf,
     /// Size in MiB above which unused layer images are evicted, least recently used first.
     pub cache_mib: u64,
     /// The program that packs a tree into an erofs image.
     pub mkfs: PathBuf,
+}
+
+/// How containers' root file systems come into the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootfsMode {
+    /// The guest pulls the image: nothing of the host's copy is opened.
+    GuestPull,
+    /// File systems on files and devices are attached as disks.
+    Block,
+    /// As Block, and folders are packed into an image first.
+    Packed,
+}
+
+impl RootfsMode {
+    /// The word in a configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::GuestPull => "guest-pull",
+            Self::Block => "block",
+            Self::Packed => "packed",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

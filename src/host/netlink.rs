@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use futures_util::TryStreamExt;
+use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::tc::TcAttribute;
 use rtnetlink::{Handle, LinkUnspec};
 
@@ -66,6 +67,24 @@ pub(crate) fn make_tap(netns: &Path, name: &str, mtu: u32) -> Result<OwnedFd> {
         Ok(fd)
     })?
     .ok_or_else(|| Error::not_found(format!("network namespace {}: gone", netns.display())))
+}
+
+/// Bytes that the kernel has sent on these links together; one that does not exist has none.
+pub(crate) fn sent_to(netns: &Path, names: &[String]) -> Result<u64> {
+    let counted = within(netns, async |handle| {
+        let mut sent = 0_u64;
+        for name in names {
+            let mut found = handle.link().get().match_name(name.clone()).execute();
+            let Ok(Some(link)) = found.try_next().await else { continue };
+            let bytes = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Stats64(stats) => Some(stats.tx_bytes),
+                _ => None,
+            });
+            sent = sent.saturating_add(bytes.unwrap_or(0));
+        }
+        Ok(sent)
+    });
+    Ok(counted?.unwrap_or(0))
 }
 
 /// Refuses a link that has an ingress qdisc: our mirroring would break its filters.

@@ -9,11 +9,13 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
 use crate::ids::ContainerId;
 use crate::oci::resources;
+use crate::oci::role::Role;
 use crate::oci::spec::{Bundle, ExecProcess};
 use crate::oci::storage::rootfs_path;
 
 const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
 const BUNDLE_PATH: &str = "io.katacontainers.pkg.oci.bundle_path";
+const NETWORK_NAMESPACE: &str = "nerdctl/network-namespace";
 const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 
 /// A spec that may be sent.
@@ -97,6 +99,11 @@ fn annotate(spec: &mut Spec, bundle: &Bundle, bundle_path: &Path) {
     annotations.remove(INITDATA);
     annotations.insert(CONTAINER_TYPE.into(), bundle.role.agent_name().into());
     annotations.insert(BUNDLE_PATH.into(), bundle_path.display().to_string());
+    // Generated policies want it of a sandbox container and refuse it elsewhere; the guest makes nothing of it.
+    annotations.remove(NETWORK_NAMESPACE);
+    if let (Role::Sandbox, Some(path)) = (&bundle.role, bundle.network_namespace()) {
+        annotations.insert(NETWORK_NAMESPACE.into(), path.display().to_string());
+    }
     spec.set_annotations(Some(annotations));
 }
 

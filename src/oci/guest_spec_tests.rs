@@ -65,6 +65,23 @@ fn nothing_of_the_host_remains() {
 }
 
 #[test]
+fn the_network_namespace_is_told_of_the_sandbox_container_alone() {
+    let key = "nerdctl/network-namespace";
+    let cri = |kind: &str| json!({"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "s1", key: "/other"});
+    let mut value = config();
+    value["linux"]["namespaces"] = json!([{"type": "network", "path": "/var/run/netns/cni-1"}]);
+    for (annotations, wanted) in [
+        (json!({"io.kubernetes.cri.container-type": "sandbox"}), json!("/var/run/netns/cni-1")),
+        (cri("container"), Value::Null),
+        (json!({key: "/other"}), Value::Null),
+    ] {
+        value["annotations"] = annotations;
+        let sent = rewrite(&value).expect("rewrite");
+        assert_eq!(sent["annotations"][key], wanted);
+    }
+}
+
+#[test]
 fn only_ipc_uts_and_mount_namespaces_are_sent_in_their_order_without_paths() {
     let mut value = config();
     value["linux"]["namespaces"] = json!([

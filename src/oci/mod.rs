@@ -1,6 +1,7 @@
 //! What an OCI bundle requests, and what the guest is sent instead: pure rewriting without I/O.
 
 pub(crate) mod guest_spec;
+pub(crate) mod image_name;
 pub(crate) mod pod_spec;
 pub(crate) mod requests;
 pub(crate) mod resources;

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::error::Result;
+use crate::ids::SandboxId;
 use crate::oci::requests;
+use crate::oci::role::Role;
 use crate::oci::spec::Bundle;
 use crate::oci::volume;
 use crate::plan::cpus::CpuList;
@@ -27,6 +29,8 @@ pub(crate) struct PodSpec {
     pub requested: Requested,
     pub annotations: HashMap<String, String>,
     pub resolver: Resolver,
+    /// Its only container is none of CRI's (`ctr`).
+    pub single: bool,
     /// Kernel settings of each container; empty if a sandbox container has them.
     pub sysctls: HashMap<String, String>,
 }
@@ -54,7 +58,14 @@ impl PodSpec {
             requested: requests::requested(bundle)?,
             annotations: bundle.spec.annotations().clone().unwrap_or_default(),
             resolver: volume::resolv_conf(bundle).map_or(Resolver::None, |path| Resolver::File(path.into())),
+            single: bundle.role == Role::Single,
             sysctls: HashMap::new(),
         })
+    }
+
+    /// The sandbox's id for the agent. A newer agent may take the container of this id for the sandbox container, and
+    /// run its pause program instead of the image that it was to pull; none looks for OOMs of that container.
+    pub(crate) fn id_in_guest(&self, id: &SandboxId) -> String {
+        if self.single { format!("{id}-sandbox") } else { id.as_str().to_owned() }
     }
 }

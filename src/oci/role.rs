@@ -11,6 +11,11 @@ const ANNOTATIONS: [(&str, &str); 2] = [
     ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
 ];
 
+/// The annotation that says whether a container is a pod's sandbox container: key and value. Agents look at it, too.
+pub(crate) fn container_type(annotations: &HashMap<String, String>) -> Option<(&'static str, &str)> {
+    ANNOTATIONS.iter().find_map(|(key, _)| Some((*key, annotations.get(*key)?.as_str())))
+}
+
 /// A container's role in a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {

@@ -2,6 +2,10 @@
 //!
 //! The strings are the agent's contract; a policy in a real guest refuses anything else.
 
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
 use crate::ccw::DevNo;
 use crate::ids::{ContainerId, SandboxId};
 
@@ -47,6 +51,23 @@ pub(crate) fn shm() -> Storage {
         fstype: "tmpfs".into(),
         options: options.into_iter().chain([format!("size={SHM_BYTES}")]).collect(),
         mount_point: SHM_PATH.into(),
+        ..Storage::default()
+    }
+}
+
+/// An image that the guest pulls. `metadata`: annotations that the agent looks at; None for an agent that takes none.
+pub(crate) fn pulled_rootfs(
+    id: &ContainerId,
+    image: &str,
+    metadata: Option<BTreeMap<&str, &str>>,
+) -> Storage {
+    let option = |metadata| format!("image_guest_pull={}", json!({"metadata": metadata}));
+    Storage {
+        driver: "image_guest_pull".into(),
+        driver_options: metadata.map(option).into_iter().collect(),
+        source: image.to_owned(),
+        fstype: "overlay".into(),
+        mount_point: rootfs_path(id),
         ..Storage::default()
     }
 }
@@ -152,6 +173,26 @@ mod tests {
             ]
         );
         assert_eq!(overlay.mount_point, "/run/kata-containers/hello/rootfs");
+    }
+
+    #[test]
+    fn a_pulled_image_is_what_each_generation_of_agents_takes() {
+        let id = ContainerId::parse("hello").expect("id");
+        let kind = ("io.kubernetes.cri.container-type", "sandbox");
+        let wanted = Storage {
+            driver: "image_guest_pull".into(),
+            driver_options: vec![
+                "image_guest_pull={\"metadata\":{\"io.kubernetes.cri.container-type\":\"sandbox\"}}".into(),
+            ],
+            source: "pause".into(),
+            fstype: "overlay".into(),
+            mount_point: "/run/kata-containers/hello/rootfs".into(),
+            ..Storage::default()
+        };
+        assert_eq!(pulled_rootfs(&id, "pause", Some(BTreeMap::from([kind]))), wanted);
+        let of_none = pulled_rootfs(&id, "pause", Some(BTreeMap::new()));
+        assert_eq!(of_none.driver_options, ["image_guest_pull={\"metadata\":{}}"]);
+        assert_eq!(pulled_rootfs(&id, "pause", None), Storage { driver_options: Vec::new(), ..wanted });
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Decisions about the host's side of a pod: data in, data out.
 
+pub(crate) mod agent_version;
 pub(crate) mod checks;
 pub(crate) mod cpus;
 pub(crate) mod finding;
@@ -8,6 +9,7 @@ pub(crate) mod key_slot;
 pub(crate) mod network;
 pub(crate) mod oom_score;
 pub(crate) mod overhead;
+pub(crate) mod pull_error;
 pub(crate) mod rootfs;
 pub(crate) mod size;
 pub(crate) mod stats;

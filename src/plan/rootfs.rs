@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::config::RootfsMode;
 use crate::error::{Error, Result};
 use crate::limits;
 
@@ -15,6 +16,8 @@ pub(crate) struct RootfsMount {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RootfsPlan {
+    /// The guest pulls the image of this name.
+    Pulled { image: String },
     /// Directories, topmost layer first: packed into one read-only image.
     Packed {
         layers: Vec<PathBuf>,
@@ -27,11 +30,27 @@ pub(crate) enum RootfsPlan {
     Block { source: PathBuf, fstype: String, read_only: bool, options: Vec<String> },
 }
 
+/// The mount option by which a snapshotter leaves an image to the guest.
+pub(crate) const PULL_OPTION: &str = "io.katacontainers.volume";
+
 /// File systems a guest mounts from a block device.
 const BLOCK_TYPES: [&str; 4] = ["ext4", "ext3", "xfs", "erofs"];
 
-/// Decides from the mounts; without any (CRI-O, `ctr run --rootfs`), the spec's root is mounted already.
-pub(crate) fn decide(mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> {
+/// Decides from the mounts what of the host becomes the container's root file system.
+pub(crate) fn of_the_host(mode: RootfsMode, mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> {
+    match decide(mounts, root)? {
+        RootfsPlan::Packed { .. } | RootfsPlan::Private { .. } if mode == RootfsMode::Block => {
+            Err(Error::precondition(
+                "rootfs.mode = \"block\": the snapshotter gives folders, and \"block\" attaches file systems on files \
+                 or devices only: use a snapshotter like blockfile or devmapper for this runtime, or \"packed\"",
+            ))
+        }
+        plan => Ok(plan),
+    }
+}
+
+/// Without any mount (CRI-O, `ctr run --rootfs`), the spec's root is mounted already.
+fn decide(mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> {
     let mount = match mounts {
         [] => return Ok(RootfsPlan::Private { directory: absolute("root.path", &root.to_string_lossy())? }),
         [one] => one,
@@ -42,10 +61,10 @@ pub(crate) fn decide(mounts: &[RootfsMount], root: &Path) -> Result<RootfsPlan> 
             )));
         }
     };
-    if let Some(option) = mount.options.iter().find(|o| o.starts_with("io.katacontainers.volume=")) {
-        let name = option.split('=').next().unwrap_or_default();
-        return Err(Error::unimplemented(format!(
-            "root file system option {name} (guest pull): not supported yet"
+    if mount.options.iter().any(|option| option.starts_with(PULL_OPTION)) {
+        return Err(Error::precondition(format!(
+            "root file system option {PULL_OPTION}: the snapshotter leaves the image to the guest: set rootfs.mode = \
+             \"guest-pull\", or use another snapshotter for this runtime"
         )));
     }
     if let Some(option) = mount.options.iter().find(|o| o.starts_with("X-containerd.")) {
@@ -127,7 +146,20 @@ mod tests {
     }
 
     fn of(mounts: &[RootfsMount]) -> Result<RootfsPlan> {
-        decide(mounts, Path::new("/b/rootfs"))
+        of_the_host(RootfsMode::Packed, mounts, Path::new("/b/rootfs"))
+    }
+
+    #[test]
+    fn nothing_is_packed_where_only_disks_are_wanted() {
+        let block = |mounts: &[RootfsMount]| of_the_host(RootfsMode::Block, mounts, Path::new("/b/rootfs"));
+        for mounts in
+            [vec![], vec![mount("bind", "/s/1", &[])], vec![mount("overlay", "o", &["lowerdir=/s/1"])]]
+        {
+            assert!(of(&mounts).is_ok());
+            let e = block(&mounts).expect_err("folders").to_string();
+            assert!(e.starts_with("rootfs.mode = \"block\": the snapshotter gives folders"), "{e}");
+        }
+        assert!(block(&[mount("ext4", "/s/1.img", &["loop"])]).is_ok());
     }
 
     #[test]
@@ -171,7 +203,10 @@ mod tests {
             (vec![mount("overlay", "o", &["lowerdir=rel"])], "lowerdir \"rel\""),
             (vec![mount("overlay", "o", &["lowerdir=/a/../../etc"])], "without \"..\""),
             (vec![mount("btrfs", "/x", &[])], "type \"btrfs\""),
-            (vec![mount("fuse.x", "/x", &["io.katacontainers.volume=abc"])], "guest pull"),
+            (
+                vec![mount("fuse.x", "/x", &["io.katacontainers.volume=abc"])],
+                "set rootfs.mode = \"guest-pull\"",
+            ),
             (vec![mount("erofs", "/x", &["loop"]), mount("erofs", "/y", &["loop"])], "2 mounts"),
             (vec![mount("overlay", "o", &["X-containerd.mkdir.path=/x"])], "X-containerd.mkdir"),
         ] {

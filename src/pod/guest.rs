@@ -16,8 +16,10 @@ use crate::host::confine::User;
 use crate::host::process::Child;
 use crate::ids::ContainerId;
 use crate::mutex;
+use crate::plan::agent_version::AgentVersion;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Size;
+use crate::pod::taps::Taps;
 use crate::qemu::vm::Vm;
 
 #[derive(Debug)]
@@ -30,6 +32,9 @@ pub(crate) struct Guest {
     pub(crate) leaf: PathBuf,
     pub(crate) vm: Arc<Vm>,
     pub(crate) agent: Agent,
+    pub(crate) agent_version: AgentVersion,
+    /// Its interfaces on the host.
+    pub(crate) taps: Taps,
     /// Whom its helpers run as. None: they have our rights.
     pub(crate) user: Option<User>,
     /// The vsock device program, on hosts that need one; it ends with the pod's cgroup.

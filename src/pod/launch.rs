@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use slog::{debug, info, warn};
 
+use crate::agent::calls::GuestDetails;
 use crate::agent::client::Agent;
 use crate::ccw::DevNos;
 use crate::config::Boot;
@@ -21,12 +22,14 @@ use crate::host::tasks;
 use crate::mutex;
 use crate::oci::pod_spec::PodSpec;
 use crate::oci::storage;
+use crate::plan::agent_version::AgentVersion;
 use crate::plan::vm::{NicPlan, VmPlan};
 use crate::pod::guest::Guest;
 use crate::pod::network::{self, PodNetwork};
 use crate::pod::preflight::CheckedImage;
 use crate::pod::prepare::LaunchContext;
 use crate::pod::scheduling::Scheduling;
+use crate::pod::taps::Taps;
 use crate::pod::{Pod, etc_files, port_forward, supervise, vsock};
 use crate::qemu::vm::{ControlSockets, Vm, VmLaunch};
 
@@ -73,21 +76,11 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
     vm.check_protection().await?;
     network::send(&agent, &network.plan, &plan.nics).await.context("pod network")?;
     hit(Step::NetworkSent)?;
-    let hostname = etc_files::hostname(&pod.parts.sandbox, spec);
-    let dns = etc_files::resolver_lines(&spec.resolver)?;
-    agent.create_sandbox(&pod.parts.sandbox, &hostname, dns, &[storage::shm()]).await?;
-    hit(Step::SandboxMade)?;
-    let details = agent.guest_details().await?;
-    if context.config.seccomp && !details.seccomp {
-        warn!(
-            pod.log(),
-            "guest.seccomp: the guest's agent cannot apply seccomp profiles: containers run without"
-        );
-    }
+    let details = make_sandbox(pod, context, spec, &agent).await?;
     if let Some(netns) = &spec.network_namespace {
         port_forward::start(pod, netns.clone(), &network.plan, vm.gone());
     }
-    info!(pod.log(), "sandbox is up"; "agent" => details.version, "qemu" => vm.pid());
+    info!(pod.log(), "sandbox is up"; "agent" => &details.version, "qemu" => vm.pid());
     Ok(Guest {
         config: context.config.clone(),
         size: context.size,
@@ -95,6 +88,8 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         leaf: context.leaf.clone(),
         vm,
         agent,
+        agent_version: AgentVersion::new(&details.version),
+        taps: Taps::of(&pod.parts.key, spec.network_namespace.as_deref(), network.plan.interfaces.len()),
         user: context.user,
         vsock_device: vsock.program,
         seccomp: context.config.seccomp && details.seccomp,
@@ -105,6 +100,28 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         unusable: Mutex::default(),
         condemned: AtomicBool::new(false),
     })
+}
+
+/// The sandbox in the guest, and what its agent says of itself.
+async fn make_sandbox(
+    pod: &Pod,
+    context: &LaunchContext,
+    spec: &PodSpec,
+    agent: &Agent,
+) -> Result<GuestDetails> {
+    let hostname = etc_files::hostname(&pod.parts.sandbox, spec);
+    let dns = etc_files::resolver_lines(&spec.resolver)?;
+    let id = spec.id_in_guest(&pod.parts.sandbox);
+    agent.create_sandbox(&id, &hostname, dns, &[storage::shm()]).await?;
+    hit(Step::SandboxMade)?;
+    let details = agent.guest_details().await?;
+    if context.config.seccomp && !details.seccomp {
+        warn!(
+            pod.log(),
+            "guest.seccomp: the guest's agent cannot apply seccomp profiles: containers run without"
+        );
+    }
+    Ok(details)
 }
 
 /// What QEMU boots as QEMU finds it: opened by us, so that its user needs no way to it. It opens the file once more,

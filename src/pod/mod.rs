@@ -25,6 +25,7 @@ pub(crate) mod scheduling;
 pub(crate) mod state;
 pub(crate) mod stop;
 mod supervise;
+pub(crate) mod taps;
 mod vsock;
 
 use std::path::PathBuf;

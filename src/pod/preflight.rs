@@ -40,7 +40,7 @@ pub(crate) async fn check_boot(pod: &Pod, config: &Config, size: Size) -> Result
         }
     };
     let image = checked.as_ref().map(|checked| checked.record.clone());
-    Record::new(pod.parts.sandbox.as_str(), image).write(&pod.parts.dir)?;
+    Record::new(pod.parts.sandbox.as_str(), config.rootfs.mode, image).write(&pod.parts.dir)?;
     Ok(checked)
 }
 

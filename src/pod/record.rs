@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::RootfsMode;
 use crate::error::{Context, Error, Result};
 use crate::host::files::{read_bounded, write_atomic};
 use crate::lifecycle::vm::VmEnd;
@@ -22,6 +23,9 @@ pub(crate) struct Record {
     pub sandbox: String,
     /// Whether the guest is to be protected: `guest.confidential`.
     pub confidential: bool,
+    /// How root file systems come into the guest: `rootfs.mode`. Records of older programs have none.
+    #[serde(default)]
+    pub rootfs: Option<String>,
     /// The sealed image; none for a guest that is not confidential.
     pub image: Option<ImageRecord>,
     /// Why the VM ended without being asked.
@@ -50,9 +54,10 @@ pub(crate) struct Failure {
 }
 
 impl Record {
-    pub(crate) fn new(sandbox: &str, image: Option<ImageRecord>) -> Self {
+    pub(crate) fn new(sandbox: &str, rootfs: RootfsMode, image: Option<ImageRecord>) -> Self {
         let confidential = image.is_some();
-        Self { version: VERSION, sandbox: sandbox.to_owned(), confidential, image, failure: None }
+        let (sandbox, rootfs) = (sandbox.to_owned(), Some(rootfs.word().to_owned()));
+        Self { version: VERSION, sandbox, confidential, rootfs, image, failure: None }
     }
 
     /// Writes the record whole or not at all, mode 0600.
@@ -107,7 +112,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("dir");
         let image = ImageRecord { path: "/i".into(), size: 7, tag: "ab".into(), key: None };
-        let mut record = Record::new("s1", Some(image));
+        let mut record = Record::new("s1", RootfsMode::GuestPull, Some(image));
         record.write(dir.path()).expect("write");
         record.failure = Failure::of(&VmEnd::Exited { code: 1, text: "x".into() });
         record.write(dir.path()).expect("again");

@@ -22,15 +22,16 @@ use crate::oci::guest_spec::guest_spec;
 use crate::oci::pod_spec::PodSpec;
 use crate::oci::role::Role;
 use crate::oci::spec::{self, Bundle};
+use crate::oci::storage::Storage;
 use crate::oci::unsupported;
-use crate::plan::rootfs::RootfsPlan;
 use crate::pod::guest::Guest;
 use crate::pod::launch;
 use crate::pod::request::CreateRequest;
 use crate::pod::scheduling;
 use crate::pod::state::Container;
 use crate::pod::{Pod, prepare, stop};
-use crate::task::rootfs::{self, RootfsDisk};
+use crate::task::pull;
+use crate::task::rootfs::{self, Rootfs};
 use crate::task::unanswered::Call;
 use crate::task::volumes;
 
@@ -116,34 +117,42 @@ impl Pod {
         unsupported::check(bundle, netns::is_the_hosts)?;
         let volumes = volumes::place(bundle, &request.id).await?;
         let spec = guest_spec(bundle, &request.id, &request.bundle, volumes.mounts);
-        let plan = rootfs::plan(request, bundle)?;
-        let (guest, disk) = match bundle.role {
-            Role::Member { .. } => {
-                let guest = self.guest()?;
-                let opening =
-                    rootfs::open(self.log(), &plan, &guest.config, &self.parts.dir, &guest.leaf, guest.user);
-                let disk = opening.await?;
-                (guest, disk)
-            }
-            Role::Single | Role::Sandbox => self.boot(request, bundle, &plan).await?,
+        let (guest, root) = match bundle.role {
+            Role::Member { .. } => self.guest_with(request, bundle).await?,
+            Role::Single | Role::Sandbox => self.boot(request, bundle).await?,
         };
         hit(Step::LayersPacked)?;
         let spec = if guest.seccomp { spec.with_seccomp(bundle) } else { spec };
         volumes::copy(self.log(), &guest, &volumes.copies).await?;
         hit(Step::VolumesCopied)?;
-        let made = rootfs::attach(self, &guest, &request.id, disk, |mut storages| {
-            let (guest, id, spec) = (Arc::clone(&guest), request.id.clone(), &spec);
-            storages.extend(volumes.storages);
-            let shared_pid = self.shares_pids(&request.id, bundle);
-            async move {
-                guest.mark_unusable(&id);
-                guest.agent.create_container(&id, &storages, spec, shared_pid).await?;
-                guest.mark_usable(&id);
-                Ok(())
+        let shared_pid = self.shares_pids(&request.id, bundle);
+        let (guest, id) = (&guest, &request.id);
+        let create = async |storages: Vec<Storage>, pulls| {
+            let storages = [storages, volumes.storages].concat();
+            guest.mark_unusable(id);
+            guest.agent.create_container(id, &storages, &spec, shared_pid, pulls).await?;
+            guest.mark_usable(id);
+            Ok(())
+        };
+        match root {
+            Rootfs::Pulled(image) => {
+                let storage = rootfs::pulled(guest, id, bundle, &image)?;
+                pull::watched(self.log(), guest, &image, create(vec![storage], true)).await?;
             }
-        });
-        made.await?;
+            Rootfs::Disk(disk) => {
+                rootfs::attach(self, guest, id, disk, |storages| create(storages, false)).await?;
+            }
+        }
         hit(Step::ContainerMade)
+    }
+
+    /// The pod's guest, and the root file system of a further container.
+    async fn guest_with(&self, request: &CreateRequest, bundle: &Bundle) -> Result<(Arc<Guest>, Rootfs)> {
+        let guest = self.guest()?;
+        let plan = rootfs::plan(&guest.config, request, bundle)?;
+        let dir = &self.parts.dir;
+        let root = rootfs::open(self.log(), &plan, &guest.config, dir, &guest.leaf, guest.user).await?;
+        Ok((guest, root))
     }
 
     /// The VM boots while the first container's layers are packed.
@@ -151,14 +160,14 @@ impl Pod {
         self: &Arc<Self>,
         request: &CreateRequest,
         bundle: &Bundle,
-        plan: &RootfsPlan,
-    ) -> Result<(Arc<Guest>, RootfsDisk)> {
+    ) -> Result<(Arc<Guest>, Rootfs)> {
         let spec = PodSpec::of_bundle(bundle)?;
         let context = prepare::prepare(self, request.config_path.as_deref(), &spec).await?;
+        let plan = rootfs::plan(&context.config, request, bundle)?;
         let opening =
-            rootfs::open(self.log(), plan, &context.config, &self.parts.dir, &context.leaf, context.user);
-        let (guest, disk) = tokio::try_join!(launch::launch(self, &context, &spec), opening)?;
-        Ok((launch::publish_guest(self, guest)?, disk))
+            rootfs::open(self.log(), &plan, &context.config, &self.parts.dir, &context.leaf, context.user);
+        let (guest, root) = tokio::try_join!(launch::launch(self, &context, &spec), opening)?;
+        Ok((launch::publish_guest(self, guest)?, root))
     }
 
     /// The container is Created, unless its VM has ended or its Create was cancelled after the guest's answer: who

@@ -8,6 +8,7 @@ mod kill;
 mod monitor;
 mod orphan;
 mod pause;
+mod pull;
 mod query;
 mod rootfs;
 mod sandbox;

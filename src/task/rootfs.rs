@@ -1,5 +1,5 @@
 //! Bringing a container's root file system into the guest: from the plan to an opened disk and
-//! the storages that mount it.
+//! the storages that mount it, or to the storage by which the guest pulls the image.
 
 use std::fs::{self, OpenOptions};
 use std::future::Future;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use nix::libc;
 use slog::{Logger, debug};
 
-use crate::config::Config;
+use crate::config::{Config, RootfsMode};
 use crate::error::{Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::begun;
@@ -22,11 +22,20 @@ use crate::host::layer_pack::Packer;
 use crate::host::layer_room::LayerSpace;
 use crate::ids::ContainerId;
 use crate::oci::spec::Bundle;
-use crate::oci::storage::{Storage, block_rootfs, packed_rootfs};
-use crate::plan::rootfs::{RootfsPlan, decide};
+use crate::oci::storage::{Storage, block_rootfs, packed_rootfs, pulled_rootfs};
+use crate::oci::{image_name, role};
+use crate::plan::rootfs::{RootfsPlan, of_the_host};
 use crate::pod::guest::{Guest, Layer};
 use crate::pod::request::CreateRequest;
 use crate::pod::{Pod, dir};
+
+/// A root file system that the guest can be given.
+#[derive(Debug)]
+pub(crate) enum Rootfs {
+    /// The guest pulls the image of this name.
+    Pulled(String),
+    Disk(RootfsDisk),
+}
 
 /// An opened root file system, ready to be plugged.
 #[derive(Debug)]
@@ -36,11 +45,16 @@ pub(crate) enum RootfsDisk {
 }
 
 /// Decides how the request's root file system travels.
-pub(crate) fn plan(request: &CreateRequest, bundle: &Bundle) -> Result<RootfsPlan> {
-    decide(&request.rootfs, &bundle.root(&request.bundle))
+pub(crate) fn plan(config: &Config, request: &CreateRequest, bundle: &Bundle) -> Result<RootfsPlan> {
+    match config.rootfs.mode {
+        RootfsMode::GuestPull => {
+            image_name::of(bundle, &request.rootfs).map(|image| RootfsPlan::Pulled { image })
+        }
+        mode => of_the_host(mode, &request.rootfs, &bundle.root(&request.bundle)),
+    }
 }
 
-/// Packs or opens it. `leaf`: the pod's cgroup; `user`: whom mkfs runs as.
+/// Packs or opens what is on the host. `leaf`: the pod's cgroup; `user`: whom mkfs runs as.
 pub(crate) async fn open(
     log: &Logger,
     plan: &RootfsPlan,
@@ -48,7 +62,7 @@ pub(crate) async fn open(
     pod_dir: &Path,
     leaf: &Path,
     user: Option<User>,
-) -> Result<RootfsDisk> {
+) -> Result<Rootfs> {
     let packer = Packer {
         mkfs: config.rootfs.mkfs.clone(),
         mount_point: pod_dir.join(dir::PACK),
@@ -67,6 +81,7 @@ pub(crate) async fn open(
         log: log.clone(),
     };
     let packed = match plan {
+        RootfsPlan::Pulled { image } => return Ok(Rootfs::Pulled(image.clone())),
         RootfsPlan::Packed { layers, upper } => match upper.as_ref().filter(|u| !is_empty(u)) {
             None => cache.shared(layers.clone()).await,
             Some(upper) => cache.private([upper.clone()].into_iter().chain(layers.clone()).collect()).await,
@@ -75,10 +90,10 @@ pub(crate) async fn open(
         RootfsPlan::Block { source, fstype, read_only, options } => {
             let file = open_block(source, *read_only)?;
             let (fstype, options) = (fstype.clone(), options.clone());
-            return Ok(RootfsDisk::Block { file, fstype, read_only: *read_only, options });
+            return Ok(Rootfs::Disk(RootfsDisk::Block { file, fstype, read_only: *read_only, options }));
         }
     };
-    packed.map(RootfsDisk::Packed).context("root file system")
+    packed.map(|image| Rootfs::Disk(RootfsDisk::Packed(image))).context("root file system")
 }
 
 fn is_empty(dir: &Path) -> bool {
@@ -113,6 +128,14 @@ fn open_block(source: &Path, read_only: bool) -> Result<OwnedFd> {
         return Ok(file.into());
     }
     Err(Error::invalid(format!("root file system {}: neither a file nor a block device", source.display())))
+}
+
+/// By which storage the guest pulls an image for a container.
+pub(crate) fn pulled(guest: &Guest, id: &ContainerId, bundle: &Bundle, image: &str) -> Result<Storage> {
+    let annotations = bundle.spec.annotations().as_ref();
+    let kind = || annotations.and_then(role::container_type).into_iter().collect();
+    let metadata = guest.agent_version.wants_pull_metadata()?.then(kind);
+    Ok(pulled_rootfs(id, image, metadata))
 }
 
 /// Plugs the disk, unless the guest has it already, and lets `create` make the container on the storages that

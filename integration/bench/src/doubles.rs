@@ -124,6 +124,7 @@ pub(crate) async fn agent(pod: &Path) -> Agent {
     let config = AgentConfig {
         connect_timeout: limit,
         create_timeout: limit,
+        image_pull_timeout: limit,
         call_timeout: limit,
         health_timeout: limit,
     };

@@ -13,6 +13,7 @@ pub(crate) const GUEST_DIR: &str = "/run/kata-containers";
 
 const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
 const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+const NETWORK_NAMESPACE: &str = "nerdctl/network-namespace";
 const CRI_TYPES: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 const SHM_OPTIONS: [&str; 4] = ["noexec", "nosuid", "nodev", "mode=1777"];
 
@@ -111,6 +112,13 @@ fn annotations(annotations: &HashMap<String, String>) -> Checked {
         !typ.is_some_and(|t| known.contains(&t)),
     )?;
     let cri = CRI_TYPES.iter().find_map(|name| annotations.get(*name)).map(String::as_str);
+    let namespace = annotations.get(NETWORK_NAMESPACE);
+    refuse(
+        format!(
+            "annotation {NETWORK_NAMESPACE} is {namespace:?} of a {typ:?}: policies want it of the sandbox alone"
+        ),
+        namespace.is_some_and(|path| !path.starts_with('/') || typ != Some("pod_sandbox")),
+    )?;
     let agree = match cri {
         Some("sandbox") => typ == Some("pod_sandbox"),
         Some("container") => typ == Some("pod_container"),

@@ -79,6 +79,8 @@ impl SealedNode {
             ("image", &image),
             ("memory_mib", "512"),
             ("device", &vsock),
+            ("mode", "\"packed\""),
+            ("trust_host", "true"),
             ("cache_dir", &layers),
             ("level", "\"debug\""),
         ];

@@ -52,7 +52,7 @@ fn configure(node: &TestNode, more: &str) {
     let at = |name: &str| node.path(name).display().to_string();
     let text = format!(
         "[qemu]\npath = \"{qemu}\"\nuser = \"root\"\n[vsock]\ndevice = \"vhost-user\"\nprogram = \"{vsock}\"\n\
-         [rootfs]\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\nconnect_timeout_s = 10\n\
+         [rootfs]\nmode = \"packed\"\ntrust_host = true\ncache_dir = \"{}\"\n[log]\nlevel = \"debug\"\n[agent]\nconnect_timeout_s = 10\n\
          [guest]\nimage = \"{}\"\n{more}",
         at("layers"),
         at("image"),
@@ -332,10 +332,12 @@ async fn the_node_command_predicts_the_shims_verdict() {
     let node = z_host().await;
     let (code, text) = command(&node, &["check"]);
     assert_eq!(code, Some(0), "{text}");
-    // The doubles keep root's rights.
-    let last = "A secure pod could start here; 1 checks have a warning.\n";
-    let warning = "warn  user         QEMU and its helpers keep root's rights: ";
-    assert!(text.ends_with(last) && text.contains(warning) && !text.contains('\x1b'), "{text}");
+    // The doubles keep root's rights, and the containers are the host's.
+    let last = "A secure pod could start here; 2 checks have a warning.\n";
+    let user = "warn  user         QEMU and its helpers keep root's rights: ";
+    let rootfs = "warn  rootfs       this host can read and change what confidential containers run: rootfs.mode = \"packed\"";
+    assert!(text.ends_with(last) && text.contains(user) && !text.contains('\x1b'), "{text}");
+    assert!(text.contains(rootfs), "{text}");
 
     let wrong = "ab".repeat(32);
     machine(&node, "sys/firmware/uv/keys/all", Some(&format!("{wrong}\n{wrong}\n")));
