@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use crate::check::{self, GUEST_DIR};
 use crate::environment::Environment;
 use crate::failure::{Result, Trying, internal, invalid, no_process};
+use crate::guest_pull::{self, GuestPull};
 use crate::messages::agent as pb;
 use crate::messages::oci::{Mount, Spec};
 use crate::network::Network;
@@ -23,6 +24,7 @@ use crate::oom::OomEvents;
 use crate::plain::{Pids, Plain};
 use crate::process::{Container, Launched, Phase, Process};
 use crate::reaper::Reaper;
+use crate::settings::Settings;
 use crate::storage::Storages;
 use crate::{boot, cgroup, oci, sysctl};
 
@@ -35,10 +37,10 @@ pub(crate) struct Agent {
     pub(crate) oom: Arc<OomEvents>,
     /// Notified when the sandbox was destroyed.
     pub(crate) ended: Notify,
-    /// Seccomp profiles are applied; without it they are refused, as policies of most guests do.
-    pub(crate) seccomp: bool,
+    pub(crate) settings: Settings,
     reaper: Arc<Reaper>,
     storages: Storages,
+    images: GuestPull,
     state: Mutex<State>,
 }
 
@@ -58,16 +60,17 @@ impl Agent {
         environment: Environment,
         network: Network,
         reaper: Arc<Reaper>,
-        seccomp: bool,
+        settings: Settings,
     ) -> Arc<Self> {
         Arc::new(Self {
             environment,
             network,
             oom: OomEvents::new(),
             ended: Notify::new(),
-            seccomp,
+            settings,
             reaper,
             storages: Storages::default(),
+            images: GuestPull::new(),
             state: Mutex::default(),
         })
     }
@@ -113,7 +116,7 @@ impl Agent {
     }
 
     pub(crate) async fn create_container(&self, req: pb::CreateContainerRequest) -> Result<()> {
-        check::container(&req, self.seccomp).map_err(internal)?;
+        check::container(&req, self.settings.seccomp).map_err(internal)?;
         let id = req.container_id.clone();
         {
             let mut state = self.state();
@@ -125,10 +128,11 @@ impl Agent {
                 return Err(internal("exec fifo exists"));
             }
         }
-        let made = self.make_container(req).await;
+        let making = Making { agent: self, id };
+        let container = self.make_container(req).await?;
+        let id = making.id.clone();
+        drop(making);
         let mut state = self.state();
-        state.making.remove(&id);
-        let container = made?;
         state.first.get_or_insert(container.init.pid);
         state.containers.insert(id, container);
         Ok(())
@@ -139,15 +143,17 @@ impl Agent {
         for device in &req.devices {
             self.number_device(device, &mut spec).await?;
         }
-        for storage in &req.storages {
+        let (pulls, storages): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut req.storages).into_iter().partition(|s| s.driver == guest_pull::DRIVER);
+        for storage in &storages {
             self.storages.add(&self.environment, storage).await?;
         }
         for mount in &spec.Mounts {
             self.check_source(mount)?;
         }
         let since = Instant::now();
-        let storages: Vec<String> = req.storages.iter().map(|s| s.mount_point.clone()).collect();
-        let launched = match self.launch(&req, &spec).await {
+        let storages: Vec<String> = storages.iter().map(|s| s.mount_point.clone()).collect();
+        let launched = match self.fill_and_launch(&pulls, &req, &mut spec).await {
             Ok(launched) => launched,
             Err(e) => {
                 storages.iter().for_each(|at| self.storages.release(&self.environment, at));
@@ -164,6 +170,27 @@ impl Agent {
             capabilities: spec.Process.Capabilities.clone().into_option(),
             oom_watch: None,
         })
+    }
+
+    /// Makes the root file systems that are the guest's to make, then the process.
+    async fn fill_and_launch(
+        &self,
+        pulls: &[pb::Storage],
+        req: &pb::CreateContainerRequest,
+        spec: &mut Spec,
+    ) -> Result<Launched> {
+        let sandbox = self.state().sandbox.clone().unwrap_or_default();
+        for storage in pulls {
+            let ids = (req.container_id.as_str(), sandbox.as_str());
+            let made = self.images.make(&self.environment, &self.settings, storage, ids, spec).await?;
+            spec.Process =
+                made.map_or_else(|| std::mem::take(&mut spec.Process), |process| Some(process).into());
+        }
+        let launched = self.launch(req, spec).await;
+        if launched.is_err() {
+            pulls.iter().for_each(|s| self.environment.unmount(&s.mount_point).unwrap_or(()));
+        }
+        launched
     }
 
     async fn launch(&self, req: &pb::CreateContainerRequest, spec: &Spec) -> Result<Launched> {
@@ -372,6 +399,18 @@ impl Agent {
         fs::remove_dir_all(self.environment.path(&dir)).trying(format!("remove {dir}"))?;
         container.storages.iter().for_each(|at| self.storages.release(&self.environment, at));
         Ok(())
+    }
+}
+
+/// A container being created; no longer when dropped, also by a panic.
+struct Making<'a> {
+    agent: &'a Agent,
+    id: String,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.agent.state().making.remove(&self.id);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine;
 use nix::errno::Errno;
@@ -16,6 +17,7 @@ use crate::cgroup;
 use crate::cli::say;
 use crate::failure::{Result, Trying, internal};
 use crate::oci::SHARED_NAMESPACES;
+use crate::settings::Settings;
 
 /// Files of kernel modules, one per line, in load order; `list` at the start, others on demand.
 const MODULES: &str = "/etc/modules.";
@@ -34,9 +36,9 @@ const MOUNTS: [(&str, &str, &str, &str); 7] = [
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) record_console: bool,
-    pub(crate) seccomp: bool,
     pub(crate) record_file: bool,
     pub(crate) script: Option<String>,
+    pub(crate) settings: Settings,
 }
 
 /// Sets up a bare guest. Failures are printed, and the rest is tried.
@@ -76,7 +78,13 @@ fn asked(command_line: &str) -> Asked {
         match word.split_once('=') {
             Some(("guest-agent.record", "console")) => asked.record_console = true,
             Some(("guest-agent.record", "file")) => asked.record_file = true,
-            Some(("guest-agent.seccomp", "on")) => asked.seccomp = true,
+            Some(("guest-agent.seccomp", "on")) => asked.settings.seccomp = true,
+            Some(("guest-agent.version", version)) => version.clone_into(&mut asked.settings.version),
+            Some(("guest-agent.cdh", "off")) => asked.settings.cdh = false,
+            Some(("agent.image_pull_timeout", seconds)) => {
+                let seconds = seconds.parse().ok().map(Duration::from_secs);
+                asked.settings.pull_limit = seconds.unwrap_or(asked.settings.pull_limit);
+            }
             Some(("guest-agent.script", text)) => {
                 let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
                 asked.script = Some(String::from_utf8_lossy(&bytes).into_owned());
@@ -129,9 +137,10 @@ mod tests {
 
     #[test]
     fn the_kernel_command_line_asks() {
-        let line = "console=ttysclp0 guest-agent.record=console guest-agent.script=eyJydWxlcyI6W119 quiet\n";
+        let line = "console=ttysclp0 guest-agent.record=console guest-agent.version=4.2.0 guest-agent.cdh=off guest-agent.script=eyJydWxlcyI6W119 quiet\n";
         let asked = asked(line);
-        assert!(asked.record_console && !asked.record_file);
+        assert!(asked.record_console && !asked.record_file && !asked.settings.cdh);
+        assert_eq!(asked.settings.version, "4.2.0");
         assert_eq!(asked.script.as_deref(), Some(r#"{"rules":[]}"#));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use crate::guest_pull;
 use crate::messages::agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, Storage};
 use crate::messages::oci::{Linux, Process, Spec};
 use crate::sysctl;
@@ -14,7 +15,9 @@ pub(crate) const GUEST_DIR: &str = "/run/kata-containers";
 const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
 const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 const NETWORK_NAMESPACE: &str = "nerdctl/network-namespace";
-const CRI_TYPES: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+/// Where CRI's implementations say whether a container is the sandbox's.
+pub(crate) const CRI_TYPES: [&str; 2] =
+    ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 const SHM_OPTIONS: [&str; 4] = ["noexec", "nosuid", "nodev", "mode=1777"];
 
 type Checked = Result<(), String>;
@@ -70,6 +73,7 @@ pub(crate) fn container(req: &CreateContainerRequest, seccomp: bool) -> Checked 
     for s in &req.storages {
         storage(s, id)?;
     }
+    rootfs(&req.storages)?;
     let spec = req.OCI.as_ref().ok_or("CreateContainer without a spec")?;
     self::spec(spec, id)?;
     refuse("seccomp is set: policies refuse it", spec.Linux.Seccomp.is_some() && !seccomp)?;
@@ -165,6 +169,17 @@ fn linux(linux: &Linux) -> Checked {
 
 const KEPT: [&str; 3] = ["ipc", "uts", "mount"];
 
+/// A root file system that the guest makes is the only one: policies count the storages.
+fn rootfs(storages: &[Storage]) -> Checked {
+    let pulls = storages.iter().filter(|s| s.driver == guest_pull::DRIVER).count();
+    refuse(format!("{pulls} storages {}: policies want one", guest_pull::DRIVER), pulls > 1)?;
+    let beside = storages.iter().find(|s| pulls == 1 && (s.driver == "overlayfs" || s.fstype == "erofs"));
+    refuse(
+        format!("storage {}: beside one of {}", beside.map_or("", |s| &s.driver), guest_pull::DRIVER),
+        beside.is_some(),
+    )
+}
+
 /// A storage of container `id`.
 fn storage(s: &Storage, id: &str) -> Checked {
     let at = &s.mount_point;
@@ -198,6 +213,17 @@ fn storage(s: &Storage, id: &str) -> Checked {
             let good = matches!(s.source.as_str(), "none" | "overlay") && s.fstype == "overlay";
             refuse(format!("{what}: source and fstype are overlay"), !good)?;
             refuse(format!("{what}: no lowerdir"), !s.options.iter().any(|o| o.starts_with("lowerdir=")))
+        }
+        guest_pull::DRIVER => {
+            refuse(
+                format!("{what}: fstype is {:?}, policies want overlay", s.fstype),
+                s.fstype != "overlay",
+            )?;
+            refuse(format!("{what}: options are set: policies refuse them"), !s.options.is_empty())?;
+            refuse(format!("{what}: shared: policies refuse it"), s.shared)?;
+            refuse(format!("{what}: fs_group is set: policies refuse it"), s.fs_group.is_some())?;
+            refuse(format!("{what}: policies want {own}rootfs"), *at != format!("{own}rootfs"))?;
+            refuse(format!("{what}: no image"), s.source.is_empty())
         }
         other => Err(format!("Failed to find the storage handler of {other:?}")),
     }

@@ -115,6 +115,40 @@ fn each_mistake_of_a_container_is_named() {
     }
 }
 
+fn pulled() -> CreateContainerRequest {
+    let storage = storage_of("image_guest_pull", "r.test/a:1", "overlay", "/run/kata-containers/c1/rootfs");
+    CreateContainerRequest { storages: vec![storage], ..good() }
+}
+
+#[test]
+fn a_guest_pull_is_as_policies_want_it() {
+    let wrong: [(&str, Change); 8] = [
+        ("fstype is \"\"", |r| r.storages[0].fstype.clear()),
+        ("options are set", |r| r.storages[0].options.push("ro".into())),
+        ("shared, but in", |r| r.storages[0].shared = true),
+        ("fs_group is set", |r| r.storages[0].fs_group = Some(FSGroup::new()).into()),
+        ("policies want /run/kata-containers/c1/rootfs", |r| {
+            r.storages[0].mount_point = "/run/kata-containers/c2/rootfs".into()
+        }),
+        ("no image", |r| r.storages[0].source.clear()),
+        ("2 storages image_guest_pull", |r| r.storages.push(r.storages[0].clone())),
+        ("storage overlayfs: beside one of image_guest_pull", |r| {
+            r.storages.push(good().storages[1].clone())
+        }),
+    ];
+    let mut req = pulled();
+    assert_eq!(container(&req, false), Ok(()));
+    let at = "/run/kata-containers/sandbox/ephemeral/v";
+    req.storages.push(storage_of("ephemeral", "tmpfs", "tmpfs", at));
+    assert_eq!(container(&req, false), Ok(()), "volumes are storages of their own");
+    for (says, change) in wrong {
+        let mut req = pulled();
+        change(&mut req);
+        let refusal = container(&req, false).unwrap_err();
+        assert!(refusal.contains(says), "{says:?} is not in {refusal:?}");
+    }
+}
+
 #[test]
 fn shared_memory_is_pinned() {
     let mut shm = storage_of("ephemeral", "shm", "tmpfs", "/run/kata-containers/sandbox/shm");

@@ -27,15 +27,18 @@ use crate::record::Record;
 use crate::script::Rules;
 use crate::serve::{Endpoint, serve};
 use crate::service::services;
+use crate::settings::Settings;
 
 const USAGE: &str =
     "usage: guest-agent --listen unix:PATH --root DIR [--plain] [--devices FILE] [--record FILE]
-                   [--script FILE] [--die-with-parent]
+                   [--script FILE] [--version VERSION] [--no-cdh] [--die-with-parent]
   --listen   Unix socket; each connection begins with `CONNECT 1024` unless --plain
   --root     folder that plays the guest's file system
   --devices  file with the addresses of plugged devices, one a line (default: every device is there)
   --record   write every request there, one JSON line each
   --script   misbehave as this JSON file says; read again when it changes
+  --version  the version that it answers (4.1.0), and behaves like
+  --no-cdh   a guest without a confidential data hub: CreateContainer with an image to pull has no answer
 As process 1 it takes no options and prepares the guest first.";
 
 /// The record's path in a guest.
@@ -52,6 +55,7 @@ struct Options {
     devices: Option<PathBuf>,
     record: Option<PathBuf>,
     script: Option<PathBuf>,
+    settings: Settings,
     die_with_parent: bool,
 }
 
@@ -106,6 +110,8 @@ fn options(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> 
             Some("--devices") => options.devices = Some(value()?),
             Some("--record") => options.record = Some(value()?),
             Some("--script") => options.script = Some(value()?),
+            Some("--version") => options.settings.version = value()?.to_string_lossy().into_owned(),
+            Some("--no-cdh") => options.settings.cdh = false,
             Some("--plain") => options.plain = true,
             Some("--die-with-parent") => options.die_with_parent = true,
             _ => return Err(format!("unknown option {option:?}\n{USAGE}")),
@@ -140,14 +146,20 @@ fn live_on_host(options: Options) -> Result<(), String> {
     let endpoint = Endpoint::Unix { path: path.clone(), greeted: !options.plain };
     let ended = on_runtime(async {
         let reaper = Reaper::start().map_err(|e| e.to_string())?;
-        live(Agent::new(environment, Network::host(), reaper, false), endpoint, Arc::new(record), rules).await
+        live(
+            Agent::new(environment, Network::host(), reaper, options.settings),
+            endpoint,
+            Arc::new(record),
+            rules,
+        )
+        .await
     });
     std::fs::remove_file(path).ok();
     ended
 }
 
 fn live_in_guest() -> Result<(), String> {
-    let Asked { record_console, record_file, seccomp, script } = boot::prepare();
+    let Asked { record_console, record_file, script, settings } = boot::prepare();
     let file = record_file.then(|| PathBuf::from(GUEST_RECORD));
     let record = Record::new(file.as_deref(), record_console).map_err(|e| format!("record: {e}"))?;
     let rules = script.map_or_else(|| Ok(Rules::default()), |text| Rules::of_text(&text))?;
@@ -156,7 +168,7 @@ fn live_in_guest() -> Result<(), String> {
         let network = Network::guest().map_err(|e| e.to_string())?;
         network.loopback_up().await.unwrap_or_else(|e| say(&crate::failure::text(&e)));
         let environment = Environment::Guest { crun: Crun::new(reaper.clone()), devices: Devices::kernel() };
-        live(Agent::new(environment, network, reaper, seccomp), Endpoint::Vsock, Arc::new(record), rules)
+        live(Agent::new(environment, network, reaper, settings), Endpoint::Vsock, Arc::new(record), rules)
             .await
     })
 }

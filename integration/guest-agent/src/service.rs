@@ -13,6 +13,7 @@ use ttrpc::r#async::{Service, TtrpcContext};
 use crate::agent::Agent;
 use crate::copy::copy_file;
 use crate::failure::{self, Result, Trying, internal, invalid};
+use crate::guest_pull;
 use crate::messages::agent as pb;
 use crate::messages::agent_ttrpc::{AgentService, create_agent_service};
 use crate::messages::health::{
@@ -25,10 +26,8 @@ use crate::stdio::Stream;
 
 type Empty = protobuf::well_known_types::empty::Empty;
 
-/// The version of the agent that defines this protocol; hosts may check it.
-const VERSION: &str = "4.1.0";
-
-const STORAGE_HANDLERS: [&str; 5] = ["blk-ccw", "scsi", "overlayfs", "ephemeral", "local"];
+const STORAGE_HANDLERS: [&str; 6] =
+    ["blk-ccw", "scsi", "overlayfs", "ephemeral", "local", guest_pull::DRIVER];
 
 /// Calls that no host of this project makes: the server's default answer is "unimplemented".
 const NOT_SERVED: [&str; 12] = [
@@ -53,11 +52,13 @@ pub(crate) fn services(agent: &Arc<Agent>, record: &Arc<Record>) -> HashMap<Stri
     for service in services.values_mut() {
         service.methods.retain(|name, _| !NOT_SERVED.contains(&name.as_str()));
     }
-    services.extend(create_health(Arc::new(Alive)));
+    services.extend(create_health(Arc::new(Alive { version: agent.settings.version.clone() })));
     services
 }
 
-struct Alive;
+struct Alive {
+    version: String,
+}
 
 #[async_trait]
 impl Health for Alive {
@@ -67,7 +68,7 @@ impl Health for Alive {
     }
 
     async fn version(&self, _: &TtrpcContext, _: CheckRequest) -> Result<VersionCheckResponse> {
-        let (grpc_version, agent_version) = ("0.0.1".to_owned(), VERSION.to_owned());
+        let (grpc_version, agent_version) = ("0.0.1".to_owned(), self.version.clone());
         Ok(VersionCheckResponse { grpc_version, agent_version, ..Default::default() })
     }
 }
@@ -77,9 +78,13 @@ struct Calls {
     record: Arc<Record>,
 }
 
-/// Runs to completion even if the caller disconnects.
+/// Runs to completion even if the caller disconnects. A panic is as with the real agent: the call has no answer.
 async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    tokio::spawn(work).await.unwrap_or_else(|e| Err(internal(format!("the agent failed: {e}"))))
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(e) => Err(internal(format!("the agent failed: {e}"))),
+    }
 }
 
 impl Calls {
@@ -239,9 +244,9 @@ impl AgentService for Calls {
         req: pb::GuestDetailsRequest,
     ) -> Result<pb::GuestDetailsResponse> {
         let details = pb::AgentDetails {
-            version: VERSION.to_owned(),
+            version: self.agent.settings.version.clone(),
             init_daemon: self.agent.environment.is_guest(),
-            supports_seccomp: self.agent.seccomp,
+            supports_seccomp: self.agent.settings.seccomp,
             storage_handlers: STORAGE_HANDLERS.map(str::to_owned).to_vec(),
             ..Default::default()
         };

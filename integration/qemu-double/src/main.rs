@@ -21,6 +21,9 @@ struct Double {
     root: PathBuf,
     #[serde(default)]
     apart: bool,
+    /// More of the agent's options.
+    #[serde(default)]
+    agent_options: Vec<String>,
     record: Option<PathBuf>,
     script: Option<PathBuf>,
     exit: Option<Exit>,

@@ -168,6 +168,7 @@ impl Serving<'_> {
                 command.arg(option).arg(path);
             }
         }
+        command.args(&self.double.agent_options);
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.spawn().unwrap_or_else(|e| fail(70, &format!("{}: {e}", self.double.agent.display())))
     }

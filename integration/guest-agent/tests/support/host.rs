@@ -83,6 +83,16 @@ impl Host {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Whether a process of this agent has this among its arguments.
+    pub fn runs(&self, argument: &str) -> bool {
+        let mark = format!("GUEST_ROOT={}", self.dir.path().join("root").display());
+        let named = |dir: &PathBuf| {
+            let line = std::fs::read(dir.join("cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+        };
+        of_mark(&mark).iter().any(named)
+    }
+
     /// Processes whose environment names this agent's folder.
     pub fn processes(&self) -> usize {
         let mark = format!("GUEST_ROOT={}", self.dir.path().join("root").display());
@@ -91,11 +101,16 @@ impl Host {
 }
 
 pub fn processes_with(mark: &str) -> usize {
+    of_mark(mark).len()
+}
+
+fn of_mark(mark: &str) -> Vec<PathBuf> {
     let holds = |dir: &Path| {
         let environ = std::fs::read(dir.join("environ")).unwrap_or_default();
         environ.split(|byte| *byte == 0).any(|pair| pair == mark.as_bytes())
     };
-    std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| holds(&entry.path())).count()
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    processes.filter(|dir| holds(dir)).collect()
 }
 
 impl Drop for Host {

@@ -281,6 +281,29 @@ pub fn container(id: &str, process: oci::Process) -> pb::CreateContainerRequest 
     }
 }
 
+/// A container whose image the guest pulls; `metadata`: what the host says of it, as JSON.
+pub fn pulled(
+    id: &str,
+    image: &str,
+    process: oci::Process,
+    metadata: Option<&str>,
+) -> pb::CreateContainerRequest {
+    let options = metadata.map(|text| format!("image_guest_pull={{\"metadata\":{text}}}"));
+    let rootfs = pb::Storage {
+        driver_options: options.into_iter().collect(),
+        ..storage("image_guest_pull", image, "overlay", &format!("/run/kata-containers/{id}/rootfs"), &[])
+    };
+    pb::CreateContainerRequest { storages: vec![rootfs], ..container(id, process) }
+}
+
+/// The same, of the pod's sandbox container by its annotations.
+pub fn of_sandbox(mut req: pb::CreateContainerRequest) -> pb::CreateContainerRequest {
+    let annotations = &mut req.OCI.as_mut().unwrap().Annotations;
+    annotations.insert("io.katacontainers.pkg.oci.container_type".into(), "pod_sandbox".into());
+    annotations.insert("io.kubernetes.cri.container-type".into(), "sandbox".into());
+    req
+}
+
 fn rootfs(id: &str) -> Vec<pb::Storage> {
     let layer = "/run/kata-containers/sandbox/layers/l1";
     let dir = format!("/run/kata-containers/{id}");
