@@ -137,7 +137,11 @@ impl Pod {
         match root {
             Rootfs::Pulled(image) => {
                 let storage = rootfs::pulled(guest, id, bundle, &image)?;
-                pull::watched(self.log(), guest, &image, create(vec![storage], true)).await?;
+                if bundle.role == Role::Sandbox {
+                    create(vec![storage], false).await?; // of the guest's own pause bundle
+                } else {
+                    pull::watched(self.log(), guest, &image, create(vec![storage], true)).await?;
+                }
             }
             Rootfs::Disk(disk) => {
                 rootfs::attach(self, guest, id, disk, |storages| create(storages, false)).await?;

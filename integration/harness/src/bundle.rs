@@ -63,6 +63,12 @@ impl Bundle {
         self
     }
 
+    /// With one more annotation.
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        self.config["annotations"][name] = value.into();
+        self
+    }
+
     pub fn terminal(mut self) -> Self {
         self.config["process"]["terminal"] = true.into();
         self

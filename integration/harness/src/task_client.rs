@@ -123,16 +123,27 @@ impl Shim {
     /// On an overlay of `layers`, topmost first, as the overlayfs snapshotter would mount it.
     pub async fn create_on(&self, id: &str, bundle: &Path, layers: &[&Path]) -> ttrpc::Result<u32> {
         let layers: Vec<String> = layers.iter().map(|l| l.display().to_string()).collect();
-        let overlay = api::Mount {
-            type_: "overlay".into(),
+        self.create_with(id, bundle, "overlay", &[format!("lowerdir={}", layers.join(":"))]).await
+    }
+
+    /// On a mount of this type with these options, as a snapshotter would have it.
+    pub async fn create_with(
+        &self,
+        id: &str,
+        bundle: &Path,
+        typ: &str,
+        options: &[String],
+    ) -> ttrpc::Result<u32> {
+        let mount = api::Mount {
+            type_: typ.into(),
             source: "overlay".into(),
-            options: vec![format!("lowerdir={}", layers.join(":"))],
+            options: options.to_vec(),
             ..Default::default()
         };
         let req = api::CreateTaskRequest {
             id: id.into(),
             bundle: bundle.display().to_string(),
-            rootfs: vec![overlay],
+            rootfs: vec![mount],
             ..Default::default()
         };
         Ok(self.task.create(patient(), &req).await?.pid)
