@@ -8,7 +8,7 @@ where `hack/layers`, which checks it, has the reason on a list:
 
 | layer | modules | what they may do |
 | --- | --- | --- |
-| 0 words | `ids` `ccw` `diagnosis` `error` `failpoint` `hex` `limits` `mutex` | no I/O, no project imports but each other |
+| 0 words | `ids` `ccw` `diagnosis` `error` `failpoint` `hex` `limits` `mutex` `scsi` | no I/O, no project imports but each other |
 | 1 decisions | `config` `hostkey` `image` `oci` `plan` `lifecycle` | data in, data out |
 | 2 the outside world | `host` `qemu` `agent` | one kernel interface or protocol per file |
 | 3 the pod | `pod` `stdio` | the state of a pod, how it starts and ends, its processes' streams |
@@ -33,6 +33,7 @@ mod hex;
 mod ids;
 mod limits;
 mod mutex;
+mod scsi;
 
 mod config;
 mod hostkey;

@@ -330,8 +330,11 @@ pub(crate) mod stdio {
     pub(crate) const KILLED_SILENCE: Duration = Duration::from_secs(1);
 }
 
-/// Volumes that are copied into the guest.
+/// Volumes that are copied into the guest, and those that are disks.
 pub(crate) mod volumes {
+    /// Raw block volumes of one container: a pod has a few, a privileged container all devices of its host.
+    pub(crate) const BLOCK_DEVICES: usize = 256;
+
     /// Volumes of one container that are copied into its guest: kubelet's pods have some ten.
     pub(crate) const COPIED_VOLUMES: usize = 256;
 

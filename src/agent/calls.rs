@@ -12,6 +12,7 @@ use crate::ccw::DevNo;
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::{ContainerId, ProcessId};
 use crate::limits;
+use crate::oci::device::GuestDevice;
 use crate::oci::guest_spec::{GuestProcess, GuestSpec};
 use crate::oci::resources::GuestResources;
 use crate::oci::storage::Storage;
@@ -114,6 +115,7 @@ impl Agent {
         &self,
         id: &ContainerId,
         storages: &[Storage],
+        devices: &[GuestDevice],
         spec: &GuestSpec,
         shared_pid_namespace: bool,
         pulls: bool,
@@ -122,6 +124,7 @@ impl Agent {
             container_id: id.as_str().to_owned(),
             exec_id: id.as_str().to_owned(),
             storages: storages.iter().map(convert::storage).collect(),
+            devices: devices.iter().map(convert::guest_device).collect(),
             OCI: Some(convert::spec(spec)).into(),
             sandbox_pidns: shared_pid_namespace,
             ..Default::default()

@@ -7,6 +7,7 @@ use protobuf::{EnumOrUnknown, MessageField};
 
 use crate::agent::messages::{agent as pb, oci as grpc, types};
 use crate::ccw::DevNo;
+use crate::oci::device::GuestDevice;
 use crate::oci::guest_spec::{GuestProcess, GuestSpec};
 use crate::oci::storage::Storage;
 use crate::plan::network::{InterfacePlan, NeighbourPlan, RoutePlan};
@@ -20,6 +21,15 @@ pub(super) fn storage(storage: &Storage) -> pb::Storage {
         options: storage.options.clone(),
         mount_point: storage.mount_point.clone(),
         shared: storage.shared,
+        ..Default::default()
+    }
+}
+
+pub(super) fn guest_device(device: &GuestDevice) -> pb::Device {
+    pb::Device {
+        id: device.id.clone(),
+        type_: device.driver.clone(),
+        container_path: device.container_path.clone(),
         ..Default::default()
     }
 }

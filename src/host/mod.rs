@@ -4,6 +4,7 @@
 pub(crate) mod affinity;
 pub(crate) mod ask;
 pub(crate) mod begun;
+pub(crate) mod block_device;
 #[allow(unsafe_code)]
 mod bpf;
 pub(crate) mod cgroup;

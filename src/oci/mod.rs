@@ -1,5 +1,6 @@
 //! What an OCI bundle requests, and what the guest is sent instead: pure rewriting without I/O.
 
+pub(crate) mod device;
 pub(crate) mod guest_spec;
 pub(crate) mod image_name;
 pub(crate) mod pod_spec;

@@ -1,5 +1,6 @@
 //! Refuses what only containers that share the host's kernel can have, and what the guest's agent does not take,
-//! each with one clear error and before a guest is booted for it. Mounts are decided in `volume`.
+//! each with one clear error and before a guest is booted for it. Mounts are decided in `volume`, block devices in
+//! `device`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
 
 use crate::error::{Error, Result};
+use crate::oci::device::is_block;
 use crate::oci::resources;
 use crate::oci::role::Role;
 use crate::oci::spec::Bundle;
@@ -71,7 +73,7 @@ pub(crate) fn check(bundle: &Bundle, is_the_hosts: impl Fn(&str, &Path) -> bool)
     }
     let devices = bundle.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
     let of_host: Vec<&LinuxDevice> =
-        devices.into_iter().flatten().filter(|d| !is_same_everywhere(d)).collect();
+        devices.into_iter().flatten().filter(|d| !is_block(d) && !is_same_everywhere(d)).collect();
     let Some(first) = of_host.first() else { return Ok(()) };
     Err(Error::invalid(format!(
         "device {}{}: a device of the host cannot be passed to a confidential guest: remove it; for privileged \
@@ -188,10 +190,11 @@ mod tests {
             check(&asked)
         };
         assert_eq!(with(json!([device("c", 10, 229), device("c", 1, 3)])), Ok(()));
-        let e = with(json!([device("b", 8, 0)])).expect_err("disk");
+        assert_eq!(with(json!([device("b", 8, 0)])), Ok(()), "a disk for the guest");
+        let e = with(json!([device("c", 240, 0)])).expect_err("of the host");
         assert!(e.to_string().starts_with("device /dev/x: a device of the host"), "{e}");
         let e =
-            with(json!([device("c", 10, 229), device("c", 1, 1), device("b", 1, 3)])).expect_err("memory");
+            with(json!([device("c", 10, 229), device("c", 1, 1), device("p", 1, 3)])).expect_err("memory");
         assert!(e.to_string().starts_with("device /dev/x and 1 more: "), "{e}");
     }
 }

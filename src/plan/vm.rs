@@ -34,6 +34,8 @@ pub struct VmPlan {
     pub console: ChildFd,
     pub vsock: VsockPlan,
     pub nics: Vec<NicPlan>,
+    /// The controller to which volumes are plugged as disks.
+    pub scsi: DevNo,
     pub disks: Vec<DiskPlan>,
 }
 

@@ -19,6 +19,7 @@ use crate::mutex;
 use crate::plan::agent_version::AgentVersion;
 use crate::plan::cpus::CpuList;
 use crate::plan::size::Size;
+use crate::pod::disks::VolumeDisks;
 use crate::pod::taps::Taps;
 use crate::qemu::vm::Vm;
 
@@ -44,6 +45,8 @@ pub(crate) struct Guest {
     /// The CPUs that its processes were last let run on; empty: any.
     pub(crate) cpus: Mutex<CpuList>,
     pub(crate) devnos: Mutex<DevNos>,
+    /// Disks of its containers' volumes.
+    pub(crate) disks: VolumeDisks,
     /// Layer images in this guest, by their name in the cache.
     pub(crate) images: Mutex<BTreeMap<String, SharedImage>>,
     /// Mounts made so far: the agent never mounts twice on one point, so no name is used again.

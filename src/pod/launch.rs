@@ -24,6 +24,7 @@ use crate::oci::pod_spec::PodSpec;
 use crate::oci::storage;
 use crate::plan::agent_version::AgentVersion;
 use crate::plan::vm::{NicPlan, VmPlan};
+use crate::pod::disks::VolumeDisks;
 use crate::pod::guest::Guest;
 use crate::pod::network::{self, PodNetwork};
 use crate::pod::preflight::CheckedImage;
@@ -64,6 +65,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         console: sockets.console_fd,
         vsock: vsock.plan,
         nics,
+        scsi: devnos.take()?,
         disks: Vec::new(),
     };
     let began = Instant::now();
@@ -95,6 +97,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         seccomp: context.config.seccomp && details.seccomp,
         cpus: Mutex::new(context.cpus),
         devnos: Mutex::new(devnos),
+        disks: VolumeDisks::default(),
         images: Mutex::default(),
         mounts: AtomicU32::new(0),
         unusable: Mutex::default(),

@@ -9,6 +9,7 @@
 mod cgroup;
 pub(crate) mod cleanup;
 pub(crate) mod dir;
+pub(crate) mod disks;
 pub(crate) mod etc_files;
 pub(crate) mod event;
 pub(crate) mod guest;

@@ -11,7 +11,6 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use crate::ccw::DevNo;
 use crate::error::{Error, Result};
 use crate::host::layer_room::Room;
 use crate::ids::{ContainerId, ExecId, ProcessId, SandboxId};
@@ -23,6 +22,7 @@ use crate::plan::cpus::CpuList;
 use crate::plan::rootfs::RootfsMount;
 use crate::pod::guest::Guest;
 use crate::pod::request::{CreateRequest, Exit, Service, Status, StdioPaths};
+use crate::qemu::hotplug::DiskAddress;
 
 /// Exit status of a process that ended with its VM: 128 + SIGKILL.
 pub(crate) const KILLED: u32 = 137;
@@ -70,9 +70,9 @@ pub(crate) struct Container {
     pub(crate) is_sandbox: bool,
     pub(crate) init: Process,
     pub(crate) execs: BTreeMap<ExecId, Process>,
-    /// The disk of its root file system, when no other container uses it.
-    pub(crate) own_disk: Option<DevNo>,
-    /// What that disk takes of the node's.
+    /// Disks that no other container uses: of its root file system, and of volumes until it is made.
+    pub(crate) own_disks: Vec<DiskAddress>,
+    /// What its root file system takes of the node's disk.
     pub(crate) room: Option<Room>,
     /// The host's CPUs that it may use; empty: none are named.
     pub(crate) cpus: CpuList,
@@ -210,7 +210,7 @@ impl Container {
             is_sandbox,
             init: Process::new(Kind::Init, request.stdio.clone(), None),
             execs: BTreeMap::new(),
-            own_disk: None,
+            own_disks: Vec::new(),
             room: None,
             cpus,
             kill_asked: false,

@@ -7,11 +7,15 @@
 
 use std::ffi::OsString;
 
+use crate::ccw::DevNo;
 use crate::config::{Accelerator, Boot};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::plan::vm::{DiskPlan, NicPlan, VmPlan, VsockPlan};
 use crate::qemu::opt::{Opt, plain};
+
+/// The SCSI controller's name; its bus is called after it.
+pub(super) const SCSI_CONTROLLER: &str = "scsi0";
 
 /// QEMU's whole argument vector, without the program's name.
 pub fn args(plan: &VmPlan) -> Result<Vec<OsString>> {
@@ -28,6 +32,7 @@ pub fn args(plan: &VmPlan) -> Result<Vec<OsString>> {
     for (index, nic) in plan.nics.iter().enumerate() {
         all.nic(index, nic, plan.confidential());
     }
+    all.scsi(plan.scsi, plan.confidential());
     for (index, disk) in plan.disks.iter().enumerate() {
         all.disk(index, disk, plan.confidential());
     }
@@ -133,6 +138,11 @@ impl Args {
         self.option("-device", bounced(device, confidential));
     }
 
+    fn scsi(&mut self, devno: DevNo, confidential: bool) {
+        let device = Opt::new("virtio-scsi-ccw").set("id", SCSI_CONTROLLER).set("devno", devno.host());
+        self.option("-device", bounced(device, confidential));
+    }
+
     fn disk(&mut self, index: usize, disk: &DiskPlan, confidential: bool) {
         let set = index + 1; // hot-plugged disks use sets from 1000 on
         let number = disk.file.0.to_string();
@@ -164,7 +174,6 @@ fn bounced(device: Opt, confidential: bool) -> Opt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ccw::DevNo;
     use crate::ids::SandboxId;
     use crate::plan::vm::{ChildFd, MacAddr};
 
@@ -183,6 +192,7 @@ mod tests {
             console: ChildFd(4),
             vsock: VsockPlan::VhostUser { socket: "/run/kata-se/k/vs".into() },
             nics: vec![],
+            scsi: DevNo::new(0x100),
             disks: vec![],
         }
     }

@@ -14,7 +14,6 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::ccw::DevNo;
 use crate::error::{Context, Error, Result};
 use crate::host::confine::{Confinement, User};
 use crate::host::process::{Child, Ended, FdTable, Launch};
@@ -28,7 +27,7 @@ use crate::plan::vm::{ChildFd, VmPlan};
 use crate::qemu::args::args;
 use crate::qemu::event::{GuestPanic, QmpEvent};
 use crate::qemu::failure::{Evidence, STOPPED, UNPROTECTED, diagnose};
-use crate::qemu::hotplug::{self, Disk};
+use crate::qemu::hotplug::{self, Disk, DiskAddress};
 use crate::qemu::qmp::{Qmp, QueryMigrate, cont, quit};
 
 /// Our ends of the connections to a QEMU that is not started yet.
@@ -268,21 +267,13 @@ impl Vm {
     }
 
     /// Plugs a disk into the running guest.
-    pub(crate) async fn plug(
-        &self,
-        file: OwnedFd,
-        read_only: bool,
-        devno: DevNo,
-        serial: &str,
-    ) -> Result<()> {
-        let disk =
-            Disk { file, read_only, devno, serial: serial.to_owned(), confidential: self.confidential };
-        self.or_its_end(hotplug::plug(&self.qmp, &disk)).await
+    pub(crate) async fn plug(&self, disk: &Disk) -> Result<()> {
+        self.or_its_end(hotplug::plug(&self.qmp, disk, self.confidential)).await
     }
 
     /// Unplugs a disk that the guest no longer uses.
-    pub(crate) async fn unplug(&self, devno: DevNo) -> Result<()> {
-        hotplug::unplug(&self.qmp, devno).await
+    pub(crate) async fn unplug(&self, address: DiskAddress) -> Result<()> {
+        hotplug::unplug(&self.qmp, address).await
     }
 
     /// From now on the VM's end is expected.

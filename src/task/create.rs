@@ -18,6 +18,7 @@ use crate::ids::ProcessId;
 use crate::lifecycle::process::Input;
 use crate::lifecycle::vm::{VmInput, VmPhase};
 use crate::limits;
+use crate::oci::device;
 use crate::oci::guest_spec::guest_spec;
 use crate::oci::pod_spec::PodSpec;
 use crate::oci::role::Role;
@@ -30,6 +31,7 @@ use crate::pod::request::CreateRequest;
 use crate::pod::scheduling;
 use crate::pod::state::Container;
 use crate::pod::{Pod, prepare, stop};
+use crate::task::disks;
 use crate::task::pull;
 use crate::task::rootfs::{self, Rootfs};
 use crate::task::unanswered::Call;
@@ -115,6 +117,8 @@ impl Pod {
 
     async fn make(self: &Arc<Self>, request: &CreateRequest, bundle: &Bundle) -> Result<()> {
         unsupported::check(bundle, netns::is_the_hosts)?;
+        let devices = device::block_devices(&bundle.spec)?;
+        disks::look(&devices).await?;
         let volumes = volumes::place(bundle, &request.id).await?;
         let spec = guest_spec(bundle, &request.id, &request.bundle, volumes.mounts);
         let (guest, root) = match bundle.role {
@@ -127,10 +131,13 @@ impl Pod {
         hit(Step::VolumesCopied)?;
         let shared_pid = self.shares_pids(&request.id, bundle);
         let (guest, id) = (&guest, &request.id);
+        let disks = disks::attach(self, guest, id, &devices).await?;
         let create = async |storages: Vec<Storage>, pulls| {
             let storages = [storages, volumes.storages].concat();
+            let devices = disks.devices(&devices);
             guest.mark_unusable(id);
-            guest.agent.create_container(id, &storages, &spec, shared_pid, pulls).await?;
+            let made = guest.agent.create_container(id, &storages, &devices, &spec, shared_pid, pulls).await;
+            made.map_err(|e| disks.explain(e))?;
             guest.mark_usable(id);
             Ok(())
         };
@@ -147,6 +154,7 @@ impl Pod {
                 rootfs::attach(self, guest, id, disk, |storages| create(storages, false)).await?;
             }
         }
+        disks.keep(self, guest, id);
         hit(Step::ContainerMade)
     }
 

@@ -16,6 +16,7 @@ use crate::pod::request::{Deleted, Exit};
 use crate::pod::scheduling;
 use crate::pod::state::no_process;
 use crate::pod::{Pod, stop};
+use crate::task::disks;
 
 impl Pod {
     /// Deletes a finished or never started process.
@@ -56,7 +57,7 @@ impl Pod {
         self.free_in_guest(&guest, id).await
     }
 
-    /// Removes a container from the guest, whatever of it was made there, and unplugs its disk.
+    /// Removes a container from the guest, whatever of it was made there, and unplugs its disks.
     pub(super) async fn free_in_guest(&self, guest: &Guest, id: &ContainerId) -> Result<()> {
         if guest.vm.gone().borrow().is_some() {
             return Ok(());
@@ -66,12 +67,7 @@ impl Pod {
             other => other?,
         }
         hit(Step::ContainerRemoved)?;
-        let own_disk = self.lock().container(id)?.own_disk;
-        if let Some(devno) = own_disk {
-            if let Err(e) = guest.vm.unplug(devno).await {
-                warn!(self.log(), "container {}: {}", id, e);
-            }
-        }
+        disks::release(self, guest, id).await;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+mod disks;
 mod exec;
 mod io;
 mod kill;

@@ -1,21 +1,17 @@
 //! Bringing a container's root file system into the guest: from the plan to an opened disk and
 //! the storages that mount it, or to the storage by which the guest pulls the image.
 
-use std::fs::{self, OpenOptions};
 use std::future::Future;
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::libc;
-use slog::{Logger, debug};
+use slog::Logger;
 
 use crate::config::{Config, RootfsMode};
 use crate::error::{Context, Error, Result};
-use crate::failpoint::{Step, hit};
-use crate::host::begun;
+use crate::host::block_device;
 use crate::host::confine::User;
 use crate::host::layer_cache::{LayerCache, LayerImage};
 use crate::host::layer_pack::Packer;
@@ -28,6 +24,8 @@ use crate::plan::rootfs::{RootfsPlan, of_the_host};
 use crate::pod::guest::{Guest, Layer};
 use crate::pod::request::CreateRequest;
 use crate::pod::{Pod, dir};
+use crate::qemu::hotplug::{Disk, DiskAddress};
+use crate::task::disks::{disown, plug_own};
 
 /// A root file system that the guest can be given.
 #[derive(Debug)]
@@ -101,29 +99,8 @@ fn is_empty(dir: &Path) -> bool {
 }
 
 fn open_block(source: &Path, read_only: bool) -> Result<OwnedFd> {
-    let context = || format!("root file system {}", source.display());
-    // O_EXCL on a device: nobody else has it mounted or has opened it so (open(2)), as long as QEMU has the
-    // descriptor. What is only read may be shared by several guests.
-    let exclusive = if read_only || !fs::metadata(source).with_context(context)?.file_type().is_block_device()
-    {
-        0
-    } else {
-        libc::O_EXCL
-    };
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | exclusive)
-        .open(source);
-    if opened.as_ref().is_err_and(|e| e.kind() == ErrorKind::ResourceBusy) {
-        return Err(Error::precondition(format!(
-            "root file system {}: the host uses this device, or another guest has it: unmount it, or give \
-             the container another one (EBUSY)",
-            source.display()
-        )));
-    }
-    let file = opened.with_context(context)?;
-    let kind = file.metadata().with_context(context)?.file_type();
+    let file = block_device::open_alone(source, read_only, 0).context("root file system")?;
+    let kind = file.metadata().with_context(|| format!("root file system {}", source.display()))?.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(file.into());
     }
@@ -164,29 +141,18 @@ pub(crate) async fn attach<F: Future<Output = Result<()>>>(
     }
     let layer = plug(pod, guest, id, &disk).await?;
     create(disk.storages(id, &layer)).await?;
+    let devno = layer.devno;
     *plugged = Some(layer);
-    if let Some(container) = pod.lock().containers.get_mut(id) {
-        container.own_disk = None;
-    }
+    disown(pod, id, DiskAddress::Ccw(devno));
     Ok(())
 }
 
 async fn plug(pod: &Pod, guest: &Arc<Guest>, id: &ContainerId, disk: &RootfsDisk) -> Result<Layer> {
     let devno = guest.next_devno()?;
     let mount = guest.next_mount();
-    if let Some(container) = pod.lock().containers.get_mut(id) {
-        container.own_disk = Some(devno);
-    }
     let (file, read_only, serial) = (disk.file()?, disk.read_only(), mount.clone());
-    let vm = Arc::clone(&guest.vm);
-    let plugging = async move { vm.plug(file, read_only, devno, &serial).await };
-    let plugged = begun::whole("plug a disk", plugging).await.context("root file system");
-    if let (Err(_), Some(container)) = (&plugged, pod.lock().containers.get_mut(id)) {
-        container.own_disk = None;
-    }
-    plugged?;
-    hit(Step::DiskPlugged)?;
-    debug!(pod.log(), "disk plugged"; "step" => "disk_plugged", "devno" => devno.guest());
+    let disk = Disk { file, read_only, discard: false, address: DiskAddress::Ccw(devno), serial };
+    plug_own(pod, guest, id, disk).await.context("root file system")?;
     Ok(Layer { mount, devno })
 }
 
@@ -221,27 +187,5 @@ impl RootfsDisk {
             Self::Packed(image) => packed_rootfs(id, &layer.mount, layer.devno, image.key.is_some()),
             Self::Block { fstype, options, .. } => block_rootfs(id, layer.devno, fstype, options),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_that_the_host_uses_is_not_written_to_by_a_guest_too() {
-        // A mount holds a device as this does. Machines without the module have no such device.
-        let device = Path::new("/dev/loop7");
-        let exclusive = libc::O_EXCL | libc::O_NONBLOCK;
-        let Ok(held) = OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(device) else {
-            return;
-        };
-        let e = open_block(device, false).expect_err("held").to_string();
-        assert!(e.starts_with("root file system /dev/loop7: the host uses this device"), "{e}");
-        open_block(device, true).expect("several guests may read one device");
-        drop(held);
-        let ours = open_block(device, false).expect("free");
-        assert!(open_block(device, false).is_err(), "a second guest");
-        drop(ours);
     }
 }

@@ -27,7 +27,7 @@ pub use containerd::{Containerd, IMAGE, MEMBER, SANDBOX};
 pub use cri_node::STREAMS;
 pub use doubles::Doubles;
 pub use events::{Event, Events, Relay};
-pub use mounted::Mounted;
+pub use mounted::{LoopDevice, Mounted};
 pub use netns::{PodNetns, PodNetwork};
 pub use sandbox_client::{PodConfig, Sandbox};
 pub use sealed_node::{SealedNode, production, softuv};

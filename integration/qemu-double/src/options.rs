@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use qemu_double::command_line;
 
+use crate::disks::Cold;
+
 /// The options that matter here.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
@@ -13,6 +15,7 @@ pub(crate) struct Options {
     pub(crate) vsock: PathBuf,
     /// The guest is to be a protected one.
     pub(crate) confidential: bool,
+    pub(crate) cold: Cold,
 }
 
 /// Errors have QEMU's wording.
@@ -25,6 +28,17 @@ pub(crate) fn parse(args: &[String]) -> Result<Options, String> {
         match (name.as_str(), of("id")) {
             ("-kernel" | "-initrd", _) if std::fs::File::open(&value).is_err() => {
                 return Err(format!("could not load kernel '{value}'"));
+            }
+            ("-device", id) => {
+                if let (true, Some(id)) = (value.starts_with("virtio-scsi-ccw,"), id) {
+                    options.cold.controllers.push(id.to_owned());
+                }
+                if let Some(devno) = of("devno") {
+                    if options.cold.devnos.iter().any(|used| used == devno) {
+                        return Err(format!("-device {value}: Device {devno} already exists"));
+                    }
+                    options.cold.devnos.push(devno.to_owned());
+                }
             }
             ("-machine", _) => options.confidential = of("confidential-guest-support").is_some(),
             ("-chardev", Some("qmp")) => options.qmp = number(),

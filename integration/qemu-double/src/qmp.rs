@@ -29,8 +29,8 @@ struct Serving<'a> {
 pub(crate) fn serve(double: &Double, options: &Options) -> ! {
     let stream = take(options.qmp);
     let out = Arc::new(Mutex::new(stream.try_clone().unwrap_or_else(|e| fail(70, &e.to_string()))));
-    let mut serving =
-        Serving { double, options, out, passed: VecDeque::new(), disks: Disks::default(), agent: None };
+    let disks = Disks::new(&options.cold);
+    let mut serving = Serving { double, options, out, passed: VecDeque::new(), disks, agent: None };
     if double.greet {
         serving.say(&greeting());
     }
@@ -72,12 +72,17 @@ impl Serving<'_> {
             return self.refuse("GenericError", &format!("{command} refused"), id);
         }
         let passed = (command == "add-fd").then(|| self.passed.pop_front()).flatten();
+        let mut is_scsi = false;
         let value = match command {
             "qmp_capabilities" | "cont" | "quit" => json!({}),
             "query-migrate" if self.options.confidential && !self.double.unprotected => not_migratable(),
             "query-migrate" => json!({}),
             "query-status" => json!({"status": "running", "running": true}),
             _ => match self.disks.command(command, &asked["arguments"], passed) {
+                Some(Ok(done)) if command == "device_del" => {
+                    is_scsi = done["is_scsi"] == true;
+                    json!({})
+                }
                 Some(Ok(done)) => done,
                 Some(Err(desc)) => return self.refuse("GenericError", &desc, id),
                 None => {
@@ -98,7 +103,9 @@ impl Serving<'_> {
             "device_del" => {
                 let device = &asked["arguments"]["id"];
                 let stamp = json!({"seconds": 1, "microseconds": 2});
-                self.say(&json!({"event": "DEVICE_DELETED", "data": {"path": "/x/virtio-backend"}, "timestamp": stamp}));
+                if !is_scsi {
+                    self.say(&json!({"event": "DEVICE_DELETED", "data": {"path": "/x/virtio-backend"}, "timestamp": stamp}));
+                }
                 self.say(&json!({"event": "DEVICE_DELETED", "data": {"device": device, "path": "/x"}, "timestamp": stamp}));
             }
             "quit" if !self.double.ignore_quit => self.end(false, "host-qmp-quit"),

@@ -124,6 +124,7 @@ async fn arrives(dir: &Path, name: &str) {
         console: fds.give(console.into()),
         vsock: VsockPlan::VhostUser { socket: socket.clone() },
         nics: vec![],
+        scsi: DevNo::new(8),
         disks: vec![DiskPlan {
             file: fds.give(disk.into()),
             read_only: true,

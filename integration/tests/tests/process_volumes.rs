@@ -69,7 +69,7 @@ async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
         bundle
     };
     let mut device = Bundle::sh("true").sandbox();
-    device.config["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0, "fileMode": 384, "uid": 0, "gid": 0}]);
+    device.config["linux"]["devices"] = json!([{"path": "/dev/sg0", "type": "c", "major": 21, "minor": 0, "fileMode": 384, "uid": 0, "gid": 0}]);
     let mut shared = bind("/data", &node.path("bundles"));
     shared["options"] = json!(["rbind", "rshared"]);
     let fifo = node.path("fifo");
@@ -78,7 +78,7 @@ async fn what_a_virtual_machine_cannot_share_is_refused_in_one_line() {
         (without("network"), "hostNetwork: a guest has its own kernel"),
         (without("pid"), "hostPID: a guest has its own kernel"),
         (without("ipc"), "hostIPC: a guest has its own kernel"),
-        (device, "device /dev/sda: a device of the host cannot be passed"),
+        (device, "device /dev/sg0: a device of the host cannot be passed"),
         (with_mounts(&[shared]), "mount /data: mounts made in the guest cannot be propagated to the host"),
         (with_mounts(&[bind("/run/pipe", &fifo)]), "fifo is a fifo of the host"),
         (with_mounts(&[bind("/data", &node.path("none"))]), "none: No such file or directory"),
