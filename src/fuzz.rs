@@ -18,7 +18,7 @@ use crate::agent::guard::Guard;
 use crate::agent::messages::agent::StatsContainerResponse;
 use crate::cli::explain;
 use crate::cli::output::Style;
-use crate::config::{annotations as pod_annotations, file};
+use crate::config::{annotations as pod_annotations, file, initdata as pod_initdata};
 use crate::hostkey::{Certificate, Document, RevocationList, Trust, key_hash};
 use crate::ids::{ContainerId, SandboxId};
 use crate::limits;
@@ -132,6 +132,12 @@ pub fn annotations(bytes: &[u8]) -> bool {
     role && applied.is_ok()
 }
 
+/// A pod's initdata, in any of its forms.
+pub fn initdata(bytes: &[u8]) -> bool {
+    let Ok(text) = pod_initdata::any_form(bytes) else { return false };
+    pod_initdata::Document::parse(&text).is_ok()
+}
+
 /// A configuration file.
 pub fn configuration(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).into_owned();
@@ -220,13 +226,14 @@ mod tests {
     type Target = fn(&[u8]) -> bool;
 
     /// Each target by the name of its folder of seeds.
-    const TARGETS: [(&str, Target); 10] = [
+    const TARGETS: [(&str, Target); 11] = [
         ("agent_frames", agent_frames),
         ("agent_statistics", agent_statistics),
         ("annotations", annotations),
         ("configuration", configuration),
         ("cri_messages", cri_messages),
         ("host_key_document", host_key_document),
+        ("initdata", initdata),
         ("journal", journal),
         ("oci_spec", oci_spec),
         ("qmp_lines", qmp_lines),

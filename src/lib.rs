@@ -68,6 +68,7 @@ pub mod test_api {
     pub use crate::failpoint::Step;
     pub use crate::host::facts::{Count, Root};
     pub use crate::host::image_file::ImageFile;
+    pub use crate::host::memory_file::sealed;
     pub use crate::host::probe::collect;
     pub use crate::host::process::{FdTable, Launch};
     pub use crate::ids::{ContainerId, ExecId, Namespace, ProcessId, SandboxId};

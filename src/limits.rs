@@ -60,6 +60,21 @@ pub(crate) mod spec {
     pub(crate) const HOSTS_BYTES: u64 = 1 << 20;
 }
 
+/// What a pod brings for its guest in annotations.
+pub(crate) mod guest_data {
+    /// Longest annotation with initdata: Kubernetes ends at 256 KiB for all annotations of a pod, and an OCI spec
+    /// at `spec::SPEC_BYTES`.
+    pub(crate) const INITDATA_TEXT_BYTES: usize = 2 << 20;
+
+    /// Largest initdata when it is unpacked: generated policies have some hundred KiB, and gzip makes a thousandth of
+    /// what is made to be large.
+    pub(crate) const INITDATA_BYTES: usize = 4 << 20;
+
+    /// Its tokens, a document being one: six for each name with a text, and each takes some hundred bytes when it is
+    /// parsed.
+    pub(crate) const INITDATA_TOKENS: usize = 10_000;
+}
+
 /// Files, locks, cgroups and networks of the host.
 pub(crate) mod host {
     use std::time::Duration;

@@ -140,6 +140,10 @@ pub(crate) fn record_report(record: &Record, style: Style) -> Report {
         let key = one_line(image.key.as_deref().unwrap_or("not known"));
         format!("image     {path}\ntag       {tag}\nkey       {key}\n")
     });
+    if let Some(initdata) = &record.initdata {
+        let (algorithm, digest) = (one_line(&initdata.algorithm), one_line(&initdata.digest));
+        guest.push_str(&format!("initdata  {algorithm} {digest}\n"));
+    }
     if !record.confidential {
         guest.push_str("guest     NOT protected from the host (guest.confidential = false)\n");
     }
@@ -202,6 +206,7 @@ fn record_json(record: Option<&Record>, diagnosis: Option<&Diagnosis>) -> serde_
         "sandbox": record.map(|record| &record.sandbox),
         "confidential": record.map(|record| record.confidential),
         "image": record.and_then(|record| record.image.as_ref()),
+        "initdata": record.and_then(|record| record.initdata.as_ref()),
         "failure": diagnosis.map(|d| json!({"cause": d.cause, "evidence": d.evidence, "advice": d.advice})),
     })
 }
@@ -210,7 +215,7 @@ fn record_json(record: Option<&Record>, diagnosis: Option<&Diagnosis>) -> serde_
 mod tests {
     use super::*;
     use crate::config::RootfsMode;
-    use crate::pod::record::{Failure, ImageRecord};
+    use crate::pod::record::{Failure, ImageRecord, InitdataRecord};
 
     fn failed() -> Record {
         let image =
@@ -247,6 +252,15 @@ mod tests {
             (&running.json["confidential"], &report.json["confidential"]),
             (&json!(false), &json!(true))
         );
+    }
+
+    #[test]
+    fn the_digest_of_initdata_is_shown() {
+        let mut record = Record::new("s1", RootfsMode::Packed, None);
+        record.initdata = Some(InitdataRecord { algorithm: "sha256".into(), digest: "ab12".into() });
+        let report = record_report(&record, Style::default());
+        assert!(report.text.contains("initdata  sha256 ab12\n"), "{}", report.text);
+        assert_eq!(report.json["initdata"]["digest"], "ab12");
     }
 
     #[test]

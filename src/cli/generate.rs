@@ -83,6 +83,7 @@ mod tests {
             "kata-se-runtimeclass.1",
             "kata-se-image-inspect.1",
             "kata-se-host-key-verify.1",
+            "kata-se-initdata-build.1",
         ] {
             assert!(dir.path().join(page).is_file(), "{page}");
         }

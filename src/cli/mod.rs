@@ -1,4 +1,4 @@
-//! The node command `kata-se`: reports on a node, an image, a host key document or a failed pod.
+//! The node command `kata-se`: reports on a node, an image, a host key document, initdata or a failed pod.
 //!
 //! One file per subcommand. Each returns a report as text and JSON; `output` prints it.
 
@@ -8,6 +8,7 @@ pub(crate) mod explain;
 mod export;
 mod generate;
 mod host_key;
+mod initdata;
 mod inspect;
 pub(crate) mod output;
 mod runtime_class;
@@ -48,6 +49,9 @@ enum Command {
     #[command(subcommand)]
     HostKey(HostKey),
     Explain(explain::Explain),
+    /// Makes and shows the initdata of pods: documents for their guests' programs.
+    #[command(subcommand)]
+    Initdata(initdata::InitdataCommand),
     #[command(name = "runtimeclass")]
     RuntimeClass(runtime_class::RuntimeClass),
     /// Prints the completion script of a shell: `kata-se completion bash > /etc/bash_completion.d/kata-se`.
@@ -99,6 +103,7 @@ fn run(command: &Command, style: Style) -> Result<Report> {
         Command::Image(Image::Export(export)) => export.run(style),
         Command::HostKey(HostKey::Verify(verify)) => verify.run(style),
         Command::Explain(explain) => explain.run(style),
+        Command::Initdata(command) => command.run(),
         Command::RuntimeClass(class) => class.run(),
         Command::Completion { shell } => Ok(generate::completion(*shell, Cli::command())),
         Command::Man { dir } => generate::manual(dir, Cli::command()),

@@ -1,14 +1,15 @@
-//! What a pod may change of the configuration by its annotations: which of the allowed images it boots.
+//! What a pod's annotations may do: choose one of the allowed images, bring initdata for its guest.
 //!
-//! A pod's author is not the node's owner, so only images that the owner listed are accepted. Every other annotation
-//! that would change a guest, its agent or its runtime is refused by name rather than ignored: a pod must not run
-//! as something other than it asked for, and without what it relies on.
+//! A pod's author is not the node's owner, so only images that the owner listed are accepted. What only the guest
+//! sees needs no permission. Every other annotation that would change a guest, its agent or its runtime is refused by
+//! name rather than ignored: a pod must not run as something other than it asked for, and without what it relies on.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::config::initdata::Initdata;
 use crate::config::{Boot, Config};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Context, Error, Result};
 
 /// Kata's settings for one pod.
 const PREFIX: &str = "io.katacontainers.config.";
@@ -16,8 +17,11 @@ const PREFIX: &str = "io.katacontainers.config.";
 /// The full path of one of the sealed images in `guest.allowed_images`.
 const IMAGE: &str = "hypervisor.image";
 
+/// Documents for the guest's programs.
+const INITDATA: &str = "hypervisor.cc_init_data";
+
 /// Others with that prefix, and why a pod cannot set them.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 11] = [
     ("hypervisor.kernel", "the kernel is sealed in the image"),
     ("hypervisor.initrd", "the initrd is sealed in the image"),
     ("hypervisor.kernel_params", "the kernel's parameters are sealed in the image"),
@@ -28,30 +32,45 @@ const REFUSED: [(&str, &str); 12] = [
     ("hypervisor.default_vcpus", SIZE),
     ("hypervisor.default_max_vcpus", SIZE),
     ("hypervisor.machine_type", "a guest of IBM Z has one type only"),
-    ("hypervisor.cc_init_data", NOT_PASSED),
-    ("agent.policy", NOT_PASSED),
+    ("agent.policy", "it is not passed to guests, and the pod would run without what it protects"),
 ];
 
 const SIZE: &str =
     "a VM is as large as the limits of its pod's containers, above a base that the node's owner sets";
 
-const NOT_PASSED: &str = "it is not passed to guests, and the pod would run without what it protects";
+/// What a pod is started with: the configuration as its annotations change it, and what they bring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Applied {
+    pub(crate) config: Config,
+    pub(crate) initdata: Option<Initdata>,
+}
 
-/// The configuration for a pod with these annotations, those of its first container.
-pub(crate) fn apply(mut config: Config, annotations: &HashMap<String, String>) -> Result<Config> {
+/// Applies the annotations of a pod, those of its first container.
+pub(crate) fn apply(config: Config, annotations: &HashMap<String, String>) -> Result<Applied> {
+    let mut applied = Applied { config, initdata: None };
     let mut given: Vec<_> =
         annotations.iter().filter_map(|(key, value)| Some((key.strip_prefix(PREFIX)?, value))).collect();
     given.sort_unstable(); // always the same one is refused
     for (name, value) in given {
-        if name != IMAGE {
-            let known = REFUSED.iter().find(|(refused, _)| *refused == name);
-            let why = known.map_or("kata-se has no such setting for a pod", |(_, why)| why);
-            return Err(refused(name, value, &format!("{why}: remove the annotation")));
+        match name {
+            IMAGE => {
+                let image = allowed(&applied.config, Path::new(value));
+                applied.config.boot =
+                    Boot::Sealed { image: image.map_err(|why| refused(name, value, &why))? };
+            }
+            // Not quoted: it may have secrets.
+            INITDATA => {
+                let initdata = Initdata::of_annotation(value);
+                applied.initdata = Some(initdata.with_context(|| format!("annotation {PREFIX}{name}"))?);
+            }
+            _ => {
+                let known = REFUSED.iter().find(|(refused, _)| *refused == name);
+                let why = known.map_or("kata-se has no such setting for a pod", |(_, why)| why);
+                return Err(refused(name, value, &format!("{why}: remove the annotation")));
+            }
         }
-        let image = allowed(&config, Path::new(value)).map_err(|why| refused(name, value, &why))?;
-        config.boot = Boot::Sealed { image };
     }
-    Ok(config)
+    Ok(applied)
 }
 
 fn allowed(config: &Config, wanted: &Path) -> std::result::Result<PathBuf, String> {
@@ -76,7 +95,7 @@ fn refused(name: &str, value: &str, why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::file;
+    use crate::config::{file, initdata};
 
     fn config(text: &str) -> Config {
         file::parse(&[("/c.toml".into(), text.to_owned())]).expect("configuration")
@@ -85,7 +104,7 @@ mod tests {
     /// The image that would be booted with an annotation, or the refusal.
     fn of(text: &str, key: &str, value: &str) -> std::result::Result<PathBuf, String> {
         let annotations = HashMap::from([(key.to_owned(), value.to_owned())]);
-        match apply(config(text), &annotations).map_err(|e| e.to_string())?.boot {
+        match apply(config(text), &annotations).map_err(|e| e.to_string())?.config.boot {
             Boot::Sealed { image } => Ok(image),
             Boot::Plain { .. } => Err("plain".to_owned()),
         }
@@ -116,6 +135,20 @@ mod tests {
         let plain =
             "[qemu]\naccelerator = \"tcg\"\n[guest]\nconfidential = false\nkernel = \"/k\"\ninitrd = \"/i\"";
         assert!(of(plain, KEY, "/i/one").expect_err("plain").contains("boot no sealed image"));
+    }
+
+    #[test]
+    fn initdata_is_taken_from_any_pod_and_never_quoted() {
+        let annotation = include_str!("testdata/initdata.base64");
+        let with = |value: &str| {
+            let annotations = HashMap::from([(initdata::ANNOTATION.to_owned(), value.to_owned())]);
+            apply(config(TWO), &annotations)
+        };
+        let applied = with(annotation).expect("initdata");
+        assert_eq!(applied.initdata, Initdata::of_annotation(annotation).ok());
+        let e = with("c2VjcmV0").expect_err("no gzip").to_string();
+        let wanted = format!("annotation {}: not a whole gzip stream", initdata::ANNOTATION);
+        assert!(e.starts_with(&wanted) && !e.contains("c2VjcmV0"), "{e}");
     }
 
     /// Names that Kata's documentation has (how-to-set-sandbox-config-kata.md), and others.

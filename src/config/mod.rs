@@ -1,8 +1,9 @@
 //! The configuration. `keys` is the table of all keys, `file` reads TOML files by it, and `annotations` is what
-//! a pod may change. Here is the result: checked values, defaults included.
+//! a pod may change and bring, its `initdata` among it. Here is the result: checked values, defaults included.
 
 pub(crate) mod annotations;
 pub(crate) mod file;
+pub(crate) mod initdata;
 pub(crate) mod keys;
 
 use std::path::PathBuf;

@@ -25,6 +25,7 @@ pub(crate) mod layer_size;
 pub(crate) mod lock;
 pub(crate) mod log;
 pub(crate) mod loopback;
+pub(crate) mod memory_file;
 pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod network_scan;

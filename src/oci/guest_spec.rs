@@ -16,6 +16,7 @@ use crate::oci::storage::rootfs_path;
 const CONTAINER_TYPE: &str = "io.katacontainers.pkg.oci.container_type";
 const BUNDLE_PATH: &str = "io.katacontainers.pkg.oci.bundle_path";
 const NETWORK_NAMESPACE: &str = "nerdctl/network-namespace";
+/// For the guest's programs, on a disk of its own; policies refuse it in a container's spec.
 const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 
 /// A spec that may be sent.

@@ -31,7 +31,7 @@ use crate::pod::preflight::CheckedImage;
 use crate::pod::prepare::LaunchContext;
 use crate::pod::scheduling::Scheduling;
 use crate::pod::taps::Taps;
-use crate::pod::{Pod, etc_files, port_forward, supervise, vsock};
+use crate::pod::{Pod, boot_disks, etc_files, port_forward, supervise, vsock};
 use crate::qemu::vm::{ControlSockets, Vm, VmLaunch};
 
 /// Launches the VM and brings its agent, its network and the sandbox up.
@@ -66,7 +66,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         vsock: vsock.plan,
         nics,
         scsi: devnos.take()?,
-        disks: Vec::new(),
+        disks: boot_disks::open(context, &mut fds, &mut devnos)?,
     };
     let began = Instant::now();
     let scheduling = Scheduling::of(spec, context.size, context.capacity);

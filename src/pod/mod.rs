@@ -6,6 +6,7 @@
 //! from each other. Events are queued under the same lock, so their order is that of the
 //! transitions. What containerd asks for is in `task`.
 
+mod boot_disks;
 mod cgroup;
 pub(crate) mod cleanup;
 pub(crate) mod dir;

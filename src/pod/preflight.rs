@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use slog::{debug, info, warn};
 
+use crate::config::initdata::Initdata;
 use crate::config::{Boot, Config};
 use crate::error::{Context, Error, Result};
 use crate::host::begun::blocking;
@@ -29,7 +30,12 @@ pub(crate) struct CheckedImage {
 
 /// Checks that what the VM boots is there and may run: all of preflight for a sealed image. It is written into the
 /// sandbox record.
-pub(crate) async fn check_boot(pod: &Pod, config: &Config, size: Size) -> Result<Option<CheckedImage>> {
+pub(crate) async fn check_boot(
+    pod: &Pod,
+    config: &Config,
+    size: Size,
+    initdata: Option<&Initdata>,
+) -> Result<Option<CheckedImage>> {
     let checked = match &config.boot {
         Boot::Sealed { image } => Some(check(pod, config, image, size).await?),
         Boot::Plain { kernel, initrd, .. } => {
@@ -40,7 +46,12 @@ pub(crate) async fn check_boot(pod: &Pod, config: &Config, size: Size) -> Result
         }
     };
     let image = checked.as_ref().map(|checked| checked.record.clone());
-    Record::new(pod.parts.sandbox.as_str(), config.rootfs.mode, image).write(&pod.parts.dir)?;
+    let mut record = Record::new(pod.parts.sandbox.as_str(), config.rootfs.mode, image);
+    if let Some(Initdata { digest, .. }) = initdata {
+        info!(pod.log(), "the pod brings initdata"; "algorithm" => digest.algorithm.name(), "digest" => &digest.hash);
+        record.initdata = Some(digest.into());
+    }
+    record.write(&pod.parts.dir)?;
     Ok(checked)
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use slog::{info, warn};
 
-use crate::config::{Config, annotations};
+use crate::config::Config;
+use crate::config::annotations::{self, Applied};
+use crate::config::initdata::Initdata;
 use crate::error::Result;
 use crate::failpoint::{Step, hit};
 use crate::host::begun::blocking;
@@ -24,6 +26,8 @@ use crate::pod::preflight::{self, CheckedImage};
 #[derive(Debug)]
 pub(crate) struct LaunchContext {
     pub(crate) config: Config,
+    /// What the pod gives its guest's programs.
+    pub(crate) initdata: Option<Initdata>,
     /// The host's memory and CPUs.
     pub(crate) capacity: Capacity,
     pub(crate) size: Size,
@@ -42,20 +46,22 @@ pub(crate) struct LaunchContext {
 /// Everything is recorded in the journal before it is made; the caller cleans up after an error.
 pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpec) -> Result<LaunchContext> {
     let config = config::load(config_path)?;
-    let config = annotations::apply(config, &spec.annotations)?;
+    let annotations = spec.annotations.clone();
+    let applied = blocking("annotations", move || annotations::apply(config, &annotations)).await?;
+    let Applied { config, initdata } = applied;
     pod.parts.level.set(config.log);
     hit(Step::ConfigRead)?;
     let user = helpers_user(pod, &config)?;
     let capacity = blocking("host's size", || Ok(facts::capacity())).await?;
     let size = size_of(pod, &config, spec.requested, capacity)?;
-    let image = preflight::check_boot(pod, &config, size).await?;
+    let image = preflight::check_boot(pod, &config, size, initdata.as_ref()).await?;
     let leaf = cgroup::leaf_path(spec.cgroups_path.as_deref(), &pod.parts.key)?;
     pod_cgroup::make(pod, &leaf).await?;
     hit(Step::CgroupMade)?;
     if config.shim_in_pod_cgroup {
         move_shim(pod, &leaf).await?;
     }
-    Ok(LaunchContext { config, capacity, size, image, cpus: spec.cpus, leaf, user })
+    Ok(LaunchContext { config, initdata, capacity, size, image, cpus: spec.cpus, leaf, user })
 }
 
 /// A user that does not exist is an error; that helpers keep root's rights is what was configured, and a warning.

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RootfsMode;
+use crate::config::initdata::InitdataDigest;
 use crate::error::{Context, Error, Result};
 use crate::host::files::{read_bounded, write_atomic};
 use crate::lifecycle::vm::VmEnd;
@@ -28,8 +29,25 @@ pub(crate) struct Record {
     pub rootfs: Option<String>,
     /// The sealed image; none for a guest that is not confidential.
     pub image: Option<ImageRecord>,
+    /// What the pod gave its guest's programs; none, or written by a program that did not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initdata: Option<InitdataRecord>,
     /// Why the VM ended without being asked.
     pub failure: Option<Failure>,
+}
+
+/// The hash of a pod's initdata, to be compared with what its guest reports. Never its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InitdataRecord {
+    pub algorithm: String,
+    /// In hexadecimal.
+    pub digest: String,
+}
+
+impl From<&InitdataDigest> for InitdataRecord {
+    fn from(digest: &InitdataDigest) -> Self {
+        Self { algorithm: digest.algorithm.name().to_owned(), digest: digest.hash.clone() }
+    }
 }
 
 /// What was booted. Tag and key in hexadecimal, as attestation names them.
@@ -57,7 +75,7 @@ impl Record {
     pub(crate) fn new(sandbox: &str, rootfs: RootfsMode, image: Option<ImageRecord>) -> Self {
         let confidential = image.is_some();
         let (sandbox, rootfs) = (sandbox.to_owned(), Some(rootfs.word().to_owned()));
-        Self { version: VERSION, sandbox, confidential, rootfs, image, failure: None }
+        Self { version: VERSION, sandbox, confidential, rootfs, image, initdata: None, failure: None }
     }
 
     /// Writes the record whole or not at all, mode 0600.
@@ -128,5 +146,20 @@ mod tests {
                 .ends_with("version 2, this program knows 1")
         );
         assert_eq!(Failure::of(&VmEnd::AskedToStop), None);
+    }
+
+    #[test]
+    fn records_with_and_without_initdata_are_read_by_older_and_newer_programs() {
+        let mut record = Record::new("s1", RootfsMode::Packed, None);
+        let oldest = r#"{"version":1,"sandbox":"s1","confidential":false,"image":null,"failure":null}"#;
+        let mode = record.rootfs.take();
+        assert_eq!(Record::parse(oldest.as_bytes()), Ok(record.clone()));
+        record.rootfs = mode;
+        record.initdata = Some(InitdataRecord { algorithm: "sha256".into(), digest: "ab".into() });
+        let text = serde_json::to_string(&record).expect("text");
+        assert_eq!(Record::parse(text.as_bytes()), Ok(record));
+        // A field that this version does not know, as an older one does not know this one.
+        let newer = text.replace("\"initdata\"", "\"later\"");
+        assert_eq!(Record::parse(newer.as_bytes()).expect("newer").initdata, None);
     }
 }

@@ -44,6 +44,7 @@ impl Doubles {
             "apart": self.apart,
             "record": self.path("record/requests"),
             "script": self.path("record/script"),
+            "disks": self.path("record/disks"),
         });
         change(&mut orders);
         // Written whole: the double may be reading.

@@ -3,6 +3,7 @@
 // A separate program: the product's rules for children and exits do not apply.
 #![allow(clippy::disallowed_methods, clippy::exit)]
 
+mod cold;
 mod disks;
 mod options;
 mod qmp;
@@ -27,6 +28,8 @@ struct Double {
     record: Option<PathBuf>,
     script: Option<PathBuf>,
     exit: Option<Exit>,
+    /// Where the disks of the command line are kept.
+    disks: Option<PathBuf>,
     #[serde(default = "yes")]
     greet: bool,
     hang_on: Option<String>,
@@ -93,6 +96,9 @@ fn main() {
         serde_json::from_str(&text).unwrap_or_else(|e| fail(70, &format!("{}: {e}", told.display())));
     if let Some(exit) = &double.exit {
         fail(exit.code, &exit.stderr);
+    }
+    if let Some(folder) = &double.disks {
+        options.disks.keep(folder).unwrap_or_else(|e| fail(70, &format!("{}: {e}", folder.display())));
     }
     qmp::serve(&double, &options);
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use qemu_double::command_line;
 
+use crate::cold::ColdDisks;
 use crate::disks::Cold;
 
 /// The options that matter here.
@@ -16,6 +17,7 @@ pub(crate) struct Options {
     /// The guest is to be a protected one.
     pub(crate) confidential: bool,
     pub(crate) cold: Cold,
+    pub(crate) disks: ColdDisks,
 }
 
 /// Errors have QEMU's wording.
@@ -23,6 +25,7 @@ pub(crate) fn parse(args: &[String]) -> Result<Options, String> {
     let mut options = Options::default();
     for (name, value) in command_line::split(args)? {
         let Some(value) = value else { continue };
+        options.disks.option(&name, &value)?;
         let of = |key: &str| value.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
         let number = || of("fd").and_then(|n| n.parse().ok()).unwrap_or(-1);
         match (name.as_str(), of("id")) {

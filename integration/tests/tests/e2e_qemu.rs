@@ -10,10 +10,10 @@ use std::time::Duration;
 use harness::cached;
 use kata_se::test_api::DevNo;
 use kata_se::test_api::SandboxId;
-use kata_se::test_api::args;
 use kata_se::test_api::{Accelerator, Boot};
 use kata_se::test_api::{DiskPlan, VmPlan, VsockPlan};
 use kata_se::test_api::{FdTable, Launch};
+use kata_se::test_api::{args, sealed};
 use serde_json::{Value, json};
 
 /// Known bad names, then generated ones.
@@ -124,13 +124,21 @@ async fn arrives(dir: &Path, name: &str) {
         console: fds.give(console.into()),
         vsock: VsockPlan::VhostUser { socket: socket.clone() },
         nics: vec![],
-        scsi: DevNo::new(8),
-        disks: vec![DiskPlan {
-            file: fds.give(disk.into()),
-            read_only: true,
-            devno: DevNo::new(7),
-            serial: serial(name),
-        }],
+        scsi: DevNo::new(9),
+        disks: vec![
+            DiskPlan {
+                file: fds.give(disk.into()),
+                read_only: true,
+                devno: DevNo::new(7),
+                serial: serial(name),
+            },
+            DiskPlan {
+                file: fds.give(sealed("memory", &[7; 1024]).expect("memory file")),
+                read_only: true,
+                devno: DevNo::new(8),
+                serial: "memory".to_owned(),
+            },
+        ],
     };
     let launch = Launch {
         program: "/usr/bin/qemu-system-s390x".into(),
@@ -146,6 +154,7 @@ async fn arrives(dir: &Path, name: &str) {
     assert_eq!(qmp.property("/machine", "initrd"), initrd.to_str().expect("utf-8"), "{name:?}");
     assert_eq!(qmp.property("/machine", "append"), format!("p{name}"));
     assert_eq!(qmp.property("/machine/peripheral/disk-cold0", "serial"), serial(name));
+    assert_eq!(qmp.property("/machine/peripheral/disk-cold1", "serial"), "memory");
     assert_eq!(qmp.ask("query-name", &json!({}))["name"], "sandbox-s1");
     assert_eq!(qmp.ask("query-status", &json!({}))["running"], false, "stopped until `cont`");
     let mut found: Vec<_> = std::fs::read_dir(dir).expect("list").flatten().map(|e| e.path()).collect();
