@@ -98,6 +98,11 @@ impl Containerd {
         self.plugin().inside(Path::new(program))
     }
 
+    /// The network namespace of this node.
+    pub fn network(&self) -> PathBuf {
+        self.plugin().path()
+    }
+
     /// A connection made in the network of this node.
     pub fn connect(&self, address: &str) -> std::io::Result<TcpStream> {
         let address = address.parse().expect("address with a port");
