@@ -28,7 +28,7 @@ macro_rules! steps {
 steps! {
     ConfigRead, CgroupRecorded, CgroupMade, ShimMoved, NetworkScanned, TapRecorded, TapMade, MirrorMade, HelperSpawned,
     QemuSpawned, QmpReady, GuestRunning, AgentReady, NetworkSent, SandboxMade, LayersPacked,
-    VolumesCopied, DiskPlugged, ContainerMade, ContainerStarted, ExecMade, ExecStarted, ContainerRemoved,
+    VolumesCopied, EmptyDirMade, DiskPlugged, ContainerMade, ContainerStarted, ExecMade, ExecStarted, ContainerRemoved,
     SandboxDestroyed, VmStopped, CleanupStepDone, CleanupDone,
 }
 

@@ -350,6 +350,9 @@ pub(crate) mod volumes {
     /// Raw block volumes of one container: a pod has a few, a privileged container all devices of its host.
     pub(crate) const BLOCK_DEVICES: usize = 256;
 
+    /// Smallest disk of an emptyDir: a file system with the sums of an encrypted disk needs some MiB.
+    pub(crate) const SMALLEST_DISK: u64 = 16 << 20;
+
     /// Volumes of one container that are copied into its guest: kubelet's pods have some ten.
     pub(crate) const COPIED_VOLUMES: usize = 256;
 

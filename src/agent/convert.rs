@@ -20,9 +20,15 @@ pub(super) fn storage(storage: &Storage) -> pb::Storage {
         fstype: storage.fstype.clone(),
         options: storage.options.clone(),
         mount_point: storage.mount_point.clone(),
+        fs_group: storage.fs_group.map(fs_group).into(),
         shared: storage.shared,
         ..Default::default()
     }
+}
+
+fn fs_group(group_id: u32) -> pb::FSGroup {
+    let group_change_policy = types::FSGroupChangePolicy::Always.into();
+    pb::FSGroup { group_id, group_change_policy, ..Default::default() }
 }
 
 pub(super) fn guest_device(device: &GuestDevice) -> pb::Device {

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{
-    Accelerator, AgentConfig, Boot, Config, LogLevel, QemuConfig, RootfsConfig, RootfsMode, VsockConfig,
+    Accelerator, AgentConfig, Boot, Config, EmptyDirMode, LogLevel, QemuConfig, RootfsConfig, RootfsMode,
+    VolumesConfig, VsockConfig,
 };
 use crate::error::{Error, Result};
 
@@ -244,6 +245,25 @@ keys! {
     /// The program that packs them (package erofs-utils; version 1.5 cannot pack a file name of 255 bytes).
     "rootfs.mkfs": Path("/usr/bin/mkfs.erofs", |c, path| c.rootfs.mkfs = path);
 
+    /// Where an emptyDir is kept, unless its medium is memory: "block-encrypted", a disk in the kubelet's folder for
+    /// it that the guest formats and encrypts with a key of its own; "block-plain", the same without encryption;
+    /// "guest-local", the guest's memory, which policies of most guests refuse. Disks need a guest whose agent is
+    /// 3.28 or newer.
+    "volumes.empty_dir": OneOf("block-encrypted", &[
+        ("block-encrypted", |c| c.volumes.empty_dir = EmptyDirMode::BlockEncrypted),
+        ("block-plain", |c| c.volumes.empty_dir = EmptyDirMode::BlockPlain),
+        ("guest-local", |c| c.volumes.empty_dir = EmptyDirMode::GuestLocal),
+    ]);
+
+    /// The size of such a disk in GiB, at most that of its file system. It takes space when it is written to; the
+    /// sizeLimit of a volume does not reach the runtime, and the kubelet evicts pods by it.
+    "volumes.empty_dir_gib" as EMPTY_DIR_GIB: Number(10, 1..=16384, "GiB", |c, n| c.volumes.empty_dir_gib = n);
+
+    /// The largest disk that a pod may ask for, in GiB, by its annotation
+    /// io.katacontainers.volumes.emptydir_sizelimit.VOLUME = "20Gi".
+    "volumes.max_empty_dir_gib": Number(100, 1..=16384, "GiB", |c, n| c.volumes.max_empty_dir_gib = n),
+        NotBelow(EMPTY_DIR_GIB, |c| (c.volumes.max_empty_dir_gib, c.volumes.empty_dir_gib));
+
     /// How much is logged: "error", "warning", "info" or "debug".
     "log.level": OneOf("info", &[
         ("error", |c| c.log = LogLevel::Error),
@@ -397,6 +417,11 @@ fn empty() -> Config {
             cache_dir: nothing(),
             cache_mib: 0,
             mkfs: nothing(),
+        },
+        volumes: VolumesConfig {
+            empty_dir: EmptyDirMode::BlockEncrypted,
+            empty_dir_gib: 0,
+            max_empty_dir_gib: 0,
         },
         log: LogLevel::Info,
     }

@@ -50,6 +50,11 @@ fn the_defaults() {
             cache_mib: 10240,
             mkfs: "/usr/bin/mkfs.erofs".into(),
         },
+        volumes: VolumesConfig {
+            empty_dir: EmptyDirMode::BlockEncrypted,
+            empty_dir_gib: 10,
+            max_empty_dir_gib: 100,
+        },
         log: LogLevel::Info,
     };
     assert_eq!(of(&[]), Ok(wanted));

@@ -35,6 +35,7 @@ pub struct Config {
     pub vsock: VsockConfig,
     pub agent: AgentConfig,
     pub rootfs: RootfsConfig,
+    pub volumes: VolumesConfig,
     pub log: LogLevel,
 }
 
@@ -118,6 +119,26 @@ impl RootfsMode {
             Self::Packed => "packed",
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumesConfig {
+    pub empty_dir: EmptyDirMode,
+    /// Size in GiB of a disk for an emptyDir.
+    pub empty_dir_gib: u32,
+    /// The largest that a pod may ask for.
+    pub max_empty_dir_gib: u32,
+}
+
+/// Where an emptyDir is kept that is not in memory by its own wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmptyDirMode {
+    /// A disk that the guest encrypts with a key that it forgets.
+    BlockEncrypted,
+    /// The same, which the node can read.
+    BlockPlain,
+    /// The guest's memory.
+    GuestLocal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

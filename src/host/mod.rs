@@ -15,6 +15,7 @@ pub(crate) mod config;
 #[allow(unsafe_code)]
 pub(crate) mod confine;
 pub(crate) mod digest_cache;
+pub(crate) mod empty_dir;
 pub(crate) mod facts;
 pub(crate) mod files;
 pub(crate) mod image_file;

@@ -87,7 +87,11 @@ pub(crate) fn kind(source: &Path) -> Result<SourceKind> {
         if fs.filesystem_type() == HUGETLBFS_MAGIC {
             return Ok(SourceKind::Special("folder of huge pages"));
         }
-        return Ok(SourceKind::Directory { in_memory: is_memory(fs.filesystem_type()), gid: meta.gid() });
+        // The kubelet's own folders may be in memory as well.
+        let above = std::fs::metadata(source.join(".."));
+        let is_mount = above.is_ok_and(|above| above.dev() != meta.dev());
+        let in_memory = is_mount && is_memory(fs.filesystem_type());
+        return Ok(SourceKind::Directory { in_memory, gid: meta.gid() });
     }
     Ok(match typ {
         _ if typ.is_file() => SourceKind::File,

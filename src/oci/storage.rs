@@ -4,10 +4,13 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
 use serde_json::json;
 
 use crate::ccw::DevNo;
 use crate::ids::{ContainerId, SandboxId};
+use crate::scsi::ScsiAddress;
 
 /// Size of a pod's /dev/shm in bytes: that of containerd's default mount, which policies pin.
 pub(crate) const SHM_BYTES: u64 = 64 << 20;
@@ -28,6 +31,8 @@ pub struct Storage {
     pub options: Vec<String>,
     /// Where the guest mounts it.
     pub mount_point: String,
+    /// The group that owns it with all that is in it.
+    pub fs_group: Option<u32>,
     /// Kept by the agent until the sandbox ends, and mounted only once per mount point.
     pub shared: bool,
 }
@@ -126,7 +131,29 @@ pub(crate) fn memory_volume(name: &str, gid: u32) -> Storage {
     }
 }
 
-/// Any other emptyDir: a directory of the guest's own file system, which is in its memory.
+/// An emptyDir on a disk that the guest formats when it mounts it, and encrypts with a key that it makes up: every
+/// container that uses it names the same storage.
+pub(crate) fn disk_volume(address: ScsiAddress, gid: u32, encrypted: bool) -> Storage {
+    let source = address.to_string();
+    let (driver_options, options): (&[&str], &[&str]) = if encrypted {
+        (&["encryption_key=ephemeral", "create_filesystem"], &[])
+    } else {
+        (&["create_filesystem"], &["discard"])
+    };
+    let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
+    Storage {
+        driver: "scsi".into(),
+        driver_options: texts(driver_options),
+        fstype: "ext4".into(),
+        options: texts(options),
+        mount_point: format!("/run/kata-containers/sandbox/storage/{}", URL_SAFE.encode(&source)),
+        source,
+        fs_group: Some(gid).filter(|gid| *gid > 0),
+        shared: true,
+    }
+}
+
+/// The last kind of emptyDir: a directory of the guest's own file system, which is in its memory.
 pub(crate) fn local_volume(sandbox: &SandboxId, name: &str, gid: u32) -> Storage {
     Storage {
         driver: "local".into(),
@@ -193,6 +220,31 @@ mod tests {
         let of_none = pulled_rootfs(&id, "pause", Some(BTreeMap::new()));
         assert_eq!(of_none.driver_options, ["image_guest_pull={\"metadata\":{}}"]);
         assert_eq!(pulled_rootfs(&id, "pause", None), Storage { driver_options: Vec::new(), ..wanted });
+    }
+
+    /// Kata's generator of policies compares each of these.
+    #[test]
+    fn an_empty_dir_on_a_disk_is_what_policies_take() {
+        let address = ScsiAddress { id: 0, lun: 3 };
+        let encrypted = disk_volume(address, 0, true);
+        let wanted = Storage {
+            driver: "scsi".into(),
+            driver_options: vec!["encryption_key=ephemeral".into(), "create_filesystem".into()],
+            source: "0:3".into(),
+            fstype: "ext4".into(),
+            options: vec![],
+            mount_point: "/run/kata-containers/sandbox/storage/MDoz".into(),
+            fs_group: None,
+            shared: true,
+        };
+        assert_eq!(encrypted, wanted);
+        let plain = disk_volume(ScsiAddress { id: 1, lun: 255 }, 7, false);
+        assert_eq!(
+            (plain.driver_options, plain.options),
+            (vec!["create_filesystem".into()], vec!["discard".into()])
+        );
+        assert_eq!(plain.fs_group, Some(7));
+        assert_eq!(plain.mount_point, "/run/kata-containers/sandbox/storage/MToyNTU=");
     }
 
     #[test]

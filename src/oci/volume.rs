@@ -1,5 +1,5 @@
 //! Decides what happens to each mount of a spec in a guest that shares no file system with its host: it
-//! is kept as it is, backed by the guest's memory, copied into the guest, or refused.
+//! is kept as it is, backed by the guest's memory or by a disk, copied into the guest, or refused.
 //!
 //! Names and formats are the agent's contract; policies in real guests refuse anything else.
 
@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::Mount;
 
 use crate::error::{Context, Error, Result};
-use crate::ids::{ContainerId, SandboxId};
+use crate::ids::ContainerId;
 use crate::limits;
 use crate::oci::spec::Bundle;
 use crate::oci::storage::{self, SHARED_DIR, SHM_PATH, Storage};
@@ -19,7 +19,7 @@ use crate::oci::storage::{self, SHARED_DIR, SHM_PATH, Storage};
 pub(crate) enum SourceKind {
     File,
     Directory {
-        /// It is in a tmpfs, which the kubelet mounts for an emptyDir with medium Memory.
+        /// It is a tmpfs, which the kubelet mounts for an emptyDir with medium Memory.
         in_memory: bool,
         gid: u32,
     },
@@ -45,6 +45,39 @@ pub(crate) struct Volumes {
     pub mounts: Vec<Mount>,
     pub storages: Vec<Storage>,
     pub copies: Vec<VolumeCopy>,
+    /// EmptyDirs whose place depends on the pod's configuration: [`Volumes::place_empty_dirs`].
+    pub empty_dirs: Vec<EmptyDir>,
+}
+
+/// An emptyDir that is not in memory by its own wish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EmptyDir {
+    /// The kubelet's folder for it.
+    pub source: PathBuf,
+    pub name: String,
+    /// The pod's fsGroup, or 0.
+    pub gid: u32,
+    /// Which of the container's mounts it is.
+    mounts: Vec<usize>,
+}
+
+impl Volumes {
+    /// Gives each of these emptyDirs the storage that it is kept on.
+    pub(crate) fn place_empty_dirs(&mut self, storage: impl Fn(&EmptyDir) -> Option<Storage>) -> Result<()> {
+        for dir in std::mem::take(&mut self.empty_dirs) {
+            let storage = storage(&dir).ok_or_else(|| {
+                Error::internal(format!("emptyDir {}: it has no place (a bug in the shim)", dir.name))
+            })?;
+            let typ = if storage.driver == "local" { "local" } else { "bind" };
+            for at in dir.mounts {
+                if let Some(mount) = self.mounts.get_mut(at) {
+                    *mount = bound(mount, typ, &storage.mount_point, None);
+                }
+            }
+            self.storages.push(storage);
+        }
+        Ok(())
+    }
 }
 
 /// The sources on the host whose kinds [`decide`] must know.
@@ -67,8 +100,7 @@ pub(crate) fn decide(
     kinds: &BTreeMap<PathBuf, SourceKind>,
     unique: u64,
 ) -> Result<Volumes> {
-    let sandbox = bundle.role.sandbox(id);
-    let mut planner = Planner { id, sandbox: &sandbox, kinds, unique, volumes: Volumes::default() };
+    let mut planner = Planner { id, kinds, unique, volumes: Volumes::default() };
     for mount in bundle.spec.mounts().iter().flatten() {
         let mount = planner.decide(mount)?;
         planner.volumes.mounts.push(mount);
@@ -79,7 +111,6 @@ pub(crate) fn decide(
 /// Decides one mount after the other; what is already decided bounds and names what follows.
 struct Planner<'a> {
     id: &'a ContainerId,
-    sandbox: &'a SandboxId,
     kinds: &'a BTreeMap<PathBuf, SourceKind>,
     unique: u64,
     volumes: Volumes,
@@ -117,7 +148,7 @@ impl Planner<'_> {
                 source.display()
             ))),
             SourceKind::PartOfEmptyDir => Err(Error::invalid(format!(
-                "{} is a part of an emptyDir, which the guest keeps in its own memory: mount the whole volume and \
+                "{} is a part of an emptyDir, whose content only the guest has: mount the whole volume and \
                  use a folder in it instead of subPath",
                 source.display()
             ))),
@@ -138,16 +169,29 @@ impl Planner<'_> {
     }
 
     fn empty_dir(&mut self, mount: &Mount, name: &str, in_memory: bool, gid: u32) -> Result<Mount> {
-        let (typ, storage) = if in_memory {
-            ("bind", storage::memory_volume(name, gid))
-        } else {
-            ("local", storage::local_volume(self.sandbox, name, gid))
-        };
-        let mount = bound(mount, typ, &storage.mount_point, None);
+        if !in_memory {
+            return Ok(self.unplaced(mount, name, gid));
+        }
+        let storage = storage::memory_volume(name, gid);
+        let mount = bound(mount, "bind", &storage.mount_point, None);
         if !self.volumes.storages.contains(&storage) {
             self.volumes.storages.push(storage);
         }
         Ok(mount)
+    }
+
+    /// The mount stays as it is until the emptyDir has its place.
+    fn unplaced(&mut self, mount: &Mount, name: &str, gid: u32) -> Mount {
+        let source = mount.source().clone().unwrap_or_default();
+        let at = self.volumes.mounts.len();
+        match self.volumes.empty_dirs.iter_mut().find(|known| known.source == source) {
+            Some(known) => known.mounts.push(at),
+            None => {
+                let dir = EmptyDir { source, name: name.to_owned(), gid, mounts: vec![at] };
+                self.volumes.empty_dirs.push(dir);
+            }
+        }
+        mount.clone()
     }
 
     fn copied(&mut self, mount: &Mount, source: &Path) -> Result<Mount> {

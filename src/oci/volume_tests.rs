@@ -76,7 +76,7 @@ fn files_and_directories_are_copied_under_unique_names() {
 }
 
 #[test]
-fn empty_dirs_of_a_pod_are_in_the_guests_memory() {
+fn empty_dirs_are_in_the_guests_memory_or_where_the_pod_keeps_them() {
     let in_memory = |gid| SourceKind::Directory { in_memory: true, gid };
     let local = "/run/kata-containers/shared/containers/pod/rootfs/local/cache";
     let memory = "/run/kata-containers/sandbox/ephemeral/cache";
@@ -93,7 +93,10 @@ fn empty_dirs_of_a_pod_are_in_the_guests_memory() {
         (in_memory(7), "ephemeral", "bind", memory, &["fsgid=7"]),
     ] {
         let mounts = json!([bind("/cache", EMPTY_DIR), bind("/again", EMPTY_DIR)]);
-        let volumes = decided(&mounts, &[(EMPTY_DIR, kind)]).expect("decide");
+        let mut volumes = decided(&mounts, &[(EMPTY_DIR, kind)]).expect("decide");
+        let sandbox = crate::ids::SandboxId::parse("pod").expect("id");
+        let place = |dir: &EmptyDir| Some(storage::local_volume(&sandbox, &dir.name, dir.gid));
+        volumes.place_empty_dirs(place).expect("placed");
         let [storage] = volumes.storages.as_slice() else { panic!("{:?}", volumes.storages) };
         assert_eq!((storage.driver.as_str(), storage.mount_point.as_str()), (driver, at));
         assert_eq!(storage.options, options);
@@ -102,6 +105,26 @@ fn empty_dirs_of_a_pod_are_in_the_guests_memory() {
         }
         assert!(volumes.copies.is_empty());
     }
+}
+
+#[test]
+fn an_empty_dir_on_a_disk_is_bound_from_its_mount_point_with_its_own_options() {
+    let mut again = bind("/again", EMPTY_DIR);
+    again["options"] = json!(["rbind", "rprivate", "rw"]);
+    let kinds = [(EMPTY_DIR, SourceKind::Directory { in_memory: false, gid: 7 })];
+    let mut volumes = decided(&json!([bind("/cache", EMPTY_DIR), again]), &kinds).expect("decide");
+    let address = crate::scsi::ScsiAddress { id: 0, lun: 3 };
+    volumes.place_empty_dirs(|dir| Some(storage::disk_volume(address, dir.gid, true))).expect("placed");
+    let at = "/run/kata-containers/sandbox/storage/MDoz";
+    let mount = |destination: &str, access: &str| {
+        json!({"destination": destination, "type": "bind", "source": at,
+        "options": ["rbind", "rprivate", access]})
+    };
+    let mounts = serde_json::to_value(&volumes.mounts).expect("json");
+    assert_eq!(mounts, json!([mount("/cache", "ro"), mount("/again", "rw")]));
+    assert_eq!(volumes.storages, [storage::disk_volume(address, 7, true)], "one for both");
+    let mut unplaced = decided(&json!([bind("/cache", EMPTY_DIR)]), &kinds).expect("decide");
+    assert!(unplaced.place_empty_dirs(|_| None).is_err());
 }
 
 #[test]

@@ -24,6 +24,19 @@ impl AgentVersion {
         Ok(self.number()? <= (4, 1))
     }
 
+    /// Whether it formats a disk that it is given, and encrypts it: before 3.28 an agent may overlook the options that
+    /// say so, and mount something else.
+    pub(crate) fn check_disks(&self) -> Result<()> {
+        if self.number()? >= (3, 28) {
+            return Ok(());
+        }
+        Err(Error::precondition(format!(
+            "emptyDirs on disks need a guest with an agent of Kata Containers 3.28 or newer, this one has {}: use a \
+             newer image, or set volumes.empty_dir = \"guest-local\"",
+            self.text
+        )))
+    }
+
     fn number(&self) -> Result<(u16, u16)> {
         self.number.ok_or_else(|| {
             Error::precondition(format!(
@@ -38,6 +51,18 @@ impl AgentVersion {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_go_to_agents_from_3_28_on() {
+        for (text, wanted) in
+            [("3.27.9", false), ("2.99.0", false), ("3.28.0", true), ("3.100.0", true), ("4.1.0", true)]
+        {
+            let checked = AgentVersion::new(text).check_disks();
+            assert_eq!(checked.is_ok(), wanted, "{text}: {checked:?}");
+        }
+        let e = AgentVersion::new("x").check_disks().expect_err("unknown").to_string();
+        assert!(e.contains("which is not"), "{e}");
+    }
 
     #[test]
     fn metadata_go_to_agents_up_to_4_1_and_an_unknown_version_is_named() {

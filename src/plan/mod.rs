@@ -3,6 +3,7 @@
 pub(crate) mod agent_version;
 pub(crate) mod checks;
 pub(crate) mod cpus;
+pub(crate) mod empty_dir;
 pub(crate) mod finding;
 pub(crate) mod host_facts;
 pub(crate) mod key_slot;

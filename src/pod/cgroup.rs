@@ -50,7 +50,10 @@ fn recorded_by_others(own: &Path) -> Vec<PathBuf> {
     entries
         .filter_map(|entry| match entry {
             Cleanup::Cgroup { path } => Some(path),
-            Cleanup::Tap { .. } | Cleanup::Mirror { .. } | Cleanup::Path { .. } => None,
+            Cleanup::EmptyDir { .. }
+            | Cleanup::Tap { .. }
+            | Cleanup::Mirror { .. }
+            | Cleanup::Path { .. } => None,
         })
         .collect()
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::error::{Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::lock::lock_folder;
-use crate::host::{cgroup, netlink};
+use crate::host::{cgroup, empty_dir, netlink};
 use crate::limits;
 use crate::pod::journal::{self, Cleanup};
 
@@ -44,6 +44,7 @@ fn remove(entry: &Cleanup, dir: &Path) -> Result<()> {
         }
         Cleanup::Tap { netns, name } => netlink::remove_tap(netns, name),
         Cleanup::Mirror { netns, link, .. } => netlink::remove_mirror(netns, link),
+        Cleanup::EmptyDir { disk } => empty_dir::remove(disk),
         Cleanup::Path { name } => remove_named(dir, name),
     }
 }

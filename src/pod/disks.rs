@@ -2,6 +2,7 @@
 //! unplug one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use crate::error::Result;
@@ -13,8 +14,17 @@ use crate::scsi::{ScsiAddress, ScsiAddresses};
 /// What a disk has; containers that want the same share one disk.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum DiskContent {
+    /// The emptyDir that the kubelet has in this folder: the guest keeps it mounted until the pod's end.
+    EmptyDir(PathBuf),
     /// A block device of the host.
     Device { number: DeviceNumber, read_only: bool },
+}
+
+impl DiskContent {
+    /// The container, if the disk goes with its last one.
+    fn user(&self, id: &ContainerId) -> Option<ContainerId> {
+        matches!(self, Self::Device { .. }).then(|| id.clone())
+    }
 }
 
 /// All of one guest.
@@ -50,13 +60,13 @@ impl VolumeDisks {
     pub(crate) fn join(&self, content: &DiskContent, id: &ContainerId) -> Option<ScsiAddress> {
         let mut known = mutex::lock(&self.known);
         let plugged = known.get_mut(content)?.plugged.as_mut()?;
-        plugged.users.insert(id.clone());
+        plugged.users.extend(content.user(id));
         Some(plugged.address)
     }
 
     /// The guest has this disk, and this container uses it.
     pub(crate) fn publish(&self, content: DiskContent, address: ScsiAddress, id: &ContainerId) {
-        let plugged = Plugged { address, users: BTreeSet::from([id.clone()]) };
+        let plugged = Plugged { address, users: content.user(id).into_iter().collect() };
         mutex::lock(&self.known).entry(content).or_default().plugged = Some(plugged);
     }
 
@@ -98,6 +108,10 @@ mod tests {
         assert_eq!(disks.of(&one), []);
         assert_eq!(disks.leave(&content, &two), Some(first));
         assert_eq!((disks.leave(&content, &two), disks.join(&content, &one)), (None, None));
-        assert!(disks.next_address().expect("free") > first);
+        let second = disks.next_address().expect("free");
+        assert!(second > first);
+        let content = DiskContent::EmptyDir("/v".into());
+        disks.publish(content.clone(), second, &one);
+        assert_eq!((disks.of(&one), disks.join(&content, &two)), (vec![], Some(second)), "it stays");
     }
 }

@@ -18,6 +18,7 @@ use crate::ids::ContainerId;
 use crate::mutex;
 use crate::plan::agent_version::AgentVersion;
 use crate::plan::cpus::CpuList;
+use crate::plan::empty_dir::EmptyDirs;
 use crate::plan::size::Size;
 use crate::pod::disks::VolumeDisks;
 use crate::pod::taps::Taps;
@@ -45,6 +46,8 @@ pub(crate) struct Guest {
     /// The CPUs that its processes were last let run on; empty: any.
     pub(crate) cpus: Mutex<CpuList>,
     pub(crate) devnos: Mutex<DevNos>,
+    /// How the pod's emptyDirs are kept.
+    pub(crate) empty_dirs: EmptyDirs,
     /// Disks of its containers' volumes.
     pub(crate) disks: VolumeDisks,
     /// Layer images in this guest, by their name in the cache.

@@ -29,6 +29,8 @@ pub(crate) enum Cleanup {
     Tap { netns: PathBuf, name: String },
     /// Our mirroring between a link of a network namespace and a tap of ours.
     Mirror { netns: PathBuf, link: String, tap: String },
+    /// The disk of an emptyDir, in the kubelet's folder for it.
+    EmptyDir { disk: PathBuf },
     /// A file or socket directly below the pod's own directory.
     Path { name: String },
 }
@@ -166,6 +168,7 @@ mod tests {
             Cleanup::Tap { netns: "/n".into(), name: "t".into() },
             Cleanup::Mirror { netns: "/n".into(), link: "eth0".into(), tap: "t".into() },
             path("x"),
+            Cleanup::EmptyDir { disk: "/v/kubernetes.io~empty-dir/a/disk.img".into() },
         ];
         let text: Vec<_> = all.iter().map(|u| serde_json::to_string(u).expect("json")).collect();
         assert_eq!(text.join("\n"), include_str!("testdata/journal-0.1").trim_end());

@@ -97,6 +97,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         seccomp: context.config.seccomp && details.seccomp,
         cpus: Mutex::new(context.cpus),
         devnos: Mutex::new(devnos),
+        empty_dirs: context.empty_dirs.clone(),
         disks: VolumeDisks::default(),
         images: Mutex::default(),
         mounts: AtomicU32::new(0),

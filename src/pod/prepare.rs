@@ -16,6 +16,7 @@ use crate::host::{cgroup, config, facts, shim_cgroup};
 use crate::mutex;
 use crate::oci::pod_spec::PodSpec;
 use crate::plan::cpus::CpuList;
+use crate::plan::empty_dir::EmptyDirs;
 use crate::plan::size::{self, Capacity, Requested, Size, VmMaximum};
 use crate::pod::Pod;
 use crate::pod::cgroup as pod_cgroup;
@@ -31,6 +32,7 @@ pub(crate) struct LaunchContext {
     /// The host's memory and CPUs.
     pub(crate) capacity: Capacity,
     pub(crate) size: Size,
+    pub(crate) empty_dirs: EmptyDirs,
     /// None for a guest that is not confidential.
     pub(crate) image: Option<CheckedImage>,
     /// The host's CPUs that the pod's spec names; empty: none.
@@ -51,6 +53,7 @@ pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpe
     let Applied { config, initdata } = applied;
     pod.parts.level.set(config.log);
     hit(Step::ConfigRead)?;
+    let empty_dirs = EmptyDirs::of(&config.volumes, &spec.annotations)?;
     let user = helpers_user(pod, &config)?;
     let capacity = blocking("host's size", || Ok(facts::capacity())).await?;
     let size = size_of(pod, &config, spec.requested, capacity)?;
@@ -61,7 +64,7 @@ pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpe
     if config.shim_in_pod_cgroup {
         move_shim(pod, &leaf).await?;
     }
-    Ok(LaunchContext { config, initdata, capacity, size, image, cpus: spec.cpus, leaf, user })
+    Ok(LaunchContext { config, initdata, capacity, size, empty_dirs, image, cpus: spec.cpus, leaf, user })
 }
 
 /// A user that does not exist is an error; that helpers keep root's rights is what was configured, and a warning.

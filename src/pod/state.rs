@@ -71,7 +71,7 @@ pub(crate) struct Container {
     pub(crate) init: Process,
     pub(crate) execs: BTreeMap<ExecId, Process>,
     /// Disks that no other container uses: of its root file system, and of volumes until it is made.
-    pub(crate) own_disks: Vec<DiskAddress>,
+    pub(crate) own_disks: Vec<OwnDisk>,
     /// What its root file system takes of the node's disk.
     pub(crate) room: Option<Room>,
     /// The host's CPUs that it may use; empty: none are named.
@@ -82,6 +82,14 @@ pub(crate) struct Container {
     pub(crate) oom: watch::Sender<u64>,
     /// True asks a running Create to stop and undo itself.
     pub(crate) cancel: watch::Sender<bool>,
+}
+
+/// A disk that goes with its container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnDisk {
+    pub(crate) address: DiskAddress,
+    /// The file behind it, if that goes as well.
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// What the pod knows of one process.

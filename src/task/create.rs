@@ -119,19 +119,20 @@ impl Pod {
         unsupported::check(bundle, netns::is_the_hosts)?;
         let devices = device::block_devices(&bundle.spec)?;
         disks::look(&devices).await?;
-        let volumes = volumes::place(bundle, &request.id).await?;
-        let spec = guest_spec(bundle, &request.id, &request.bundle, volumes.mounts);
+        let mut volumes = volumes::place(bundle, &request.id).await?;
         let (guest, root) = match bundle.role {
             Role::Member { .. } => self.guest_with(request, bundle).await?,
             Role::Single | Role::Sandbox => self.boot(request, bundle).await?,
         };
         hit(Step::LayersPacked)?;
-        let spec = if guest.seccomp { spec.with_seccomp(bundle) } else { spec };
         volumes::copy(self.log(), &guest, &volumes.copies).await?;
         hit(Step::VolumesCopied)?;
         let shared_pid = self.shares_pids(&request.id, bundle);
         let (guest, id) = (&guest, &request.id);
-        let disks = disks::attach(self, guest, id, &devices).await?;
+        let disks = disks::attach(self, guest, id, &devices, &volumes.empty_dirs).await?;
+        disks.place_empty_dirs(guest, &self.parts.sandbox, &mut volumes)?;
+        let spec = guest_spec(bundle, id, &request.bundle, volumes.mounts);
+        let spec = if guest.seccomp { spec.with_seccomp(bundle) } else { spec };
         let create = async |storages: Vec<Storage>, pulls| {
             let storages = [storages, volumes.storages].concat();
             let devices = disks.devices(&devices);

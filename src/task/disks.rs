@@ -2,20 +2,27 @@
 //! containers of the pod use it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use slog::{debug, warn};
+use slog::{debug, info, warn};
 use tokio::sync::OwnedMutexGuard;
 
+use crate::config::EmptyDirMode;
 use crate::error::{Context, Error, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::begun::{self, blocking};
-use crate::host::block_device;
-use crate::ids::ContainerId;
+use crate::host::{block_device, empty_dir};
+use crate::ids::{ContainerId, SandboxId};
 use crate::oci::device::{BlockDevice, GuestDevice, TRUSTED_STORE};
+use crate::oci::storage;
+use crate::oci::volume::{EmptyDir, Volumes};
 use crate::pod::Pod;
 use crate::pod::disks::DiskContent;
 use crate::pod::guest::Guest;
+use crate::pod::journal::Cleanup;
+use crate::pod::state::OwnDisk;
 use crate::qemu::hotplug::{Disk, DiskAddress};
 use crate::scsi::ScsiAddress;
 
@@ -28,6 +35,7 @@ struct AttachedDisk {
     address: ScsiAddress,
     /// As messages name it.
     what: String,
+    is_encrypted: bool,
     /// Of a disk that was plugged for this container; others of its users wait until it is made.
     turn: Option<OwnedMutexGuard<()>>,
 }
@@ -52,24 +60,33 @@ fn named(device: &BlockDevice) -> String {
     format!("device {}", device.path.display())
 }
 
-/// Plugs what the guest does not have yet. After an error, and until [`Attached::keep`], what was plugged is the
+/// Makes and plugs what the guest does not have yet. After an error, and until [`Attached::keep`], what was plugged is the
 /// container's own still, to be unplugged with it.
 pub(crate) async fn attach(
     pod: &Pod,
     guest: &Arc<Guest>,
     id: &ContainerId,
     devices: &[BlockDevice],
+    empty_dirs: &[EmptyDir],
 ) -> Result<Attached> {
     let mut attached = Attached::default();
+    let is_encrypted = guest.empty_dirs.mode == EmptyDirMode::BlockEncrypted;
+    if !empty_dirs.is_empty() && guest.empty_dirs.mode != EmptyDirMode::GuestLocal {
+        guest.agent_version.check_disks()?;
+    }
+    let dirs = empty_dirs.iter().filter(|_| guest.empty_dirs.mode != EmptyDirMode::GuestLocal);
+    let dirs = dirs.map(|dir| (DiskContent::EmptyDir(dir.source.clone()), format!("emptyDir {}", dir.name)));
     // In one order for all containers: no two wait for each other.
-    let wanted: BTreeMap<_, _> = devices.iter().map(|device| (content(device), named(device))).collect();
+    let wanted: BTreeMap<_, _> =
+        devices.iter().map(|device| (content(device), named(device))).chain(dirs).collect();
     for (content, what) in wanted {
+        let is_encrypted = is_encrypted && matches!(content, DiskContent::EmptyDir(_));
         let turn = guest.disks.turn(&content).lock_owned().await;
         let (address, turn) = match guest.disks.join(&content, id) {
             Some(address) => (address, None),
             None => (plug(pod, guest, id, &content).await.with_context(|| what.clone())?, Some(turn)),
         };
-        attached.0.insert(content, AttachedDisk { address, what, turn });
+        attached.0.insert(content, AttachedDisk { address, what, is_encrypted, turn });
     }
     if guest.size.vcpus > 1 && devices.iter().any(|device| device.path.as_os_str() == TRUSTED_STORE) {
         warn!(
@@ -84,29 +101,57 @@ pub(crate) async fn attach(
 }
 
 async fn plug(pod: &Pod, guest: &Arc<Guest>, id: &ContainerId, content: &DiskContent) -> Result<ScsiAddress> {
-    let DiskContent::Device { number, read_only } = *content;
-    let file = blocking("open a device", move || block_device::open(number, read_only)).await?;
+    let (file, own_file, read_only) = match content {
+        DiskContent::Device { number, read_only } => {
+            let (number, read_only) = (*number, *read_only);
+            let open = move || block_device::open(number, read_only);
+            (blocking("open a device", open).await?, None, read_only)
+        }
+        DiskContent::EmptyDir(source) => {
+            let disk = empty_dir::path(source);
+            (make_disk(pod, guest, source).await?, Some(disk), false)
+        }
+    };
     let address = guest.disks.next_address()?;
     let serial = format!("volume-{}-{}", address.id, address.lun);
     let (file, address_of_disk) = (file.into(), DiskAddress::Scsi(address));
     let disk = Disk { file, read_only, discard: !read_only, address: address_of_disk, serial };
-    plug_own(pod, guest, id, disk).await?;
+    plug_own(pod, guest, id, disk, own_file).await?;
     Ok(address)
 }
 
+/// In the journal before it is there.
+async fn make_disk(pod: &Pod, guest: &Guest, source: &Path) -> Result<File> {
+    pod.journal.record(&Cleanup::EmptyDir { disk: empty_dir::path(source) })?;
+    let name = source.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let wanted = guest.empty_dirs.bytes(&name);
+    let volume = source.to_path_buf();
+    let (file, bytes) = blocking("make a disk", move || empty_dir::make(&volume, wanted)).await?;
+    hit(Step::EmptyDirMade)?;
+    info!(pod.log(), "disk of emptyDir {} made", name; "mib" => bytes >> 20);
+    Ok(file)
+}
+
 /// Plugs a disk that is the container's own until another owner is found.
-pub(super) async fn plug_own(pod: &Pod, guest: &Arc<Guest>, id: &ContainerId, disk: Disk) -> Result<()> {
+pub(super) async fn plug_own(
+    pod: &Pod,
+    guest: &Arc<Guest>,
+    id: &ContainerId,
+    disk: Disk,
+    file: Option<PathBuf>,
+) -> Result<()> {
     let address = disk.address;
     if let Some(container) = pod.lock().containers.get_mut(id) {
-        container.own_disks.push(address);
+        container.own_disks.push(OwnDisk { address, file: file.clone() });
     }
     let vm = Arc::clone(&guest.vm);
     let plugging = async move { vm.plug(&disk).await };
     let plugged = begun::whole("plug a disk", plugging).await;
-    if plugged.is_err() {
+    if let Err(e) = plugged {
         disown(pod, id, address);
+        remove_file(pod, file).await;
+        return Err(e);
     }
-    plugged?;
     hit(Step::DiskPlugged)?;
     debug!(pod.log(), "disk plugged"; "step" => "disk_plugged", "disk" => %address);
     Ok(())
@@ -115,7 +160,7 @@ pub(super) async fn plug_own(pod: &Pod, guest: &Arc<Guest>, id: &ContainerId, di
 /// The disk does not go with this container.
 pub(super) fn disown(pod: &Pod, id: &ContainerId, address: DiskAddress) {
     if let Some(container) = pod.lock().containers.get_mut(id) {
-        container.own_disks.retain(|own| *own != address);
+        container.own_disks.retain(|own| own.address != address);
     }
 }
 
@@ -126,11 +171,35 @@ impl Attached {
         devices.iter().filter_map(found).collect()
     }
 
+    /// Gives the container's emptyDirs the storages that they are kept on.
+    pub(crate) fn place_empty_dirs(
+        &self,
+        guest: &Guest,
+        sandbox: &SandboxId,
+        volumes: &mut Volumes,
+    ) -> Result<()> {
+        let on_disk = |dir: &EmptyDir, is_encrypted| {
+            let disk = self.0.get(&DiskContent::EmptyDir(dir.source.clone()))?;
+            Some(storage::disk_volume(disk.address, dir.gid, is_encrypted))
+        };
+        volumes.place_empty_dirs(|dir| match guest.empty_dirs.mode {
+            EmptyDirMode::BlockEncrypted => on_disk(dir, true),
+            EmptyDirMode::BlockPlain => on_disk(dir, false),
+            EmptyDirMode::GuestLocal => Some(storage::local_volume(sandbox, &dir.name, dir.gid)),
+        })
+    }
+
     /// The guest's error about a container with these disks: one that did not appear is named as the host knows it.
     pub(crate) fn explain(&self, e: Error) -> Error {
         // The end of the name that the agent waits for: 0:0:<target>:<unit>/block/<name>.
         let is_about = |disk: &&AttachedDisk| e.message().contains(&format!("/0:0:{}/block", disk.address));
+        // By reading: without a Confidential Data Hub the agent takes the disk for mounted.
+        let is_missing = e.message().contains("ENOENT") || e.message().contains("No such file or directory");
         match self.0.values().find(is_about) {
+            None if is_missing && self.0.values().any(|disk| disk.is_encrypted) => e.context(
+                "encrypted emptyDirs need a Confidential Data Hub in the guest (if it has none, set \
+                 volumes.empty_dir = \"block-plain\")",
+            ),
             None => e,
             Some(disk) => {
                 let what = format!("{} (scsi {}): did not appear in the guest", disk.what, disk.address);
@@ -151,14 +220,22 @@ impl Attached {
 /// Unplugs what only this container used, after it was removed from the guest.
 pub(super) async fn release(pod: &Pod, guest: &Guest, id: &ContainerId) {
     let own = pod.lock().containers.get_mut(id).map(|container| std::mem::take(&mut container.own_disks));
-    for address in own.into_iter().flatten() {
+    for OwnDisk { address, file } in own.into_iter().flatten() {
         unplug(pod, guest, id, address).await;
+        remove_file(pod, file).await;
     }
     for content in guest.disks.of(id) {
         let _turn = guest.disks.turn(&content).lock_owned().await;
         if let Some(address) = guest.disks.leave(&content, id) {
             unplug(pod, guest, id, DiskAddress::Scsi(address)).await;
         }
+    }
+}
+
+async fn remove_file(pod: &Pod, file: Option<PathBuf>) {
+    let Some(file) = file else { return };
+    if let Err(e) = blocking("remove a disk", move || empty_dir::remove(&file)).await {
+        warn!(pod.log(), "{}", e);
     }
 }
 

@@ -152,7 +152,7 @@ async fn plug(pod: &Pod, guest: &Arc<Guest>, id: &ContainerId, disk: &RootfsDisk
     let mount = guest.next_mount();
     let (file, read_only, serial) = (disk.file()?, disk.read_only(), mount.clone());
     let disk = Disk { file, read_only, discard: false, address: DiskAddress::Ccw(devno), serial };
-    plug_own(pod, guest, id, disk).await.context("root file system")?;
+    plug_own(pod, guest, id, disk, None).await.context("root file system")?;
     Ok(Layer { mount, devno })
 }
 

@@ -66,7 +66,9 @@ pub(crate) fn load_modules(list: &str) -> bool {
 
 fn load(path: &str) -> std::io::Result<()> {
     let file = File::open(path)?;
-    match finit_module(file.as_fd(), c"", ModuleInitFlags::empty()) {
+    // As sealed images are started: the agent alone looks for disks, each at its address.
+    let parameters = if path.ends_with("/scsi_mod.ko") { c"scan=none" } else { c"" };
+    match finit_module(file.as_fd(), parameters, ModuleInitFlags::empty()) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(e) => Err(e.into()),
     }

@@ -4,9 +4,15 @@
 
 use std::collections::HashMap;
 
+use base64::Engine;
+
+use crate::format;
 use crate::guest_pull;
-use crate::messages::agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, Storage};
+use crate::messages::agent::{
+    CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, FSGroup, Storage,
+};
 use crate::messages::oci::{Linux, Process, Spec};
+use crate::messages::types::FSGroupChangePolicy;
 use crate::sysctl;
 
 /// All guest paths of the protocol are below it.
@@ -19,6 +25,9 @@ const NETWORK_NAMESPACE: &str = "nerdctl/network-namespace";
 pub(crate) const CRI_TYPES: [&str; 2] =
     ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 const SHM_OPTIONS: [&str; 4] = ["noexec", "nosuid", "nodev", "mode=1777"];
+
+/// Where disks of volumes are mounted.
+const DISKS: &str = "/run/kata-containers/sandbox/storage/";
 
 type Checked = Result<(), String>;
 
@@ -73,11 +82,27 @@ pub(crate) fn container(req: &CreateContainerRequest, seccomp: bool) -> Checked 
     for s in &req.storages {
         storage(s, id)?;
     }
+    let mut names: Vec<_> = req.devices.iter().map(|device| &device.container_path).collect();
+    names.sort_unstable();
+    refuse("two devices have one container_path", names.windows(2).any(|pair| pair[0] == pair[1]))?;
     rootfs(&req.storages)?;
     let spec = req.OCI.as_ref().ok_or("CreateContainer without a spec")?;
     self::spec(spec, id)?;
     refuse("seccomp is set: policies refuse it", spec.Linux.Seccomp.is_some() && !seccomp)?;
+    for m in &spec.Mounts {
+        let from = &m.source;
+        let of_call =
+            req.storages.iter().any(|s| s.driver == "scsi" && s.mount_point == *from && m.type_ == "bind");
+        refuse(
+            format!("mount {:?}: {from} is not the mount point of a storage of the call", m.destination),
+            from.starts_with(DISKS) && !of_call,
+        )?;
+    }
     for device in &req.devices {
+        refuse(
+            format!("device {:?}: not an address like 0:3", device.id),
+            device.type_ == "scsi" && scsi(&device.id).is_none(),
+        )?;
         let listed =
             spec.Linux.Devices.iter().any(|d| d.Path == device.container_path && "bc".contains(&d.Type));
         refuse(format!("device {}: no entry in Linux.Devices has its container_path", device.id), !listed)?;
@@ -188,6 +213,7 @@ fn storage(s: &Storage, id: &str) -> Checked {
         format!("{what}: not below {GUEST_DIR}"),
         !at.starts_with(&format!("{GUEST_DIR}/")) || has_parent(at),
     )?;
+    refuse(format!("{what}: an owner of what is no disk"), s.fs_group.is_some() && s.driver != "scsi")?;
     let own = format!("{GUEST_DIR}/{id}/");
     let disk = matches!(s.driver.as_str(), "blk-ccw" | "scsi" | "blk");
     let below = at.starts_with(&own) && *at != format!("{own}rootfs");
@@ -200,8 +226,11 @@ fn storage(s: &Storage, id: &str) -> Checked {
         s.shared && at.starts_with(&own),
     )?;
     match s.driver.as_str() {
-        "blk-ccw" => refuse(format!("{what}: not a CCW bus id like 0.0.0007"), ccw(&s.source).is_none()),
-        "scsi" => refuse(format!("{what}: not an address like 0:3"), scsi(&s.source).is_none()),
+        "blk-ccw" => {
+            refuse(format!("{what}: policies take no such option"), !s.driver_options.is_empty())?;
+            refuse(format!("{what}: not a CCW bus id like 0.0.0007"), ccw(&s.source).is_none())
+        }
+        "scsi" => volume_disk(s, &what),
         "ephemeral" => {
             let good = matches!(s.source.as_str(), "shm" | "tmpfs" | "nodev") && s.fstype == "tmpfs";
             refuse(format!("{what}: only tmpfs from shm, tmpfs or nodev"), !good)
@@ -229,6 +258,29 @@ fn storage(s: &Storage, id: &str) -> Checked {
     }
 }
 
+/// A volume's disk, with all that generated policies compare.
+fn volume_disk(s: &Storage, what: &str) -> Checked {
+    refuse(format!("{what}: not an address like 0:3"), scsi(&s.source).is_none())?;
+    let wanted = format!("{DISKS}{}", base64::engine::general_purpose::URL_SAFE.encode(&s.source));
+    refuse(format!("{what}: its mount point is not {wanted}"), s.mount_point != wanted)?;
+    refuse(format!("{what}: a volume's disk is shared"), !s.shared)?;
+    refuse(format!("{what}: only ext4 is made"), s.fstype != "ext4")?;
+    let options: Vec<&str> = s.driver_options.iter().map(String::as_str).collect();
+    let mounted: Vec<&str> = s.options.iter().map(String::as_str).collect();
+    match (options.as_slice(), mounted.as_slice()) {
+        ([format::ENCRYPT, format::CREATE], []) | ([format::CREATE], ["discard"]) => {}
+        other => {
+            return Err(format!("{what}: policies know an encrypted disk or a plain one, not {other:?}"));
+        }
+    }
+    let group = s.fs_group.as_ref();
+    let always = |group: &FSGroup| group.group_change_policy == FSGroupChangePolicy::Always.into();
+    refuse(
+        format!("{what}: its group is 0 or not for all files"),
+        group.is_some_and(|group| group.group_id == 0 || !always(group)),
+    )
+}
+
 /// `0.<ssid>.<device number>` as the kernel writes it.
 pub(crate) fn ccw(id: &str) -> Option<String> {
     let mut parts = id.split('.');
@@ -238,10 +290,12 @@ pub(crate) fn ccw(id: &str) -> Option<String> {
     (css == "0" && parts.next().is_none()).then(|| format!("0.{ssid}.{devno:04x}"))
 }
 
-/// `<id>:<lun>`.
+/// `<id>:<lun>`, digits alone.
 pub(crate) fn scsi(address: &str) -> Option<(u32, u32)> {
     let (id, lun) = address.split_once(':')?;
-    Some((id.parse().ok()?, lun.parse().ok()?))
+    let number =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    Some((number(id)?, number(lun)?))
 }
 
 pub(crate) fn exec(req: &ExecProcessRequest) -> Checked {

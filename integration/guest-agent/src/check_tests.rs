@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::messages::agent::FSGroup;
+use crate::messages::agent::{Device, FSGroup};
 use crate::messages::oci::{Hooks, LinuxCapabilities, LinuxNamespace, LinuxPids, LinuxSeccomp, Mount, Root};
 
 fn storage_of(driver: &str, source: &str, fstype: &str, mount_point: &str) -> Storage {
@@ -147,6 +147,79 @@ fn a_guest_pull_is_as_policies_want_it() {
         let refusal = container(&req, false).unwrap_err();
         assert!(refusal.contains(says), "{says:?} is not in {refusal:?}");
     }
+}
+
+fn encrypted() -> Storage {
+    let mut disk = storage_of("scsi", "0:3", "ext4", "/run/kata-containers/sandbox/storage/MDoz");
+    disk.driver_options = ["encryption_key=ephemeral", "create_filesystem"].map(str::to_owned).to_vec();
+    disk.shared = true;
+    disk
+}
+
+#[test]
+fn a_disk_of_a_volume_is_compared_whole_by_policies() {
+    let of = |change: fn(&mut Storage)| {
+        let mut disk = encrypted();
+        change(&mut disk);
+        storage(&disk, "c1")
+    };
+    assert_eq!(of(|_| ()), Ok(()));
+    assert_eq!(of(|s| s.fs_group = Some(FSGroup { group_id: 7, ..FSGroup::new() }).into()), Ok(()));
+    let plain: fn(&mut Storage) = |s| {
+        s.driver_options.remove(0);
+        s.options.push("discard".into());
+    };
+    assert_eq!(of(plain), Ok(()));
+    for (says, change) in [
+        ("not an address like 0:3", (|s| s.source = "0:+3".into()) as fn(&mut Storage)),
+        ("its mount point is not", |s| s.source = "0:4".into()),
+        ("its mount point is not", |s| s.mount_point = "/run/kata-containers/sandbox/storage/MDoz=".into()),
+        ("is shared", |s| s.shared = false),
+        ("only ext4", |s| s.fstype = "xfs".into()),
+        ("an encrypted disk or a plain one", |s| s.driver_options.reverse()),
+        ("an encrypted disk or a plain one", |s| s.options.push("discard".into())),
+        ("an encrypted disk or a plain one", |s| s.driver_options.clear()),
+        ("its group is 0", |s| s.fs_group = Some(FSGroup::new()).into()),
+        ("an owner of what is no disk", |s| {
+            *s = storage_of("local", "local", "local", "/run/kata-containers/x");
+            s.fs_group = Some(FSGroup::new()).into();
+        }),
+    ] {
+        let refusal = of(change).unwrap_err();
+        assert!(refusal.contains(says), "{says:?} is not in {refusal:?}");
+    }
+    let mut req = good();
+    let mount = Mount {
+        destination: "/cache".into(),
+        type_: "bind".into(),
+        source: encrypted().mount_point,
+        ..Default::default()
+    };
+    req.OCI.as_mut().unwrap().Mounts.push(mount);
+    assert!(container(&req, false).unwrap_err().contains("is not the mount point of a storage of the call"));
+    req.storages.push(encrypted());
+    assert_eq!(container(&req, false), Ok(()));
+}
+
+#[test]
+fn devices_have_addresses_and_names_of_their_own() {
+    let mut req = good();
+    let listed =
+        crate::messages::oci::LinuxDevice { Path: "/dev/x".into(), Type: "b".into(), ..Default::default() };
+    linux_of(&mut req).Devices.push(listed);
+    let device = Device {
+        type_: "scsi".into(),
+        id: "0:3".into(),
+        container_path: "/dev/x".into(),
+        ..Default::default()
+    };
+    req.devices.push(device.clone());
+    assert_eq!(container(&req, false), Ok(()));
+    req.devices.push(device);
+    assert!(container(&req, false).unwrap_err().contains("two devices have one container_path"));
+    req.devices.truncate(1);
+    req.devices[0].id = "0".into();
+    assert!(container(&req, false).unwrap_err().contains("not an address like 0:3"));
 }
 
 #[test]

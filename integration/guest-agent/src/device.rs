@@ -50,7 +50,14 @@ impl Devices {
             }
         };
         let name = found.ok_or_else(|| {
-            internal(format!("Timeout after 3s waiting for uevent: no {driver} disk {address}"))
+            // In the real agent's words: hosts look for the address.
+            let matcher = match (driver, check::scsi(address)) {
+                ("scsi", Some((id, lun))) => {
+                    format!("ScsiBlockMatcher {{ search: \"/0:0:{id}:{lun}/block/\" }}")
+                }
+                _ => format!("no {driver} disk {address}"),
+            };
+            internal(format!("Timeout after 3s waiting for uevent {matcher}"))
         })?;
         Ok(PathBuf::from("/dev").join(name))
     }

@@ -16,6 +16,7 @@ mod device;
 mod environment;
 mod exec_gate;
 mod failure;
+mod format;
 mod guest_pull;
 mod image;
 mod interpose;

@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::boot;
 use crate::environment::Environment;
 use crate::failure::{Result, Trying, internal};
+use crate::format;
 use crate::messages::agent::Storage;
 
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
@@ -62,19 +63,15 @@ impl Storages {
 }
 
 async fn make(environment: &Environment, s: &Storage) -> Result<()> {
-    if s.fs_group.is_some() {
-        return Err(internal("fs_group is not implemented by the test agent"));
-    }
     let what = format!("storage {} {:?} at {:?}", s.driver, s.source, s.mount_point);
     let target = environment.path(&s.mount_point);
     fs::create_dir_all(&target).trying(&what)?;
     match s.driver.as_str() {
         "blk-ccw" | "scsi" => {
-            if let Some(option) = s.driver_options.first() {
-                return Err(internal(format!("{what}: {option} is not implemented by the test agent")));
-            }
             let disk = environment.devices().disk(&s.driver, &s.source).await?;
-            environment.mount(&disk, &target, &s.fstype, &s.options).trying(&what)
+            let disk = if environment.is_guest() { format::prepare(s, disk).await? } else { disk };
+            environment.mount(&disk, &target, &s.fstype, &s.options).trying(&what)?;
+            s.fs_group.as_ref().map_or(Ok(()), |group| format::own(&target, group.group_id)).trying(&what)
         }
         "overlayfs" => overlay(environment, s, &target).trying(&what),
         // The real agent drops the mount options of a tmpfs as well.

@@ -1,0 +1,111 @@
+//! What a disk's storage asks for before it is mounted: encryption with a key that nobody keeps, a new file system;
+//! and after: an owner. Programs and options are those of real guests.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::boot;
+use crate::failure::{Result, Trying, internal};
+use crate::messages::agent::Storage;
+
+pub(crate) const CREATE: &str = "create_filesystem";
+pub(crate) const ENCRYPT: &str = "encryption_key=ephemeral";
+
+/// The file of a header that is not on the disk: sparse, in memory.
+const HEADER_BYTES: u64 = 16 << 20;
+
+/// Makes the disk ready in a guest and returns what is to be mounted.
+pub(crate) async fn prepare(s: &Storage, disk: PathBuf) -> Result<PathBuf> {
+    let has = |option: &str| s.driver_options.iter().any(|given| given == option);
+    let (encrypts, creates) = (has(ENCRYPT), has(CREATE));
+    let work = move || {
+        let disk = if encrypts { encrypt(&disk)? } else { disk };
+        if creates {
+            make_file_system(&disk)?;
+        }
+        Ok(disk)
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(internal(format!("the agent failed: {e}"))))
+}
+
+fn make_file_system(disk: &Path) -> Result<()> {
+    boot::load_modules("ext4"); // what mkfs leaves to the kernel depends on it
+    run(Command::new("mkfs.ext4")
+        .args(["-F", "-q", "-O", "^has_journal", "-m", "0", "-i", "163840", "-I", "128"])
+        .arg(disk))
+}
+
+/// Each sector has its sum; a header in memory and a key that is forgotten with it.
+fn encrypt(disk: &Path) -> Result<PathBuf> {
+    boot::load_modules("crypt");
+    let name = disk.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = Path::new("/run/encrypted").join(&name);
+    fs::create_dir_all(&folder).trying(folder.display())?;
+    let (header, key) = (folder.join("header"), folder.join("key"));
+    File::create(&header).and_then(|file| file.set_len(HEADER_BYTES)).trying(header.display())?;
+    let mut bytes = [0; 64];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).trying("a key")?;
+    fs::write(&key, bytes).trying(key.display())?;
+    let common = |action: &str| {
+        let mut command = Command::new("cryptsetup");
+        command.args(["--batch-mode", "--disable-locks", "--type", "luks2", "--key-file"]).arg(&key);
+        command.arg("--header").arg(&header).arg(action).arg(disk);
+        command
+    };
+    let made = run(common("luksFormat")
+        .args(["--cipher", "aes-xts-plain64", "--sector-size", "4096", "--integrity", "hmac-sha256"])
+        .args(["--integrity-no-wipe", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]));
+    let made = made.and_then(|()| run(common("open").arg(&name).arg("--integrity-no-journal")));
+    fs::remove_file(&key).ok();
+    made.map(|()| Path::new("/dev/mapper").join(name))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().trying(&program)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    Err(internal(format!("{program}: {}: {}", output.status, String::from_utf8_lossy(&said).trim())))
+}
+
+/// Gives everything to a group, and what is made in it later.
+pub(crate) fn own(target: &Path, group: u32) -> std::io::Result<()> {
+    let meta = fs::symlink_metadata(target)?;
+    chown(target, None, Some(group))?;
+    if !meta.is_dir() {
+        let mode = meta.mode() & 0o7777 | 0o660;
+        return fs::set_permissions(target, fs::Permissions::from_mode(mode));
+    }
+    fs::set_permissions(target, fs::Permissions::from_mode(meta.mode() & 0o7777 | 0o2770))?;
+    for entry in fs::read_dir(target)?.flatten().filter(|entry| !entry.path().is_symlink()) {
+        own(&entry.path(), group)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_group_owns_all_that_is_there_and_what_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        fs::write(dir.path().join("folder/file"), "").unwrap();
+        let group = fs::metadata(dir.path()).unwrap().gid();
+        own(dir.path(), group).unwrap();
+        let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().mode() & 0o7777;
+        assert_eq!(
+            (mode("") & 0o2770, mode("folder") & 0o2770, mode("folder/file") & 0o660),
+            (0o2770, 0o2770, 0o660)
+        );
+    }
+}
