@@ -77,6 +77,7 @@ pub mod test_api {
     pub use crate::plan::overhead::{HOST_MIB, overhead};
     pub use crate::plan::vm::{DiskPlan, VmPlan, VsockPlan};
     pub use crate::qemu::args::args;
+    pub use crate::task::publish::{Courier, Outcome, Published};
 
     /// The configuration of a node.
     pub mod config {

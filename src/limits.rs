@@ -347,6 +347,8 @@ pub(crate) mod stdio {
 
 /// Volumes that are copied into the guest, and those that are disks.
 pub(crate) mod volumes {
+    use std::time::Duration;
+
     /// Raw block volumes of one container: a pod has a few, a privileged container all devices of its host.
     pub(crate) const BLOCK_DEVICES: usize = 256;
 
@@ -367,8 +369,29 @@ pub(crate) mod volumes {
     /// Bytes sent with one CopyFile: a message of ttrpc ends at 4 MiB.
     pub(crate) const COPY_PIECE: usize = 1 << 20;
 
-    /// A file that changes while it is copied is begun again this often.
+    /// A file that changes while it is copied is begun again this often, and so is a volume.
     pub(crate) const COPY_TRIES: u32 = 3;
+
+    /// Files and folders of one pod that are watched: its containers have some ten each.
+    pub(crate) const WATCHES: usize = 1024;
+
+    /// A volume is looked at when nothing in it has changed for so long, at most so long after its first change: the
+    /// kubelet's own update takes some milliseconds.
+    pub(crate) const SETTLING: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+    /// Pause between two updates of a volume, at least so long and so many times as long as the last one took: updates
+    /// never take more than a fifth of the pod's time.
+    pub(crate) const UPDATE_PAUSE: (Duration, u32) = (Duration::from_millis(250), 4);
+
+    /// Old revisions of a volume that are kept whole in the guest: a reader may still be in the one before.
+    pub(crate) const WHOLE_REVISIONS: usize = 2;
+
+    /// The same while the guest does not remove them; then no more are sent.
+    pub(crate) const STUCK_REVISIONS: usize = 32;
+
+    /// Revisions of a volume in one container: an empty file of the guest's memory stays of each. A service account's
+    /// token has some ten thousand in a year.
+    pub(crate) const REVISIONS: usize = 20_000;
 }
 
 /// The shim's commands, its server and its events.

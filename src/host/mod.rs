@@ -42,3 +42,4 @@ pub(crate) mod tap;
 pub(crate) mod tasks;
 pub(crate) mod volume;
 pub(crate) mod vsock;
+pub(crate) mod watch;

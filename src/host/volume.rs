@@ -5,6 +5,7 @@
 //! may be chosen by the pod's author: each element is opened beneath the folder without following any
 //! link, examined through its descriptor, and only regular files are read.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -22,7 +23,11 @@ use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use crate::error::{Code, Context, Error, Result};
 use crate::host::files::open_error;
 use crate::limits;
+use crate::oci::tree::{Entry, Node};
 use crate::oci::volume::{EMPTY_DIR_PLUGIN, SourceKind};
+
+/// With this the text of a sealed secret begins, which the agent replaces when it creates a container.
+const SEALED: &[u8] = b"sealed.";
 
 /// What is left of the bounds for one container's volumes together.
 #[derive(Clone, Copy, Debug)]
@@ -35,26 +40,6 @@ impl Default for Budget {
     fn default() -> Self {
         Self { bytes: limits::volumes::COPIED_BYTES, entries: limits::volumes::COPIED_ENTRIES }
     }
-}
-
-/// One thing to make in the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// Below the volume; empty for the volume itself.
-    pub path: PathBuf,
-    pub node: Node,
-    /// Permission bits (07777) with the file's type.
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Node {
-    Directory,
-    File,
-    /// A link with its text, which means something in the container only.
-    Link(Vec<u8>),
 }
 
 /// A volume that was listed: folders come before their content.
@@ -293,6 +278,26 @@ impl Volume {
             return Err(too_large().context(path.display()));
         }
         Ok(meta.is_file().then_some((opened, meta.len())))
+    }
+
+    /// It is a file alone.
+    pub(crate) fn is_file(&self) -> bool {
+        self.entries.first().is_some_and(|entry| entry.node == Node::File)
+    }
+
+    /// The files in this folder whose text begins as that of a sealed secret.
+    pub(crate) fn sealed(&self, folder: &Path) -> Result<BTreeSet<PathBuf>> {
+        let files = self.entries.iter().filter(|e| e.node == Node::File && e.path.parent() == Some(folder));
+        let mut sealed = BTreeSet::new();
+        for entry in files {
+            let Some((mut file, _)) = self.open(&entry.path, u64::MAX)? else { continue };
+            let begin = read_piece(&mut file, SEALED.len() as u64)
+                .with_context(|| entry.path.display().to_string())?;
+            if begin == SEALED {
+                sealed.extend(entry.path.file_name().map(PathBuf::from));
+            }
+        }
+        Ok(sealed)
     }
 
     fn open_beneath(&self, path: &Path, flags: OFlag) -> std::result::Result<OwnedFd, Errno> {

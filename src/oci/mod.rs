@@ -9,5 +9,6 @@ pub(crate) mod resources;
 pub(crate) mod role;
 pub(crate) mod spec;
 pub(crate) mod storage;
+pub(crate) mod tree;
 pub(crate) mod unsupported;
 pub(crate) mod volume;

@@ -37,6 +37,8 @@ pub(crate) struct VolumeCopy {
     pub source: PathBuf,
     /// The path in the guest.
     pub target: String,
+    /// The copy follows what the host has.
+    pub follows: bool,
 }
 
 /// A container's mounts as the guest makes them, and what must exist before.
@@ -162,9 +164,10 @@ impl Planner<'_> {
             SourceKind::Directory { in_memory, gid } if is_empty_dir(source) => {
                 self.empty_dir(mount, plain_name(source)?, in_memory, gid)
             }
-            SourceKind::File | SourceKind::Directory { .. } | SourceKind::Persistent => {
-                self.copied(mount, source)
+            SourceKind::File | SourceKind::Directory { .. } => {
+                self.copied(mount, source, !is_written_by_the_container(mount))
             }
+            SourceKind::Persistent => self.copied(mount, source, false),
         }
     }
 
@@ -194,7 +197,7 @@ impl Planner<'_> {
         mount.clone()
     }
 
-    fn copied(&mut self, mount: &Mount, source: &Path) -> Result<Mount> {
+    fn copied(&mut self, mount: &Mount, source: &Path, follows: bool) -> Result<Mount> {
         let copies = &mut self.volumes.copies;
         if copies.len() >= limits::volumes::COPIED_VOLUMES {
             return Err(Error::invalid(format!(
@@ -206,7 +209,7 @@ impl Planner<'_> {
         let name = plain_name(mount.destination())?;
         let target = format!("{SHARED_DIR}/{}-{number:016x}-{name}", self.id);
         let mount = bound(mount, "bind", &target, None);
-        copies.push(VolumeCopy { source: source.to_owned(), target });
+        copies.push(VolumeCopy { source: source.to_owned(), target, follows });
         Ok(mount)
     }
 }
@@ -224,6 +227,11 @@ fn bound(mount: &Mount, typ: &str, source: &str, options: Option<Vec<String>>) -
 
 fn options(mount: &Mount) -> &[String] {
     mount.options().as_deref().unwrap_or_default()
+}
+
+/// The file of the termination message, at Kubernetes' own place: the host has nothing to say in it.
+fn is_written_by_the_container(mount: &Mount) -> bool {
+    mount.destination() == Path::new("/dev/termination-log")
 }
 
 fn is_shm(mount: &Mount) -> bool {

@@ -57,6 +57,10 @@ pub(crate) struct Guest {
     /// Containers whose creation was begun in the guest and has not succeeded: the agent cannot take such an id
     /// again.
     pub(crate) unusable: Mutex<BTreeSet<ContainerId>>,
+    /// Held while a volume of one of its containers is updated.
+    pub(crate) publishing: tokio::sync::Mutex<()>,
+    /// It takes no files for running containers, which was told.
+    pub(crate) files_refused: AtomicBool,
     /// It was ended by the shim, for a reason.
     pub(crate) condemned: AtomicBool,
 }
@@ -80,6 +84,16 @@ impl Guest {
         if !ended && !self.condemned.swap(true, Ordering::Relaxed) {
             warn!(log, "killing the VM: {}", why);
             self.vm.kill_because(&why.to_string());
+        }
+    }
+
+    /// Says once that volumes are not kept up to date.
+    pub(crate) fn note_files_refused(&self, log: &Logger, e: &Error) {
+        if !self.files_refused.swap(true, Ordering::Relaxed) {
+            warn!(
+                log,
+                "this guest takes no files for running containers: their volumes stay as they are: {}", e
+            );
         }
     }
 

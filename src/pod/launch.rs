@@ -102,6 +102,8 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         images: Mutex::default(),
         mounts: AtomicU32::new(0),
         unusable: Mutex::default(),
+        publishing: tokio::sync::Mutex::default(),
+        files_refused: AtomicBool::new(false),
         condemned: AtomicBool::new(false),
     })
 }

@@ -40,6 +40,7 @@ use tokio::sync::Notify;
 use crate::error::{Error, Result};
 use crate::host::log::LevelSwitch;
 use crate::host::shim_cgroup::OriginalCgroup;
+use crate::host::watch::Watches;
 use crate::ids::{Namespace, PodKey, ProcessId, SandboxId};
 use crate::lifecycle::process::{Emit, Input, Phase};
 use crate::lifecycle::vm::VmPhase;
@@ -74,6 +75,8 @@ pub(crate) struct Pod {
     pub events: EventQueue,
     /// Notified when a container is no longer known.
     pub(crate) container_removed: Notify,
+    /// Watches of its containers' volumes.
+    pub(crate) watches: Watches,
     /// The way out of the shim's own cgroup, while it is in it.
     pub(crate) original_cgroup: Arc<Mutex<Option<OriginalCgroup>>>,
     state: Mutex<State>,
@@ -88,6 +91,7 @@ impl Pod {
             journal,
             events: EventQueue::default(),
             container_removed: Notify::new(),
+            watches: Watches::default(),
             original_cgroup: Arc::default(),
             state: Mutex::default(),
         }))
@@ -177,6 +181,9 @@ impl Pod {
             // After the event: a caller that waits for the end may delete at once.
             if let Ok(process) = state.process_mut(id) {
                 process.set_exit(Exit { status, at });
+            }
+            if id.exec.is_none() {
+                state.end_updates(&id.container);
             }
         }
     }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::error::{Error, Result};
 use crate::host::layer_room::Room;
+use crate::host::tasks::Group;
 use crate::ids::{ContainerId, ExecId, ProcessId, SandboxId};
 use crate::lifecycle::process::{self, Emit, Input, Kind, Phase};
 use crate::lifecycle::vm::{self, VmInput, VmPhase};
@@ -78,6 +79,8 @@ pub(crate) struct Container {
     pub(crate) cpus: CpuList,
     /// A caller asked for its end by KILL.
     pub(crate) kill_asked: bool,
+    /// What keeps its volumes up to date.
+    pub(crate) updates: Option<Group>,
     /// How often the guest's OOM killer hit it.
     pub(crate) oom: watch::Sender<u64>,
     /// True asks a running Create to stop and undo itself.
@@ -135,6 +138,13 @@ impl State {
         match &id.exec {
             None => Ok(&mut container.init),
             Some(exec) => container.execs.get_mut(exec).ok_or_else(|| no_process(id)),
+        }
+    }
+
+    /// Nobody reads the container's volumes any more. Who frees it waits for an update that runs.
+    pub(crate) fn end_updates(&self, id: &ContainerId) {
+        if let Some(updates) = self.containers.get(id).and_then(|container| container.updates.as_ref()) {
+            updates.stop();
         }
     }
 
@@ -222,6 +232,7 @@ impl Container {
             room: None,
             cpus,
             kill_asked: false,
+            updates: None,
             oom: watch::Sender::new(0),
             cancel: watch::Sender::new(false),
         }

@@ -125,7 +125,7 @@ impl Pod {
             Role::Single | Role::Sandbox => self.boot(request, bundle).await?,
         };
         hit(Step::LayersPacked)?;
-        volumes::copy(self.log(), &guest, &volumes.copies).await?;
+        let copied = self.copy_volumes(&guest, &request.id, &volumes.copies).await?;
         hit(Step::VolumesCopied)?;
         let shared_pid = self.shares_pids(&request.id, bundle);
         let (guest, id) = (&guest, &request.id);
@@ -156,6 +156,7 @@ impl Pod {
             }
         }
         disks.keep(self, guest, id);
+        self.keep_volumes(guest, id, copied)?;
         hit(Step::ContainerMade)
     }
 

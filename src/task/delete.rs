@@ -59,6 +59,7 @@ impl Pod {
 
     /// Removes a container from the guest, whatever of it was made there, and unplugs its disks.
     pub(super) async fn free_in_guest(&self, guest: &Guest, id: &ContainerId) -> Result<()> {
+        self.end_updates(id).await;
         if guest.vm.gone().borrow().is_some() {
             return Ok(());
         }

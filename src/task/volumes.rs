@@ -1,24 +1,23 @@
-//! A container's volumes on their way into the guest: what the host has is looked at, and copied once,
-//! before the container is created. Later changes of either side are not carried over.
+//! A container's volumes on their way into the guest: what the host has is looked at, and copied before the container
+//! is created. What is copied follows the host from then on (`task::updates`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use slog::{Logger, debug, warn};
+use slog::{debug, warn};
 use tokio::time::timeout;
 
-use crate::agent::calls::FilePiece;
-use crate::agent::client::Agent;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::host::begun::blocking;
 use crate::host::files;
-use crate::host::volume::{Budget, Entry, Node, Volume, kind, read_piece};
+use crate::host::volume::kind;
+use crate::host::watch::Watch;
 use crate::ids::ContainerId;
-use crate::limits;
 use crate::oci::spec::Bundle;
 use crate::oci::volume::{self, VolumeCopy, Volumes};
+use crate::pod::Pod;
 use crate::pod::guest::Guest;
+use crate::task::publish::{Courier, Published};
 
 /// Looks at what the mounts name on the host and decides how each comes into the guest.
 pub(crate) async fn place(bundle: &Bundle, id: &ContainerId) -> Result<Volumes> {
@@ -31,111 +30,59 @@ pub(crate) async fn place(bundle: &Bundle, id: &ContainerId) -> Result<Volumes> 
     volume::decide(bundle, id, &kinds, unique)
 }
 
-/// Copies files and folders into the guest, in the time a container's creation may take and one call
-/// more: a call that hangs is reported as such.
-pub(crate) async fn copy(log: &Logger, guest: &Guest, copies: &[VolumeCopy]) -> Result<()> {
-    let limit = guest.config.agent.create_timeout + guest.config.agent.call_timeout;
-    let all = async {
-        let mut budget = Budget::default();
-        let mut left = limits::volumes::COPIED_BYTES;
-        for copied in copies {
-            budget = copy_one(log, &guest.agent, copied, budget, &mut left).await?;
-        }
-        Ok(())
-    };
-    timeout(limit, all).await.unwrap_or_else(|_| {
-        Err(Error::deadline(format!(
-            "volumes: not copied into the guest within {} s (agent.create_timeout_s and agent.call_timeout_s)",
-            limit.as_secs()
-        )))
-    })
+/// A volume that the guest has, and the watch of the host's if it is to follow that.
+#[derive(Debug)]
+pub(super) struct Copied {
+    pub(super) published: Published,
+    pub(super) watch: Option<Watch>,
 }
 
-/// `left`: how much content may still be read, whatever the listing said.
-async fn copy_one(
-    log: &Logger,
-    agent: &Agent,
-    copied: &VolumeCopy,
-    mut budget: Budget,
-    left: &mut u64,
-) -> Result<Budget> {
-    let source = copied.source.clone();
-    let (volume, budget) = blocking("list volume", move || {
-        let volume = Volume::list(&source, &mut budget)?;
-        Ok((Arc::new(volume), budget))
-    })
-    .await?;
-    for entry in &volume.entries {
-        let sent = send(agent, &volume, entry, &copied.target, left).await;
-        sent.with_context(|| format!("volume {}", copied.source.join(&entry.path).display()))?;
-    }
-    if volume.skipped > 0 {
-        warn!(log, "volume {}: left out what has no content to copy", copied.source.display();
-            "sockets_fifos_devices" => volume.skipped);
-    }
-    debug!(log, "volume copied"; "source" => %copied.source.display(), "files" => volume.entries.len());
-    Ok(budget)
-}
-
-async fn send(
-    agent: &Agent,
-    volume: &Arc<Volume>,
-    entry: &Entry,
-    target: &str,
-    left: &mut u64,
-) -> Result<()> {
-    let mut path = target.to_owned();
-    if !entry.path.as_os_str().is_empty() {
-        let below = entry.path.to_str().ok_or_else(|| Error::invalid("its name is not UTF-8"))?;
-        path = format!("{target}/{below}");
-    }
-    let piece = FilePiece { path, mode: entry.mode, uid: entry.uid, gid: entry.gid, ..FilePiece::default() };
-    match &entry.node {
-        Node::Directory => agent.copy_file(piece).await,
-        Node::Link(text) => {
-            let (size, data) = (text.len() as u64, text.clone());
-            agent.copy_file(FilePiece { size, data, ..piece }).await
-        }
-        Node::File => {
-            for _ in 0..limits::volumes::COPY_TRIES {
-                if send_file(agent, volume, entry, &piece, left).await? {
-                    return Ok(());
-                }
+impl Pod {
+    /// Copies files and folders into the guest, in the time a container's creation may take and one call
+    /// more: a call that hangs is reported as such.
+    pub(super) async fn copy_volumes(
+        &self,
+        guest: &Guest,
+        id: &ContainerId,
+        copies: &[VolumeCopy],
+    ) -> Result<Vec<Copied>> {
+        let limit = guest.config.agent.create_timeout + guest.config.agent.call_timeout;
+        let all = async {
+            let mut courier = Courier::new(&guest.agent);
+            let mut copied = Vec::new();
+            for copy in copies {
+                copied.push(self.copy_volume(&mut courier, id, copy).await?);
             }
-            Err(Error::unavailable("it changes all the time while it is copied"))
-        }
-    }
-}
-
-/// One try from the file's beginning; false when it became shorter on the way. Gone is sent as done.
-async fn send_file(
-    agent: &Agent,
-    volume: &Arc<Volume>,
-    entry: &Entry,
-    piece: &FilePiece,
-    left: &mut u64,
-) -> Result<bool> {
-    let (listed, path, most) = (Arc::clone(volume), entry.path.clone(), *left);
-    let Some((mut file, size)) = blocking("open file", move || listed.open(&path, most)).await? else {
-        return Ok(true);
-    };
-    let mut offset = 0;
-    loop {
-        let read = move || {
-            let data = read_piece(&mut file, size - offset)?;
-            Ok((file, data))
+            Ok(copied)
         };
-        let (same, data) = blocking("read file", read).await?;
-        file = same;
-        let length = data.len() as u64;
-        if length == 0 && offset < size {
-            return Ok(false);
+        timeout(limit, all).await.unwrap_or_else(|_| {
+            Err(Error::deadline(format!(
+                "volumes: not copied into the guest within {} s (agent.create_timeout_s and agent.call_timeout_s)",
+                limit.as_secs()
+            )))
+        })
+    }
+
+    async fn copy_volume(
+        &self,
+        courier: &mut Courier<'_>,
+        id: &ContainerId,
+        copy: &VolumeCopy,
+    ) -> Result<Copied> {
+        // Before it is read: a change meanwhile is published when the container is made.
+        let watch = copy.follows.then(|| self.watches.add(&copy.source)).transpose();
+        let watch = watch.unwrap_or_else(|e| {
+            warn!(self.log(), "volume {} of {} stays as it is now: {}", copy.source.display(), id, e);
+            None
+        });
+        let mut published = Published::new(copy.source.clone(), copy.target.clone());
+        let outcome = published.publish(courier).await?;
+        if published.skipped() > 0 {
+            warn!(self.log(), "volume {}: left out what has no content to copy", copy.source.display();
+                "sockets_fifos_devices" => published.skipped());
         }
-        agent.copy_file(FilePiece { size, offset, data, ..piece.clone() }).await?;
-        offset += length;
-        if offset >= size {
-            *left -= size;
-            return Ok(true);
-        }
+        debug!(self.log(), "volume copied"; "source" => %copy.source.display(), "files" => outcome.sent);
+        let watch = watch.filter(|_| published.can_change());
+        Ok(Copied { published, watch })
     }
 }

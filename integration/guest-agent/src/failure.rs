@@ -19,6 +19,11 @@ pub(crate) fn invalid(text: impl Into<String>) -> Error {
     with(Code::INVALID_ARGUMENT, text)
 }
 
+/// What a policy does not allow.
+pub(crate) fn denied(text: impl Into<String>) -> Error {
+    with(Code::PERMISSION_DENIED, text)
+}
+
 /// A process that is not known (any more).
 pub(crate) fn no_process() -> Error {
     with(Code::NOT_FOUND, "InvalidExecId")

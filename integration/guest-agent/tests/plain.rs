@@ -332,20 +332,24 @@ async fn a_shared_layer_stays_mounted_without_users() {
     agent.run(&container("c2", process(&["true"]))).await.unwrap();
 }
 
-#[tokio::test]
-async fn files_are_copied_in_pieces_below_one_folder() {
-    let host = Host::start();
-    let agent = host.sandbox().await;
-    let base = "/run/kata-containers/shared/containers/v-0123456789abcdef";
-    let file = |name: &str, mode: u32, size: i64, offset: i64, data: &str| pb::CopyFileRequest {
-        path: format!("{base}-{name}"),
+const SHARED: &str = "/run/kata-containers/shared/containers";
+
+fn file(name: &str, mode: u32, size: i64, offset: i64, data: &str) -> pb::CopyFileRequest {
+    pb::CopyFileRequest {
+        path: format!("{SHARED}/v-0123456789abcdef-{name}"),
         file_size: size,
         file_mode: mode,
         dir_mode: 0o40750,
         offset,
         data: data.into(),
         ..Default::default()
-    };
+    }
+}
+
+#[tokio::test]
+async fn files_are_copied_in_pieces_below_one_folder() {
+    let host = Host::start();
+    let agent = host.sandbox().await;
     for req in [
         file("hosts", 0o100_644, 10, 0, "hello"),
         file("hosts", 0o100_644, 10, 5, "world"),
@@ -357,14 +361,76 @@ async fn files_are_copied_in_pieces_below_one_folder() {
     ] {
         agent.calls.copy_file(limit(), &req).await.unwrap();
     }
-    assert_eq!(std::fs::read(host.path(&format!("{base}-hosts"))).unwrap(), b"helloworld");
-    assert_eq!(std::fs::read(host.path(&format!("{base}-cfg/key"))).unwrap(), b"one");
+    let at = |name: &str| host.path(&format!("{SHARED}/v-0123456789abcdef-{name}"));
+    assert_eq!(std::fs::read(at("hosts")).unwrap(), b"helloworld");
+    assert_eq!(std::fs::read(at("cfg/key")).unwrap(), b"one");
+    // A file takes the place of a folder with all that is in it.
+    agent.calls.copy_file(limit(), &file("cfg", 0o100_400, 0, 0, "")).await.unwrap();
+    assert_eq!(std::fs::read(at("cfg")).unwrap(), b"");
     let mut outside = file("x", 0o100_644, 1, 0, "x");
     outside.path = "/etc/x".into();
     let e = agent.calls.copy_file(limit(), &outside).await.unwrap_err();
     assert_eq!(says(&e), "removing \"/run/kata-containers/shared/containers/\" prefix from /etc/x");
     outside.path = "/run/kata-containers/shared/containers/../../../etc/x".into();
     assert!(agent.calls.copy_file(limit(), &outside).await.is_err());
+}
+
+#[tokio::test]
+async fn what_policies_refuse_of_copied_files_is_refused() {
+    let host = Host::start();
+    let agent = host.sandbox().await;
+    let named = |name: &str| pb::CopyFileRequest {
+        path: format!("{SHARED}/{name}"),
+        ..file("", 0o100_644, 0, 0, "")
+    };
+    for refused in [
+        named("v-hosts"),
+        named("0123456789abcdef-hosts"),
+        named("v-0123456789ABCDEF-hosts"),
+        file("link", 0o120_777, 3, 0, "..1"),
+        file("cfg/link", 0o120_777, 4, 0, "/etc"),
+        file("cfg/link", 0o120_777, 4, 0, "../x"),
+    ] {
+        let e = agent.calls.copy_file(limit(), &refused).await.unwrap_err();
+        assert_eq!(code(&e), 7, "{refused}: {e}");
+        assert!(says(&e).starts_with("CopyFileRequest is blocked by policy: "), "{e}");
+    }
+}
+
+#[tokio::test]
+async fn pieces_are_collected_under_a_name_that_other_files_share() {
+    let host = Host::start();
+    let agent = host.sandbox().await;
+    let at = |name: &str| host.path(&format!("{SHARED}/v-0123456789abcdef-{name}"));
+    let read = |name: &str| std::fs::read_to_string(at(name)).unwrap_or_else(|e| e.kind().to_string());
+    let send = |req: pb::CopyFileRequest| {
+        let calls = &agent.calls;
+        async move { calls.copy_file(limit(), &req).await.unwrap() }
+    };
+    send(file("a.conf", 0o100_644, 3, 0, "old")).await;
+    // The first piece of a file removes what is there.
+    send(file("a.conf", 0o100_644, 10, 0, "half")).await;
+    assert_eq!((read("a.conf").as_str(), read("a.tmp").as_str()), ("entity not found", "half"));
+    // A rest that is longer is never complete, and no one is told.
+    send(file("a.x", 0o100_644, 2, 0, "xy")).await;
+    assert_eq!((read("a.x").as_str(), read("a.tmp").as_str()), ("entity not found", "xylf"));
+    send(file("a.tmp", 0o100_644, 0, 0, "")).await;
+    send(file("a.x", 0o100_644, 2, 0, "xy")).await;
+    assert_eq!((read("a.x").as_str(), read("a.tmp").as_str()), ("xy", "entity not found"));
+    // Collected for another name, with one byte less than announced, then put in the file's place.
+    send(file("a.kse", 0o100_644, 4, 0, "new")).await;
+    assert_eq!(read("a.x"), "xy");
+    send(file("a.x", 0o100_600, 3, 3, "")).await;
+    assert_eq!((read("a.x").as_str(), read("a.tmp").as_str()), ("new", "entity not found"));
+    // What is made in a folder gives it its owner.
+    send(file("cfg", 0o40_700, 0, 0, "")).await;
+    send(pb::CopyFileRequest { uid: 1000, gid: 1001, ..file("cfg/key", 0o100_600, 1, 0, "x") }).await;
+    let owner = |name: &str| std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(at(name)).unwrap());
+    if nix::unistd::geteuid().is_root() {
+        assert_eq!(owner("cfg"), 1000);
+        send(file("cfg", 0o40_700, 0, 0, "")).await;
+        assert_eq!((owner("cfg"), owner("cfg/key")), (0, 1000));
+    }
 }
 
 #[tokio::test]
