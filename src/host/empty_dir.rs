@@ -103,7 +103,7 @@ fn room(folder: &OwnedFd) -> Result<u64> {
         ));
     }
     let all = fstatvfs(folder).context("its file system")?;
-    Ok(u64::from(all.blocks()).saturating_mul(u64::from(all.fragment_size())))
+    Ok(all.blocks().saturating_mul(all.fragment_size()))
 }
 
 /// Removes a disk that was made, or not; nothing else has this name.

@@ -79,6 +79,8 @@ pub(crate) struct Container {
     pub(crate) cpus: CpuList,
     /// A caller asked for its end by KILL.
     pub(crate) kill_asked: bool,
+    /// Paths in the guest of its copied volumes, from the moment at which their copying begins.
+    pub(crate) copied: Vec<String>,
     /// What keeps its volumes up to date.
     pub(crate) updates: Option<Group>,
     /// How often the guest's OOM killer hit it.
@@ -232,6 +234,7 @@ impl Container {
             room: None,
             cpus,
             kill_asked: false,
+            copied: Vec::new(),
             updates: None,
             oom: watch::Sender::new(0),
             cancel: watch::Sender::new(false),

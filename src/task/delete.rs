@@ -57,7 +57,7 @@ impl Pod {
         self.free_in_guest(&guest, id).await
     }
 
-    /// Removes a container from the guest, whatever of it was made there, and unplugs its disks.
+    /// Removes a container from the guest, whatever of it was made there, with its volumes, and unplugs its disks.
     pub(super) async fn free_in_guest(&self, guest: &Guest, id: &ContainerId) -> Result<()> {
         self.end_updates(id).await;
         if guest.vm.gone().borrow().is_some() {
@@ -68,6 +68,7 @@ impl Pod {
             other => other?,
         }
         hit(Step::ContainerRemoved)?;
+        self.remove_volumes(guest, id).await;
         disks::release(self, guest, id).await;
         Ok(())
     }

@@ -262,6 +262,11 @@ impl Revisions {
     }
 }
 
+/// Removes a volume from the guest: what takes its place is an empty file.
+pub(crate) async fn withdraw(agent: &Agent, target: &str) -> Result<()> {
+    agent.copy_file(empty_file(target.to_owned())).await
+}
+
 /// A file of no bytes, with which the agent replaces whatever is there.
 fn empty_file(path: String) -> FilePiece {
     FilePiece { path, mode: libc::S_IFREG | 0o400, ..FilePiece::default() }

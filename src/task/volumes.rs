@@ -17,7 +17,7 @@ use crate::oci::spec::Bundle;
 use crate::oci::volume::{self, VolumeCopy, Volumes};
 use crate::pod::Pod;
 use crate::pod::guest::Guest;
-use crate::task::publish::{Courier, Published};
+use crate::task::publish::{self, Courier, Published};
 
 /// Looks at what the mounts name on the host and decides how each comes into the guest.
 pub(crate) async fn place(bundle: &Bundle, id: &ContainerId) -> Result<Volumes> {
@@ -46,6 +46,9 @@ impl Pod {
         id: &ContainerId,
         copies: &[VolumeCopy],
     ) -> Result<Vec<Copied>> {
+        if let Some(container) = self.lock().containers.get_mut(id) {
+            container.copied = copies.iter().map(|copy| copy.target.clone()).collect();
+        }
         let limit = guest.config.agent.create_timeout + guest.config.agent.call_timeout;
         let all = async {
             let mut courier = Courier::new(&guest.agent);
@@ -61,6 +64,17 @@ impl Pod {
                 limit.as_secs()
             )))
         })
+    }
+
+    /// Frees the guest's memory of a container's volumes, once the container is gone there.
+    pub(super) async fn remove_volumes(&self, guest: &Guest, id: &ContainerId) {
+        let copied =
+            self.lock().containers.get_mut(id).map(|container| std::mem::take(&mut container.copied));
+        for target in copied.unwrap_or_default() {
+            if let Err(e) = publish::withdraw(&guest.agent, &target).await {
+                return debug!(self.log(), "volumes of {} stay in the guest: {}", id, e);
+            }
+        }
     }
 
     async fn copy_volume(

@@ -2,9 +2,10 @@
 //! memory, and one-line refusals of everything else.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
 
-use harness::{Bundle, Mounted, TestNode};
+use harness::{Bundle, KubeletVolume, Mounted, NO_STREAMS, TestNode, eventually};
 use serde_json::{Value, json};
 
 const SHARED: &str = "/run/kata-containers/shared/containers/";
@@ -15,7 +16,7 @@ fn with_mounts(mounts: &[Value]) -> Bundle {
     bundle
 }
 
-fn bind(destination: &str, source: &std::path::Path) -> Value {
+fn bind(destination: &str, source: &Path) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate"]})
 }
 
@@ -124,6 +125,129 @@ async fn a_folder_with_another_file_system_in_it_is_refused() {
     for mount in [recursive, alone] {
         let text = node.refused(&with_mounts(&[mount])).await;
         assert!(text.contains("inner: another file system is mounted there, which is not copied"), "{text}");
+    }
+}
+
+/// What a folder holds, in bytes, and how many files and folders there are.
+fn size(folder: &Path) -> (u64, usize) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.fold((0, 0), |(bytes, count), entry| {
+        let meta = entry.metadata().expect("metadata");
+        let (more, below) = if meta.is_dir() { size(&entry.path()) } else { (meta.len(), 0) };
+        (bytes + more, count + below + 1)
+    })
+}
+
+#[tokio::test]
+async fn many_starts_in_a_pod_leave_nothing_of_their_volumes_in_the_guest() {
+    let node = TestNode::new().await;
+    fs::create_dir_all(node.path("data/deep")).expect("folder");
+    for name in ["data/one", "data/deep/two", "hosts"] {
+        fs::write(node.path(name), vec![b'x'; 100_000]).expect("write");
+    }
+    let shim = node.running("pod", &Bundle::sh("sleep 1000").sandbox()).await;
+    let mounts = [bind("/data", &node.path("data")), bind("/etc/hosts", &node.path("hosts"))];
+    let mut bundle = Bundle::sh("true").member("pod");
+    bundle.config["mounts"].as_array_mut().expect("list").extend_from_slice(&mounts);
+    let shared = node.path("guest").join(SHARED.trim_start_matches('/'));
+    for round in 0..10 {
+        let (id, fails) = (format!("c{round}"), round % 3 == 2);
+        // Also of a container that the guest did not make, whether or not all of it was copied.
+        let call = if round == 2 { "CopyFile" } else { "CreateContainer" };
+        let rule = json!([{"call": call, "nth": 3 - 2 * u32::from(round != 2), "error": {"code": 13, "text": "no"}}]);
+        node.script(&if fails { rule } else { json!([]) });
+        let dir = node.bundle(&id, &bundle);
+        let made = shim.create(&id, &dir, NO_STREAMS).await;
+        assert_eq!(made.is_err(), fails, "{made:?}");
+        if !fails {
+            assert_eq!(size(&shared).0, 300_000);
+            shim.start(&id, "").await.expect("start");
+            shim.wait(&id, "").await.expect("wait");
+            shim.delete(&id, "").await.expect("delete");
+        }
+        assert_eq!(size(&shared), (0, 2 * (round + 1)), "empty files in the place of the volumes");
+    }
+    // A guest that does not do it costs its memory and nothing else.
+    node.script(&json!([]));
+    let dir = node.bundle("last", &bundle);
+    shim.create("last", &dir, NO_STREAMS).await.expect("create");
+    node.script(
+        &json!([{"call": "CopyFile", "skip": true, "error": {"code": 7, "text": "blocked by policy"}}]),
+    );
+    shim.delete("last", "").await.expect("delete");
+    assert_eq!(size(&shared).0, 300_000);
+    assert!(node.log().contains("volumes of last stay in the guest"));
+    node.script(&json!([]));
+    node.end(&shim, "pod").await;
+}
+
+#[tokio::test]
+async fn files_and_folders_keep_their_owners_and_modes() {
+    let node = TestNode::new().await;
+    let at = |name: &str| node.path("data").join(name);
+    fs::create_dir_all(at("private/inner")).expect("folders");
+    fs::create_dir(at("empty")).expect("folder");
+    for name in ["top", "private/key", "private/inner/deep"] {
+        fs::write(at(name), name).expect("write");
+    }
+    for (name, mode, uid, gid) in [
+        ("top", 0o644, 7, 8),
+        ("private/inner/deep", 0o400, 1000, 1001),
+        ("private/key", 0o600, 1000, 1001),
+        ("private/inner", 0o750, 5, 6),
+        ("private", 0o700, 0, 0),
+        ("empty", 0o2777, 0, 3),
+        ("", 0o751, 0, 9),
+    ] {
+        chown(at(name), Some(uid), Some(gid)).expect("chown");
+        fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+    let mut volume = KubeletVolume::new(node.path("secret"), &[("k", "1")]);
+    chown(volume.path(), Some(0), Some(2000)).expect("chown");
+    fs::set_permissions(volume.path(), fs::Permissions::from_mode(0o2750)).expect("chmod");
+    let mounts = [bind("/data", &node.path("data")), bind("/secret", volume.path())];
+    let mut bundle = Bundle::sh("sleep 1000").sandbox();
+    bundle.config["mounts"].as_array_mut().expect("list").extend_from_slice(&mounts);
+    let shim = node.running("c1", &bundle).await;
+    let requests = node.requests();
+    let [made] = of(&requests, "CreateContainer")[..] else { panic!("{requests:?}") };
+    let copies: Vec<PathBuf> = (made["OCI"]["Mounts"].as_array().expect("mounts").iter())
+        .filter_map(|mount| mount["source"].as_str().filter(|source| source.starts_with(SHARED)))
+        .map(|source| node.path("guest").join(source.trim_start_matches('/')))
+        .collect();
+    let all = |folder: &Path| {
+        let mut found = vec![];
+        owners(folder, Path::new(""), &mut found);
+        found
+    };
+    assert_eq!(all(&copies[0]), all(&node.path("data")));
+    assert_eq!(all(&copies[1]), all(volume.path()));
+    // And after an update: the folder of the volume is its own again.
+    volume.update(&[("k", "2")]);
+    eventually("the update", 5, || fs::read(copies[1].join("k")).is_ok_and(|text| text == b"2")).await;
+    let owner = |path: &Path| {
+        fs::metadata(path).map(|meta| (meta.uid(), meta.gid(), meta.mode() & 0o777)).expect("stat")
+    };
+    eventually("its owner", 5, || owner(&copies[1]) == owner(volume.path())).await;
+    node.end(&shim, "c1").await;
+}
+
+/// Path, owner, group and mode of all that is in a folder, links but by their paths. The double has not the right to
+/// set the bit that hands a folder's group down (CAP_FSETID): e2e_volumes.rs looks at that.
+fn owners(folder: &Path, below: &Path, found: &mut Vec<(PathBuf, u32, u32, u32)>) {
+    let meta = fs::symlink_metadata(folder.join(below)).expect("stat");
+    if meta.is_symlink() {
+        return found.push((below.to_owned(), 0, 0, 0));
+    }
+    found.push((below.to_owned(), meta.uid(), meta.gid(), meta.mode() & 0o777));
+    if meta.is_dir() {
+        let mut names: Vec<_> = fs::read_dir(folder.join(below))
+            .expect("list")
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        names.sort();
+        names.iter().for_each(|name| owners(folder, &below.join(name), found));
     }
 }
 
