@@ -73,6 +73,15 @@ pub(crate) mod guest_data {
     /// Its tokens, a document being one: six for each name with a text, and each takes some hundred bytes when it is
     /// parsed.
     pub(crate) const INITDATA_TOKENS: usize = 10_000;
+
+    /// A policy as the guest's agent reads it (its engine's limits: 64 KiB a line, 200,000 lines); all of it has to
+    /// fit into one message of ttrpc, which ends at 4 MiB.
+    pub(crate) const POLICY_BYTES: usize = (4 << 20) - (4 << 10);
+    pub(crate) const POLICY_LINE_BYTES: usize = 64 << 10;
+    pub(crate) const POLICY_LINES: usize = 200_000;
+
+    /// Unknown annotations that are told of one pod.
+    pub(crate) const IGNORED_ANNOTATIONS: usize = 16;
 }
 
 /// Files, locks, cgroups and networks of the host.
@@ -262,8 +271,9 @@ pub(crate) mod agent {
     /// than ours.
     pub(crate) const CALL_SLACK: Duration = Duration::from_secs(1);
 
-    /// Largest answer to a call, errors included: output of 64 KiB is the largest honest one.
-    pub(crate) const ANSWER_BYTES: u32 = 128 << 10;
+    /// Largest answer to a call: the error of a denied one is the largest honest one. It has all that the policy's
+    /// rules have printed, the request several times; 124 KiB were seen of a small container.
+    pub(crate) const ANSWER_BYTES: u32 = 512 << 10;
 
     /// Characters of one of the agent's details (version, storage drivers), and how many drivers are taken.
     pub(crate) const GUEST_DETAIL_CHARS: usize = 64;

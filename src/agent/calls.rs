@@ -51,6 +51,13 @@ pub struct FilePiece {
 }
 
 impl Agent {
+    /// Gives the agent its policy, by which every other call is then checked, this one too if it has one already.
+    pub(crate) async fn set_policy(&self, policy: &str) -> Result<()> {
+        let req = pb::SetPolicyRequest { policy: policy.to_owned(), ..Default::default() };
+        self.call(Method::SetPolicy, AgentServiceClient::set_policy, &req).await?;
+        Ok(())
+    }
+
     pub async fn update_interface(&self, interface: &InterfacePlan, devno: DevNo) -> Result<()> {
         let req = convert::interface(interface, devno);
         self.call(Method::UpdateInterface, AgentServiceClient::update_interface, &req).await?;

@@ -5,11 +5,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use slog::Logger;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use ttrpc::r#async::Client;
 use ttrpc::context::Context as Metadata;
 
+use crate::agent::denials::{self, Denials};
 use crate::agent::guard::Guard;
 use crate::agent::messages::agent_ttrpc::AgentServiceClient;
 use crate::agent::messages::health::CheckRequest;
@@ -17,7 +19,7 @@ use crate::agent::messages::health_ttrpc::HealthClient;
 use crate::agent::methods::{Limit, Method};
 use crate::agent::transport::{self, Transport};
 use crate::config::AgentConfig;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, one_line};
 use crate::lifecycle::vm::VmEnd;
 use crate::limits;
 use crate::mutex::lock;
@@ -38,6 +40,7 @@ struct Inner {
     reconnecting: tokio::sync::Mutex<()>,
     /// Notified when there is reason for a health check.
     suspected: Notify,
+    denials: Denials,
 }
 
 #[derive(Clone)]
@@ -66,10 +69,24 @@ impl Agent {
         let (client, health) = transport::connect(&transport, &guard, limit, gone.clone(), checked).await?;
         let service = Mutex::new(Connected { client, health, number: 0 });
         let reconnecting = tokio::sync::Mutex::new(());
-        let suspected = Notify::new();
+        let (suspected, denials) = (Notify::new(), Denials::default());
         Ok(Self {
-            inner: Arc::new(Inner { transport, guard, config, gone, service, reconnecting, suspected }),
+            inner: Arc::new(Inner {
+                transport,
+                guard,
+                config,
+                gone,
+                service,
+                reconnecting,
+                suspected,
+                denials,
+            }),
         })
+    }
+
+    /// From now on calls that the guest's policy denies are logged, each kind of call once.
+    pub(crate) fn log_denials(&self, log: Logger) {
+        self.inner.denials.log_to(log);
     }
 
     /// Reports that the agent seems dead: a call was not answered in time.
@@ -106,6 +123,21 @@ impl Agent {
         })
     }
 
+    /// The agent's version, which no policy keeps: one bounded line.
+    pub(crate) async fn version(&self) -> Result<String> {
+        let limit = self.inner.config.call_timeout;
+        let connected = self.current();
+        let context = ttrpc::context::with_timeout(0);
+        let answer = timeout(limit, connected.health.version(context, &CheckRequest::new())).await;
+        let answer = answer.unwrap_or_else(|_| {
+            Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
+        });
+        let answer = answer.map_err(|e| translate(e, Some(limit)).context("agent Version"))?;
+        Ok(one_line(
+            &answer.agent_version.chars().take(limits::agent::GUEST_DETAIL_CHARS).collect::<String>(),
+        ))
+    }
+
     /// One call: ends with the answer, at its limit, or with the VM, whichever is first.
     ///
     /// A lost connection is replaced once, and the call repeated if its method allows it.
@@ -139,7 +171,12 @@ impl Agent {
         if matches!(&result, Err(e) if e.code() == Code::DeadlineExceeded) && method.limit() != Limit::Short {
             self.suspect();
         }
-        result.map_err(|e| e.context(format!("agent {}", method.name())))
+        result.map_err(|e| {
+            if e.code() == Code::PermissionDenied {
+                self.inner.denials.tell(method.name(), e.message());
+            }
+            e.context(format!("agent {}", method.name()))
+        })
     }
 
     fn limit(&self, method: Method) -> Option<Duration> {
@@ -218,6 +255,9 @@ fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
         other => return Error::unavailable(format!("the connection broke ({other})")),
     };
     let whole = status.message();
+    if let Some(denial) = denials::denial(status.code() == ttrpc::Code::PERMISSION_DENIED, whole) {
+        return Error::new(Code::PermissionDenied, denial);
+    }
     let text = whole.split("Stack backtrace:").next().unwrap_or(whole).trim();
     let text: String = text.chars().take(limits::text::FOREIGN_TEXT_BYTES / 4).collect();
     let unknown = text.to_ascii_lowercase().contains("invalid container id")
@@ -227,7 +267,6 @@ fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
     let code = match status.code() {
         _ if unknown => Code::NotFound,
         ttrpc::Code::NOT_FOUND => Code::NotFound,
-        ttrpc::Code::PERMISSION_DENIED => Code::PermissionDenied,
         ttrpc::Code::INVALID_ARGUMENT => Code::InvalidArgument,
         ttrpc::Code::DEADLINE_EXCEEDED => {
             let seconds = bound.unwrap_or_default().as_secs();
@@ -235,7 +274,6 @@ fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
         }
         ttrpc::Code::UNIMPLEMENTED => Code::Unimplemented,
         ttrpc::Code::UNAVAILABLE => Code::FailedPrecondition,
-        _ if text.contains("internal error policy check") => Code::PermissionDenied,
         _ => Code::Internal,
     };
     Error::new(code, if text.is_empty() { "failed without a message" } else { &text })
@@ -260,7 +298,7 @@ mod tests {
                 ttrpc::Code::PERMISSION_DENIED,
                 "ExecProcessRequest is blocked by policy: ",
                 Code::PermissionDenied,
-                "ExecProcessRequest is blocked by policy:",
+                "the guest's policy denies it",
             ),
             (ttrpc::Code::INTERNAL, "a\nb", Code::Internal, "a\\nb"),
             (ttrpc::Code::INTERNAL, "", Code::Internal, "failed without a message"),

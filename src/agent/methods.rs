@@ -46,6 +46,7 @@ macro_rules! methods {
 }
 
 methods! {
+    SetPolicy: Call, repeat: false;
     UpdateInterface: Call, repeat: false;
     UpdateRoutes: Call, repeat: false;
     AddARPNeighbors: Call, repeat: false;

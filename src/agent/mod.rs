@@ -3,6 +3,7 @@
 pub(crate) mod calls;
 pub(crate) mod client;
 pub(crate) mod convert;
+mod denials;
 pub(crate) mod guard;
 pub(crate) mod messages;
 mod methods;

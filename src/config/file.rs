@@ -66,6 +66,19 @@ fn setter(kind: &'static Kind, value: &DeValue<'_>) -> std::result::Result<Sette
             let path = PathBuf::from(text.as_ref());
             Box::new(|config| set(config, path))
         }
+        (Kind::OptionalPath(set), DeValue::String(text)) if text.is_empty() || is_path(text) => {
+            let path = Some(PathBuf::from(text.as_ref())).filter(|path| !path.as_os_str().is_empty());
+            Box::new(|config| set(config, path))
+        }
+        (Kind::SomeOf(words, set), DeValue::Array(items)) => {
+            let word = |item: &Spanned<DeValue<'_>>| match item.get_ref() {
+                DeValue::String(text) => words.iter().copied().find(|word| word == text),
+                _ => None,
+            };
+            let names: Option<Vec<_>> = items.iter().map(word).collect();
+            let names = names.ok_or_else(|| kind.takes())?;
+            Box::new(|config| set(config, names))
+        }
         (Kind::Paths(most, set), DeValue::Array(items)) if items.len() <= *most => {
             let paths = items.iter().map(|item| match item.get_ref() {
                 DeValue::String(text) if is_path(text) => Ok(PathBuf::from(text.as_ref())),
@@ -205,7 +218,7 @@ mod tests {
             ("qemu = 1", "unknown key \"qemu\": the keys of [qemu] are path, accelerator"),
             (
                 "[netmon.x]",
-                "unknown key \"netmon.x\": the sections are [qemu], [guest], [host], [vsock], [agent], [rootfs], [log]",
+                "unknown key \"netmon.x\": the sections are [qemu], [guest], [host], [vsock], [agent], [rootfs], [volumes], [annotations], [log]",
             ),
             ("[guest]\nvcpus = 248", "/c0.toml:2: guest.vcpus = 248: takes 1 to 247 CPUs"),
             ("[guest]\nvcpus = -1", "/c0.toml:2: guest.vcpus = -1: takes 1 to 247 CPUs"),
@@ -239,6 +252,14 @@ mod tests {
             (
                 "[guest]\nvcpus = 3\nmax_vcpus = 2",
                 "/c0.toml:3: guest.max_vcpus = 2: is less than guest.vcpus = 3",
+            ),
+            (
+                "[annotations]\nenabled = [\"hypervisor.kernel\"]",
+                "enabled = [\"hypervisor.kernel\"]: takes a list of some of \"hypervisor.default_memory\", ",
+            ),
+            (
+                "[agent]\npolicy_file = \"p\"",
+                "policy_file = \"p\": takes an absolute path in quotes, or \"\" for none",
             ),
             ("[guest]\nmemory_mib = 255", "takes 256 to 16777216 MiB"),
         ] {

@@ -17,6 +17,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use toml::de::{DeTable, DeValue};
 
+use crate::config::policy;
 use crate::error::{Context, Error, Result};
 use crate::hex::hex;
 use crate::limits;
@@ -78,7 +79,9 @@ impl Initdata {
 
     fn of_gzip(gzip: Vec<u8>) -> Result<Self> {
         let document = Document::parse(&inflate(&gzip)?)?;
-        let has_policy = document.data.contains_key(POLICY);
+        let policy = document.data.get(POLICY);
+        policy.map_or(Ok(()), |text| policy::check_lines(text)).context(POLICY)?;
+        let has_policy = policy.is_some();
         Ok(Self { gzip, digest: document.digest, has_policy })
     }
 

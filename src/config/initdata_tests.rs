@@ -112,6 +112,10 @@ fn each_fault_is_one_line_that_names_it_and_quotes_no_document() {
         (of_toml("version = \"0.1.0\"\nalgorithm = \"SHA256\"\n[data]"), "is none of"),
         (of_toml("version = \"0.1.0\"\nalgorithm = \"sha256\"\n"), "[data] is missing"),
         (of_toml("version = \"0.1.0\"\nalgorithm = \"sha256\"\ndata = \"S3CRET\""), "data is not a table"),
+        (
+            of_toml(&format!("{base}\"policy.rego\" = \"package agent_policy\\n{}\"", "#".repeat(65537))),
+            "policy.rego: line 2 has 65537 bytes, more than the 65536 that the guest's agent reads",
+        ),
         (of_toml(&format!("{base}\"aa.toml\" = 1")), "[data] \"aa.toml\" is not a text, as guests need it"),
         (
             of_toml(&format!("{base}\"aa.toml\" = \"\"\n\"aa.toml\" = \"\"")),

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{
-    Accelerator, AgentConfig, Boot, Config, EmptyDirMode, LogLevel, QemuConfig, RootfsConfig, RootfsMode,
-    VolumesConfig, VsockConfig,
+    Accelerator, AgentConfig, AnnotationsConfig, Boot, Config, EmptyDirMode, LogLevel, QemuConfig,
+    RootfsConfig, RootfsMode, Unknown, VolumesConfig, VsockConfig,
 };
 use crate::error::{Error, Result};
 
@@ -21,6 +21,9 @@ pub(crate) const FILES: &[&str] = &[
     " /etc/kata-se/config.toml, else /usr/share/kata-se/config.toml. The files config.d/*.toml next to it are read",
     " after it, sorted by name. Where a key is given more than once, the last one counts.",
 ];
+
+/// Annotations, by the names that config/annotations.rs has for them, which need the owner's permission.
+pub(super) const CAN_BE_ENABLED: &[&str] = &["hypervisor.default_memory", "hypervisor.default_vcpus"];
 
 /// One row of the table.
 pub(crate) struct Key {
@@ -38,6 +41,8 @@ pub(crate) enum Kind {
     Path(&'static str, fn(&mut Config, PathBuf)),
     /// An absolute path without a default, required where the key's rule holds; with an example.
     RequiredPath(&'static str, fn(&mut Config, PathBuf)),
+    /// An absolute path, or "" for none, the default.
+    OptionalPath(fn(&mut Config, Option<PathBuf>)),
     /// A list of at most this many absolute paths, by default empty.
     Paths(usize, fn(&mut Config, Vec<PathBuf>)),
     Text(&'static str, fn(&mut Config, String)),
@@ -48,6 +53,8 @@ pub(crate) enum Kind {
     OneOf(&'static str, Words),
     /// One of these words; the default, of which the first one is an example, was set by a row above.
     OneOfAsAbove(Words),
+    /// A list of these words, by default empty.
+    SomeOf(&'static [&'static str], fn(&mut Config, Vec<&'static str>)),
 }
 
 /// Words and what each sets.
@@ -102,14 +109,14 @@ const VHOST_USER: Scope = Scope {
 /// Makes KEYS of rows `/// documentation`, `name: kind, rules;`. With `as NAME`, other rows can refer to the key.
 macro_rules! keys {
     ($($(#[doc = $doc:literal])+ $name:literal $(as $constant:ident)?: $kind:expr $(, $rule:expr)*;)+) => {
-        $($(const $constant: &str = $name;)?)+
+        $($(pub(super) const $constant: &str = $name;)?)+
         pub(crate) static KEYS: &[Key] = &[
             $(Key { name: $name, doc: &[$($doc),+], kind: $kind, rules: &[$($rule),*] }),+
         ];
     };
 }
 
-use Kind::{Number, OneOf, OneOfAsAbove, Path, Paths, RequiredPath, Switch, Text};
+use Kind::{Number, OneOf, OneOfAsAbove, OptionalPath, Path, Paths, RequiredPath, SomeOf, Switch, Text};
 use Rule::{NotBelow, Only};
 
 keys! {
@@ -221,6 +228,10 @@ keys! {
     /// not answer within this many seconds, its virtual machine is stopped with all containers in it.
     "agent.health_timeout_s": Number(10, 1..=3600, "s", |c, n| c.agent.health_timeout = seconds(n));
 
+    /// A policy (Rego) that the agent of each guest is given before any other call, unless the pod brings one, by its
+    /// annotation io.katacontainers.config.agent.policy or in its initdata. A guest that does not take it is not used.
+    "agent.policy_file": OptionalPath(|c, path| c.policy_file = path);
+
     /// How a container's root file system comes into the guest. "guest-pull": the guest pulls the image itself, and
     /// nothing of the host's copy is opened. "block": what the snapshotter has on files or devices is attached as a
     /// disk. "packed": as "block", and a snapshotter's folders are packed into a disk first. By default
@@ -263,6 +274,21 @@ keys! {
     /// io.katacontainers.volumes.emptydir_sizelimit.VOLUME = "20Gi".
     "volumes.max_empty_dir_gib": Number(100, 1..=16384, "GiB", |c, n| c.volumes.max_empty_dir_gib = n),
         NotBelow(EMPTY_DIR_GIB, |c| (c.volumes.max_empty_dir_gib, c.volumes.empty_dir_gib));
+    /// Annotations io.katacontainers.config.NAME that a pod may use although they take more of the node, by NAME:
+    /// "hypervisor.default_memory" and "hypervisor.default_vcpus" replace guest.memory_mib and guest.vcpus, within the
+    /// maximum of both.
+    "annotations.enabled": SomeOf(CAN_BE_ENABLED, |c, names| c.annotations.enabled = names);
+
+    /// A pod with an annotation io.katacontainers.* that kata-se does not know: "refuse" it, or "warn" and pass over
+    /// the annotation. Those of Kata's documentation are known: what they ask for is done or refused.
+    "annotations.unknown": OneOf("refuse", &[
+        ("refuse", |c| c.annotations.unknown = Unknown::Refuse),
+        ("warn", |c| c.annotations.unknown = Unknown::Warn),
+    ]);
+
+    /// The most seconds that a pod may set for agent.create_timeout_s and agent.image_pull_timeout_s, with its annotation
+    /// io.katacontainers.config.runtime.create_container_timeout.
+    "annotations.max_create_timeout_s": Number(1200, 1..=3600, "s", |c, n| c.annotations.max_create_timeout = seconds(n));
 
     /// How much is logged: "error", "warning", "info" or "debug".
     "log.level": OneOf("info", &[
@@ -283,6 +309,31 @@ fn plain() -> Boot {
 
 fn seconds(n: u32) -> Duration {
     Duration::from_secs(n.into())
+}
+
+/// A number that is written in digits alone.
+pub(super) fn whole_number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|_| text.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
+/// Sets a number for one pod, by the rules of its key. The error is what is possible.
+pub(super) fn set_number(config: &mut Config, name: &str, text: &str) -> std::result::Result<(), String> {
+    let kind = KEYS.iter().find(|key| key.name == name).map(|key| &key.kind);
+    let Some(Number(_, bounds, unit, set)) = kind else { return Err(format!("{name} is no number")) };
+    let number = whole_number(text).filter(|number| bounds.contains(number)).ok_or_else(|| {
+        format!("takes a whole number, {} to {} {unit}, as {name} does", bounds.start(), bounds.end())
+    })?;
+    set(config, number);
+    let rules = KEYS.iter().flat_map(|key| key.rules.iter().map(move |rule| (key.name, rule)));
+    for (limit, rule) in rules {
+        if let NotBelow(other, values) = rule {
+            let (most, number) = values(config);
+            if *other == name && most != 0 && most < number {
+                return Err(format!("is more than {limit} = {most} allows"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Sets a value that was read.
@@ -347,6 +398,8 @@ impl Kind {
     pub(crate) fn takes(&self) -> String {
         match self {
             Path(..) | RequiredPath(..) => "an absolute path in quotes".to_owned(),
+            OptionalPath(..) => "an absolute path in quotes, or \"\" for none".to_owned(),
+            SomeOf(words, _) => format!("a list of some of \"{}\"", words.join("\", \"")),
             Paths(most, _) => format!("a list of at most {most} absolute paths, [\"/a\", \"/b\"]"),
             Text(..) => "a text in quotes".to_owned(),
             Switch(..) => "true or false".to_owned(),
@@ -365,7 +418,8 @@ impl Kind {
         match self {
             Path(text, _) | RequiredPath(text, _) | Text(text, _) | OneOf(text, _) => format!("\"{text}\""),
             OneOfAsAbove(words) => format!("\"{}\"", words.first().map_or("", |(word, _)| word)),
-            Paths(..) => "[]".to_owned(),
+            Paths(..) | SomeOf(..) => "[]".to_owned(),
+            OptionalPath(..) => "\"\"".to_owned(),
             Switch(on, _) => on.to_string(),
             Number(number, ..) => number.to_string(),
         }
@@ -376,6 +430,8 @@ impl Kind {
             Path(path, set) => set(config, path.into()),
             RequiredPath(..) | OneOfAsAbove(_) => {}
             Paths(_, set) => set(config, Vec::new()),
+            SomeOf(_, set) => set(config, Vec::new()),
+            OptionalPath(set) => set(config, None),
             Text(text, set) => set(config, (*text).to_owned()),
             Switch(on, set) => set(config, *on),
             Number(number, _, _, set) => set(config, *number),
@@ -411,6 +467,7 @@ fn empty() -> Config {
             call_timeout: never,
             health_timeout: never,
         },
+        policy_file: None,
         rootfs: RootfsConfig {
             mode: RootfsMode::GuestPull,
             trust_host: false,
@@ -422,6 +479,11 @@ fn empty() -> Config {
             empty_dir: EmptyDirMode::BlockEncrypted,
             empty_dir_gib: 0,
             max_empty_dir_gib: 0,
+        },
+        annotations: AnnotationsConfig {
+            enabled: Vec::new(),
+            unknown: Unknown::Refuse,
+            max_create_timeout: never,
         },
         log: LogLevel::Info,
     }

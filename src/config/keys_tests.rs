@@ -43,6 +43,12 @@ fn the_defaults() {
             call_timeout: seconds(60),
             health_timeout: seconds(10),
         },
+        policy_file: None,
+        annotations: AnnotationsConfig {
+            enabled: Vec::new(),
+            unknown: Unknown::Refuse,
+            max_create_timeout: seconds(1200),
+        },
         rootfs: RootfsConfig {
             mode: RootfsMode::GuestPull,
             trust_host: false,
@@ -66,6 +72,8 @@ fn others(key: &Key) -> Vec<String> {
         Path(..) => vec![format!("\"/other/{}\"", key.name)],
         RequiredPath(..) => vec![key.kind.written()],
         Paths(..) => vec![format!("[\"/other/{}\"]", key.name)],
+        OptionalPath(..) => vec![format!("\"/other/{}\"", key.name)],
+        SomeOf(words, _) => words.iter().map(|word| format!("[\"{word}\"]")).collect(),
         Text(..) => vec![format!("\"other {}\"", key.name)],
         Switch(on, _) => vec![(!on).to_string()],
         Number(default, bounds, ..) => {
@@ -85,7 +93,7 @@ fn field(key: &Key) -> String {
         ("guest", "confidential") => "boot".to_owned(),
         ("guest", "kernel_parameters") => "boot.parameters".to_owned(),
         ("guest", name @ ("image" | "kernel" | "initrd")) => format!("boot.{name}"),
-        ("guest" | "host", name) => name.to_owned(),
+        ("guest" | "host", name) | ("agent", name @ "policy_file") => name.to_owned(),
         ("vsock", "device") => "vsock".to_owned(),
         ("log", "level") => "log".to_owned(),
         (section, name) => format!("{section}.{name}"),
@@ -156,7 +164,7 @@ fn the_rows_are_consistent() {
                 assert!(key.rules.iter().any(required), "{}: nothing says where it is required", key.name);
             }
             OneOfAsAbove(words) => assert!(!words.is_empty(), "{}", key.name),
-            Path(..) | Paths(..) | Text(..) | Switch(..) => {}
+            Path(..) | OptionalPath(..) | Paths(..) | Text(..) | Switch(..) | SomeOf(..) => {}
         }
     }
 }

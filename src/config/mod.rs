@@ -1,10 +1,11 @@
 //! The configuration. `keys` is the table of all keys, `file` reads TOML files by it, and `annotations` is what
-//! a pod may change and bring, its `initdata` among it. Here is the result: checked values, defaults included.
+//! a pod may change and bring, `initdata` and a `policy` among it. Here is the result: checked values, defaults included.
 
 pub(crate) mod annotations;
 pub(crate) mod file;
 pub(crate) mod initdata;
 pub(crate) mod keys;
+pub(crate) mod policy;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,9 +35,29 @@ pub struct Config {
     pub shim_in_pod_cgroup: bool,
     pub vsock: VsockConfig,
     pub agent: AgentConfig,
+    /// A policy for the agent of each guest, unless the pod brings one.
+    pub policy_file: Option<PathBuf>,
     pub rootfs: RootfsConfig,
     pub volumes: VolumesConfig,
+    pub annotations: AnnotationsConfig,
     pub log: LogLevel,
+}
+
+/// What pods may say in annotations that cost the node something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnnotationsConfig {
+    /// Names that pods may use, of those that need permission.
+    pub enabled: Vec<&'static str>,
+    pub unknown: Unknown,
+    /// The longest limit for CreateContainer that a pod may ask for.
+    pub max_create_timeout: Duration,
+}
+
+/// What becomes of a pod with an annotation of Kata's that kata-se does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    Refuse,
+    Warn,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

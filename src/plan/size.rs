@@ -33,6 +33,8 @@ pub(crate) struct VmMaximum {
     pub memory_mib: u32,
     pub vcpus: u32,
     pub host: Capacity,
+    /// The base is held to it as well: a pod has chosen it. One that the operator configured always fits.
+    pub of_base: bool,
 }
 
 /// The host's memory and CPUs; 0: not known.
@@ -42,7 +44,7 @@ pub(crate) struct Capacity {
     pub cpus: u32,
 }
 
-/// The VM's size, or why the pod is too large. The base that the operator configured always fits.
+/// The VM's size, or why the pod is too large.
 pub(crate) fn size(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<Size> {
     Ok(Size { memory_mib: memory(base, requested, maximum)?, vcpus: cpus(base, requested, maximum)? })
 }
@@ -56,7 +58,7 @@ fn memory(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> 
         (0, host) => (host, "the memory of this machine"),
         (configured, _) => (configured.into(), "guest.max_memory_mib"),
     };
-    let fits = u32::try_from(total).ok().filter(|_| limits == 0 || total <= most);
+    let fits = u32::try_from(total).ok().filter(|_| limits == 0 && !maximum.of_base || total <= most);
     fits.ok_or_else(|| {
         Error::precondition(format!(
             "the pod needs a VM with {total} MiB of memory ({} MiB for the guest, {limits} MiB are the containers' \
@@ -79,6 +81,12 @@ fn cpus(base: Size, requested: Requested, maximum: &VmMaximum) -> Result<u32> {
             requested.cpus
         )));
     }
+    if maximum.of_base && base.vcpus > most {
+        return Err(Error::precondition(format!(
+            "the pod asks for a VM with {} CPUs, {most} are allowed ({whose}): ask for less or use a larger node",
+            base.vcpus
+        )));
+    }
     Ok(base.vcpus.saturating_add(requested.cpus).min(most.max(base.vcpus)))
 }
 
@@ -90,9 +98,26 @@ mod tests {
     const HOST: Capacity = Capacity { memory_mib: 16384, cpus: 4 };
 
     fn of(memory_mib: u64, cpus: u32, max_memory_mib: u32, max_vcpus: u32) -> Result<(u32, u32)> {
-        let maximum = VmMaximum { memory_mib: max_memory_mib, vcpus: max_vcpus, host: HOST };
+        let maximum = VmMaximum { memory_mib: max_memory_mib, vcpus: max_vcpus, host: HOST, of_base: false };
         size(BASE, Requested { memory_bytes: memory_mib << 20, cpus }, &maximum)
             .map(|s| (s.memory_mib, s.vcpus))
+    }
+
+    #[test]
+    fn a_base_that_a_pod_has_chosen_is_held_to_the_maximum_and_an_operators_fits() {
+        let size_of = |memory_mib, vcpus, of_base| {
+            let maximum = VmMaximum { host: HOST, of_base, ..VmMaximum::default() };
+            size(Size { memory_mib, vcpus }, Requested::default(), &maximum).map_err(|e| e.to_string())
+        };
+        for (memory_mib, vcpus, wanted) in [
+            (16385, 4, "with 16385 MiB of memory (16385 MiB for the guest, 0 MiB"),
+            (16384, 5, "asks for a VM with 5 CPUs, 4 are allowed (the CPUs of this machine)"),
+        ] {
+            assert!(size_of(memory_mib, vcpus, false).is_ok());
+            let e = size_of(memory_mib, vcpus, true).expect_err(wanted);
+            assert!(e.contains(wanted), "{e}");
+        }
+        assert!(size_of(16384, 4, true).is_ok());
     }
 
     #[test]

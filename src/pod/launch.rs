@@ -76,6 +76,8 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
     hit(Step::AgentReady)?;
     debug!(pod.log(), "agent answers"; "step" => "agent_ready");
     vm.check_protection().await?;
+    agent.log_denials(pod.log().clone());
+    set_policy(pod, context, &agent).await?;
     network::send(&agent, &network.plan, &plan.nics).await.context("pod network")?;
     hit(Step::NetworkSent)?;
     let details = make_sandbox(pod, context, spec, &agent).await?;
@@ -120,7 +122,31 @@ async fn make_sandbox(
     let id = spec.id_in_guest(&pod.parts.sandbox);
     agent.create_sandbox(&id, &hostname, dns, &[storage::shm()]).await?;
     hit(Step::SandboxMade)?;
-    let details = agent.guest_details().await?;
+    guest_details(pod, context, agent).await
+}
+
+/// Before any other call, as it is to hold for all of them. A pod whose policy is not in force does not run.
+async fn set_policy(pod: &Pod, context: &LaunchContext, agent: &Agent) -> Result<()> {
+    let Some((policy, whence)) = &context.policy else { return Ok(()) };
+    if context.initdata.as_ref().is_some_and(|initdata| initdata.has_policy) {
+        info!(pod.log(), "the policy of {} is not sent: the guest has that of the pod's initdata", whence);
+        return Ok(());
+    }
+    agent.set_policy(policy.text()).await.map_err(|e| {
+        e.context(format!("the guest does not take the policy of {whence}, and the pod would run without it"))
+    })?;
+    info!(pod.log(), "the guest has taken the policy of {}", whence);
+    Ok(())
+}
+
+/// What is known of the agent; only its version, if the guest's policy keeps the rest.
+async fn guest_details(pod: &Pod, context: &LaunchContext, agent: &Agent) -> Result<GuestDetails> {
+    let details = match agent.guest_details().await {
+        Err(e) if e.code() == Code::PermissionDenied => {
+            GuestDetails { version: agent.version().await?, ..GuestDetails::default() }
+        }
+        details => details?,
+    };
     if context.config.seccomp && !details.seccomp {
         warn!(
             pod.log(),

@@ -8,11 +8,13 @@ use slog::{info, warn};
 use crate::config::Config;
 use crate::config::annotations::{self, Applied};
 use crate::config::initdata::Initdata;
-use crate::error::Result;
+use crate::config::policy::Policy;
+use crate::error::{Context, Result};
 use crate::failpoint::{Step, hit};
 use crate::host::begun::blocking;
 use crate::host::confine::{self, User};
-use crate::host::{cgroup, config, facts, shim_cgroup};
+use crate::host::{cgroup, config, facts, files, shim_cgroup};
+use crate::limits;
 use crate::mutex;
 use crate::oci::pod_spec::PodSpec;
 use crate::plan::cpus::CpuList;
@@ -29,6 +31,8 @@ pub(crate) struct LaunchContext {
     pub(crate) config: Config,
     /// What the pod gives its guest's programs.
     pub(crate) initdata: Option<Initdata>,
+    /// What the guest's agent is to be given before any other call, and where it is from.
+    pub(crate) policy: Option<(Policy, String)>,
     /// The host's memory and CPUs.
     pub(crate) capacity: Capacity,
     pub(crate) size: Size,
@@ -50,13 +54,21 @@ pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpe
     let config = config::load(config_path)?;
     let annotations = spec.annotations.clone();
     let applied = blocking("annotations", move || annotations::apply(config, &annotations)).await?;
-    let Applied { config, initdata } = applied;
+    let Applied { config, initdata, policy, own_size, ignored } = applied;
+    for line in ignored {
+        warn!(pod.log(), "{}", line);
+    }
+    let policy = match (policy, &config.policy_file) {
+        (Some(policy), _) => Some((policy, "the pod's annotation".to_owned())),
+        (None, Some(path)) => Some(policy_of(path)?),
+        (None, None) => None,
+    };
     pod.parts.level.set(config.log);
     hit(Step::ConfigRead)?;
     let empty_dirs = EmptyDirs::of(&config.volumes, &spec.annotations)?;
     let user = helpers_user(pod, &config)?;
     let capacity = blocking("host's size", || Ok(facts::capacity())).await?;
-    let size = size_of(pod, &config, spec.requested, capacity)?;
+    let size = size_of(pod, &config, spec.requested, capacity, own_size)?;
     let image = preflight::check_boot(pod, &config, size, initdata.as_ref()).await?;
     let leaf = cgroup::leaf_path(spec.cgroups_path.as_deref(), &pod.parts.key)?;
     pod_cgroup::make(pod, &leaf).await?;
@@ -64,7 +76,26 @@ pub(crate) async fn prepare(pod: &Pod, config_path: Option<&Path>, spec: &PodSpe
     if config.shim_in_pod_cgroup {
         move_shim(pod, &leaf).await?;
     }
-    Ok(LaunchContext { config, initdata, capacity, size, empty_dirs, image, cpus: spec.cpus, leaf, user })
+    Ok(LaunchContext {
+        config,
+        initdata,
+        policy,
+        capacity,
+        size,
+        empty_dirs,
+        image,
+        cpus: spec.cpus,
+        leaf,
+        user,
+    })
+}
+
+/// The node's policy for all its guests.
+fn policy_of(path: &Path) -> Result<(Policy, String)> {
+    let whence = format!("agent.policy_file = {}", path.display());
+    let bytes = files::read_bounded(path, limits::guest_data::POLICY_BYTES as u64);
+    let policy = bytes.and_then(Policy::parse).with_context(|| whence.clone())?;
+    Ok((policy, whence))
 }
 
 /// A user that does not exist is an error; that helpers keep root's rights is what was configured, and a warning.
@@ -77,9 +108,10 @@ fn helpers_user(pod: &Pod, config: &Config) -> Result<Option<User>> {
 }
 
 /// The VM's size: the configured base and what the pod's containers may use.
-fn size_of(pod: &Pod, config: &Config, requested: Requested, host: Capacity) -> Result<Size> {
+fn size_of(pod: &Pod, config: &Config, requested: Requested, host: Capacity, own_size: bool) -> Result<Size> {
     let base = Size { memory_mib: config.memory_mib, vcpus: config.vcpus };
-    let maximum = VmMaximum { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, host };
+    let maximum =
+        VmMaximum { memory_mib: config.max_memory_mib, vcpus: config.max_vcpus, host, of_base: own_size };
     let size = size::size(base, requested, &maximum)?;
     info!(pod.log(), "size of the VM"; "memory_mib" => size.memory_mib, "vcpus" => size.vcpus);
     Ok(size)

@@ -124,8 +124,12 @@ async fn poll_oom(pod: Arc<Pod>, guest: Arc<Guest>) {
                 if !is_up || guest.vm.gone().borrow().is_some() {
                     return;
                 }
+                // The call itself tells of a denial.
+                if e.code() == Code::PermissionDenied {
+                    return;
+                }
                 warn!(pod.log(), "{}", e);
-                if matches!(e.code(), Code::PermissionDenied | Code::Unimplemented) {
+                if e.code() == Code::Unimplemented {
                     return;
                 }
                 tokio::time::sleep(crate::limits::agent::OOM_POLL_PAUSE).await;

@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use ttrpc::proto::{MESSAGE_LENGTH_MAX, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE, Request, Response};
 
 use crate::messages::{agent, health};
+use crate::policy::Policy;
 use crate::record::Record;
 use crate::script::{self, Failure, Flood, Header, Rule, Rules};
 
@@ -38,6 +39,7 @@ struct Frame {
 pub(crate) struct Interposer {
     record: Arc<Record>,
     rules: Rules,
+    policy: Policy,
     /// Request and answer of each method, by `service/method`.
     methods: HashMap<String, (MessageDescriptor, MessageDescriptor)>,
 }
@@ -52,11 +54,24 @@ impl Interposer {
                 methods.insert(name, (method.input_type(), method.output_type()));
             }
         }
-        Arc::new(Self { record, rules, methods })
+        Arc::new(Self { record, rules, policy: Policy::default(), methods })
     }
 
     pub(crate) fn is_on(&self) -> bool {
         self.record.is_on() || self.rules.is_on()
+    }
+
+    /// What the policy in force does to a call, and the call to it.
+    fn denial(&self, name: &str, value: &Value) -> Option<Rule> {
+        if let Some(sealed) = self.rules.policy() {
+            self.policy.set(&sealed);
+        }
+        let (kind, _) = self.methods.get(name).filter(|_| name.starts_with("grpc.AgentService/"))?;
+        let denial = self.policy.denial(kind.name());
+        if denial.is_none() && name.ends_with("/SetPolicy") {
+            self.policy.set(value["policy"].as_str().unwrap_or_default());
+        }
+        denial
     }
 
     /// The rule for a new connection.
@@ -130,7 +145,8 @@ impl Line {
                 request.timeout_nano / 1_000_000,
                 &value,
             );
-            match self.interposer.rules.take(&request.method, &value) {
+            let scripted = self.interposer.rules.take(&request.method, &value);
+            match scripted.or_else(|| self.interposer.denial(&name, &value)) {
                 None => self.forward(&frame).await?,
                 Some(rule) => {
                     let line = self.clone();

@@ -25,6 +25,7 @@ mod network;
 mod oci;
 mod oom;
 mod plain;
+mod policy;
 mod process;
 mod reaper;
 mod record;

@@ -15,6 +15,9 @@ pub const CONNECT: &str = "@connect";
 #[serde(deny_unknown_fields)]
 pub struct Script {
     pub rules: Vec<Rule>,
+    /// The policy that is in the image, in Rego; see `policy.rs`.
+    #[serde(default)]
+    pub policy: Option<String>,
 }
 
 /// What happens to one kind of call. The first rule that matches is used; everything in it applies, in this order.
@@ -122,6 +125,11 @@ impl Rules {
     pub(crate) fn is_on(&self) -> bool {
         self.file.is_some()
             || !self.loaded.lock().unwrap_or_else(PoisonError::into_inner).script.rules.is_empty()
+    }
+
+    /// The policy of a script that is new, once.
+    pub(crate) fn policy(&self) -> Option<String> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).script.policy.take()
     }
 
     /// The rule for a request, counted.

@@ -54,12 +54,21 @@ impl Doubles {
 
     /// Writes the script of the agent's misbehaviour.
     pub fn script(&self, rules: &Value) {
-        let text = json!({"rules": rules}).to_string();
+        self.write_script(&json!({"rules": rules}));
+    }
+
+    fn write_script(&self, script: &Value) {
+        let text = script.to_string();
         fs::write(self.path("record/.new"), text).expect("script");
         // The kernel's modification time is too coarse to distinguish two scripts.
         let file = File::options().write(true).open(self.path("record/.new")).expect("script");
         file.set_modified(std::time::SystemTime::now()).expect("script");
         fs::rename(self.path("record/.new"), self.path("record/script")).expect("script");
+    }
+
+    /// Writes a policy that the guest has from its image, with the script's rules gone.
+    pub fn policy(&self, rego: &str) {
+        self.write_script(&json!({"rules": [], "policy": rego}));
     }
 
     /// Writes `config.toml` with more lines at its end.

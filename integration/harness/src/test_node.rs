@@ -59,6 +59,11 @@ impl TestNode {
         self.doubles.script(rules);
     }
 
+    /// See [`Doubles::policy`].
+    pub fn policy(&self, rego: &str) {
+        self.doubles.policy(rego);
+    }
+
     /// Writes the configuration with more lines at its end.
     pub fn config(&self, more: &str) {
         self.doubles.config(more);

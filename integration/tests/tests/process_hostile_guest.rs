@@ -110,7 +110,8 @@ async fn an_exec_whose_end_may_not_be_known_ends_alone_and_a_container_with_its_
         node.requests().iter().any(|r| r["call"] == "SignalProcess" && r["request"]["exec_id"] == "e1");
     assert!(killed, "it must not run on");
     let log = node.log();
-    let line = "exec e1 of container c1: agent WaitProcess: WaitProcessRequest is blocked by policy:: its end cannot be known";
+    let line =
+        "exec e1 of container c1: agent WaitProcess: the guest's policy denies it: its end cannot be known";
     assert!(log.contains(line), "{log}");
     node.end(&shim, "c1").await;
 
@@ -121,7 +122,7 @@ async fn an_exec_whose_end_may_not_be_known_ends_alone_and_a_container_with_its_
     shim.create("c1", &dir, NO_STREAMS).await.expect("create");
     shim.start("c1", "").await.expect("start");
     assert_eq!(within("its end", 10, shim.wait("c1", "")).await, Ok(137));
-    let why = "container c1: agent WaitProcess: WaitProcessRequest is blocked by policy:";
+    let why = "container c1: agent WaitProcess: the guest's policy denies it";
     let record = node.pod_dir().join("state.json");
     let has_reason = || std::fs::read_to_string(&record).is_ok_and(|text| text.contains(why));
     eventually("the reason in the record", 5, has_reason).await;

@@ -195,7 +195,7 @@ async fn a_pause_that_fails_leaves_a_running_container() {
     let answer = ask(&node, &shim, "pause in vain", "c1", "").await;
     assert!(
         answer.starts_with(
-            "PERMISSION_DENIED pause container c1: agent PauseContainer: PauseContainerRequest is blocked"
+            "PERMISSION_DENIED pause container c1: agent PauseContainer: the guest's policy denies it"
         ),
         "{answer}"
     );
