@@ -21,6 +21,9 @@ pub(crate) const SHM_PATH: &str = "/run/kata-containers/sandbox/shm";
 /// Where the agent accepts the host's files by CopyFile.
 pub(crate) const SHARED_DIR: &str = "/run/kata-containers/shared/containers";
 
+/// Where the agent mounts disks of volumes.
+pub(crate) const DISKS_DIR: &str = "/run/kata-containers/sandbox/storage";
+
 /// One storage for the agent to mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Storage {
@@ -146,7 +149,7 @@ pub(crate) fn disk_volume(address: ScsiAddress, gid: u32, encrypted: bool) -> St
         driver_options: texts(driver_options),
         fstype: "ext4".into(),
         options: texts(options),
-        mount_point: format!("/run/kata-containers/sandbox/storage/{}", URL_SAFE.encode(&source)),
+        mount_point: format!("{DISKS_DIR}/{}", URL_SAFE.encode(&source)),
         source,
         fs_group: Some(gid).filter(|gid| *gid > 0),
         shared: true,

@@ -193,8 +193,10 @@ impl Attached {
     pub(crate) fn explain(&self, e: Error) -> Error {
         // The end of the name that the agent waits for: 0:0:<target>:<unit>/block/<name>.
         let is_about = |disk: &&AttachedDisk| e.message().contains(&format!("/0:0:{}/block", disk.address));
-        // By reading: without a Confidential Data Hub the agent takes the disk for mounted.
-        let is_missing = e.message().contains("ENOENT") || e.message().contains("No such file or directory");
+        // By reading: without a Confidential Data Hub the agent takes the disk for mounted, and misses its directory.
+        let text = e.message();
+        let is_missing = text.contains("ENOENT") || text.contains("No such file or directory");
+        let is_missing = is_missing && text.contains(storage::DISKS_DIR);
         match self.0.values().find(is_about) {
             None if is_missing && self.0.values().any(|disk| disk.is_encrypted) => e.context(
                 "encrypted emptyDirs need a Confidential Data Hub in the guest (if it has none, set \

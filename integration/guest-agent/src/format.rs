@@ -1,9 +1,9 @@
 //! What a disk's storage asks for before it is mounted: encryption with a key that nobody keeps, a new file system;
 //! and after: an owner. Programs and options are those of real guests.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,6 +13,9 @@ use crate::messages::agent::Storage;
 
 pub(crate) const CREATE: &str = "create_filesystem";
 pub(crate) const ENCRYPT: &str = "encryption_key=ephemeral";
+
+/// Of the file system, and of what is encrypted at once.
+const BLOCK: usize = 4096;
 
 /// The file of a header that is not on the disk: sparse, in memory.
 const HEADER_BYTES: u64 = 16 << 20;
@@ -24,6 +27,9 @@ pub(crate) async fn prepare(s: &Storage, disk: PathBuf) -> Result<PathBuf> {
     let work = move || {
         let disk = if encrypts { encrypt(&disk)? } else { disk };
         if creates {
+            if encrypts {
+                wipe(&disk)?;
+            }
             make_file_system(&disk)?;
         }
         Ok(disk)
@@ -35,9 +41,34 @@ pub(crate) async fn prepare(s: &Storage, disk: PathBuf) -> Result<PathBuf> {
 
 fn make_file_system(disk: &Path) -> Result<()> {
     boot::load_modules("ext4"); // what mkfs leaves to the kernel depends on it
-    run(Command::new("mkfs.ext4")
-        .args(["-F", "-q", "-O", "^has_journal", "-m", "0", "-i", "163840", "-I", "128"])
-        .arg(disk))
+    run(mkfs(disk).arg("-q")).map(drop)
+}
+
+fn mkfs(disk: &Path) -> Command {
+    let mut command = Command::new("mkfs.ext4");
+    command.args(["-F", "-O", "^has_journal", "-m", "0", "-i", "163840", "-I", "128"]).arg(disk);
+    command
+}
+
+/// mkfs changes parts of blocks, and what was never written cannot be read where each block has its sum: the blocks
+/// of superblocks are written before, as a try that writes nothing lists them.
+fn wipe(disk: &Path) -> Result<()> {
+    let listed = run(mkfs(disk).arg("-n"))?;
+    let file = OpenOptions::new().write(true).open(disk).trying(disk.display())?;
+    let blocks = (&file).seek(SeekFrom::End(0)).trying(disk.display())? / BLOCK as u64;
+    let mut wiped = vec![0, blocks.saturating_sub(1)];
+    wiped.extend(superblocks(&listed));
+    for block in wiped {
+        file.write_all_at(&[0; BLOCK], block * BLOCK as u64).trying(format!("block {block}"))?;
+    }
+    file.sync_all().trying(disk.display())
+}
+
+/// The numbers behind the words of mke2fs.
+fn superblocks(listed: &str) -> Vec<u64> {
+    let numbers =
+        listed.split_once("Superblock backups stored on blocks:").map_or("", |(_, numbers)| numbers);
+    numbers.split([',', ' ', '\t', '\n']).filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Each sector has its sum; a header in memory and a key that is forgotten with it.
@@ -60,16 +91,17 @@ fn encrypt(disk: &Path) -> Result<PathBuf> {
     let made = run(common("luksFormat")
         .args(["--cipher", "aes-xts-plain64", "--sector-size", "4096", "--integrity", "hmac-sha256"])
         .args(["--integrity-no-wipe", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]));
-    let made = made.and_then(|()| run(common("open").arg(&name).arg("--integrity-no-journal")));
+    let made = made.and_then(|_| run(common("open").arg(&name).arg("--integrity-no-journal")));
     fs::remove_file(&key).ok();
-    made.map(|()| Path::new("/dev/mapper").join(name))
+    made.map(|_| Path::new("/dev/mapper").join(name))
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// What it prints.
+fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().trying(&program)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = [output.stdout, output.stderr].concat();
     Err(internal(format!("{program}: {}: {}", output.status, String::from_utf8_lossy(&said).trim())))
@@ -94,6 +126,14 @@ pub(crate) fn own(target: &Path, group: u32) -> std::io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn superblocks_are_found_in_what_mke2fs_says() {
+        let said =
+            "Filesystem UUID: 1\nSuperblock backups stored on blocks: \n\t32768, 98304, \n\t163840\n\n";
+        assert_eq!(superblocks(said), [32768, 98304, 163840]);
+        assert!(superblocks("a small one").is_empty());
+    }
 
     #[test]
     fn a_group_owns_all_that_is_there_and_what_comes() {

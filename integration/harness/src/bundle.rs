@@ -1,5 +1,7 @@
 //! A container's bundle, as containerd creates it.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 /// A container's OCI specification, as a test describes it.
@@ -66,6 +68,14 @@ impl Bundle {
     /// With one more annotation.
     pub fn annotation(mut self, name: &str, value: &str) -> Self {
         self.config["annotations"][name] = value.into();
+        self
+    }
+
+    /// With an emptyDir of the kubelet, which is this folder.
+    pub fn empty_dir(mut self, destination: &str, folder: &Path) -> Self {
+        self.config["mounts"].as_array_mut().expect("list").push(json!({
+            "destination": destination, "type": "bind", "source": folder, "options": ["rbind", "rprivate", "rw"],
+        }));
         self
     }
 

@@ -34,6 +34,7 @@ impl Census {
             found.insert(format!("loop {line}"));
         }
         list_files(files, &mut found);
+        disks(&names.join("pods"), &mut found);
         Self { names: names.to_path_buf(), files: files.to_path_buf(), found }
     }
 
@@ -121,6 +122,18 @@ fn list_files(dir: &Path, found: &mut BTreeSet<String>) {
         found.insert(format!("file {}", entry.path().display()));
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             list_files(&entry.path(), found);
+        }
+    }
+}
+
+/// Disks of emptyDirs, in the folders that a kubelet makes.
+fn disks(dir: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name() == "disk.img" {
+            found.insert(format!("disk {}", entry.path().display()));
+        }
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            disks(&entry.path(), found);
         }
     }
 }

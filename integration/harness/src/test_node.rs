@@ -69,6 +69,13 @@ impl TestNode {
         self.doubles.config(more);
     }
 
+    /// The kubelet's folder of an emptyDir, made.
+    pub fn empty_dir(&self, name: &str) -> PathBuf {
+        let folder = self.path("pods/u/volumes/kubernetes.io~empty-dir").join(name);
+        fs::create_dir_all(&folder).expect("folder");
+        folder
+    }
+
     /// Makes a bundle with a small root file system.
     pub fn bundle(&self, id: &str, bundle: &Bundle) -> PathBuf {
         let dir = self.path("bundles").join(id);

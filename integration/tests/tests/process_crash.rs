@@ -33,7 +33,8 @@ async fn node_with_failpoint() -> TestNode {
     node
 }
 
-/// A whole life, as far as it gets: a sandbox with network, a container, an exec, the end.
+/// A whole life, as far as it gets: a sandbox with network, a container with an emptyDir, an
+/// exec, the end.
 async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
     let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
     let output = node.start_output("s1", &dir);
@@ -44,7 +45,8 @@ async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
     let shim = Shim::try_connect(&address, &node.path("stdio")).await?;
     shim.create("s1", &dir, NO_STREAMS).await?;
     shim.start("s1", "").await?;
-    let member = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    let volume = node.empty_dir("cache");
+    let member = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1").empty_dir("/cache", &volume));
     shim.create("m1", &member, NO_STREAMS).await?;
     shim.start("m1", "").await?;
     shim.exec("m1", "e1", Bundle::process(&["/bin/true"]), NO_STREAMS).await?;
@@ -220,7 +222,8 @@ async fn any_error_at_any_step_of_create_is_undone_before_it_is_answered() {
     for step in Step::ALL.iter().filter(|s| !LATER.contains(s)) {
         for error in ["EIO", "ENOSPC", "EMFILE", "ETIMEDOUT"] {
             let point = format!("{}={error}", step.name());
-            let dir = node.bundle("s1", &Bundle::sh("sleep 1000").sandbox().network(&netns.path()));
+            let bundle = Bundle::sh("sleep 1000").sandbox().network(&netns.path());
+            let dir = node.bundle("s1", &bundle.empty_dir("/cache", &node.empty_dir("cache")));
             let shim = node.shim("s1", &dir).await;
             let served = harness::Census::take(&node.path(""), &node.path("run"));
             failpoint(&node, &point);

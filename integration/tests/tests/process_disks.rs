@@ -162,21 +162,10 @@ async fn a_store_for_images_is_warned_of_in_a_vm_with_several_cpus() {
     }
 }
 
-/// The kubelet's folder of an emptyDir, made.
-fn volume(node: &TestNode, pod: &str, name: &str) -> PathBuf {
-    let folder = node.path(&format!("pods/{pod}/volumes/kubernetes.io~empty-dir/{name}"));
-    fs::create_dir_all(&folder).expect("folder");
-    folder
-}
-
 /// With these emptyDirs at /v0, /v1, …
-fn with_volumes(mut bundle: Bundle, volumes: &[&Path]) -> Bundle {
-    let mounts = bundle.config["mounts"].as_array_mut().expect("list");
-    for (number, volume) in volumes.iter().enumerate() {
-        mounts.push(json!({"destination": format!("/v{number}"), "type": "bind", "source": volume,
-            "options": ["rbind", "rprivate", "rw"]}));
-    }
-    bundle
+fn with_volumes(bundle: Bundle, volumes: &[&Path]) -> Bundle {
+    let numbered = volumes.iter().enumerate();
+    numbered.fold(bundle, |bundle, (number, volume)| bundle.empty_dir(&format!("/v{number}"), volume))
 }
 
 /// The storages of volumes in a request, and the mounts of these.
@@ -205,7 +194,7 @@ async fn create(node: &TestNode, shim: &Shim, id: &str, volumes: &[&Path]) -> Re
 async fn an_empty_dir_is_one_encrypted_disk_of_its_pod_and_gone_with_it() {
     let node = TestNode::new().await;
     node.double(|orders| orders["apart"] = true.into()); // two guests
-    let cache = volume(&node, "u", "cache");
+    let cache = node.empty_dir("cache");
     std::os::unix::fs::chown(&cache, None, Some(7)).expect("the pod's fsGroup");
     let shim = sandbox(&node).await;
     create(&node, &shim, "m1", &[&cache, &cache]).await.expect("create");
@@ -255,7 +244,7 @@ async fn an_empty_dir_is_one_encrypted_disk_of_its_pod_and_gone_with_it() {
 #[tokio::test]
 async fn the_configuration_says_where_empty_dirs_are_kept_and_how_large_they_are() {
     let node = TestNode::new().await;
-    let cache = volume(&node, "u", "cache");
+    let cache = node.empty_dir("cache");
     let sized = |size: &str| {
         let mut bundle = with_volumes(Bundle::sh("sleep 1000").sandbox(), &[&cache]);
         let key = "io.katacontainers.volumes.emptydir_sizelimit.cache";
@@ -306,12 +295,12 @@ async fn an_empty_dir_in_the_nodes_memory_or_for_an_old_agent_is_refused() {
     assert!(text.contains("emptyDir cache: ") && text.contains("in the node's memory (tmpfs)"), "{text}");
     let details = json!({"version": "3.27.0", "init_daemon": false, "supports_seccomp": false});
     node.script(&json!([{"call": "GetGuestDetails", "answer": {"agent_details": details}}]));
-    let cache = volume(&node, "u", "cache");
+    let cache = node.empty_dir("cache");
     let text = node.refused(&with_volumes(Bundle::sh("true"), &[&cache])).await;
     assert!(text.contains("Kata Containers 3.28 or newer, this one has 3.27.0"), "{text}");
     assert!(!cache.join("disk.img").exists());
     // One that the pod wants in memory needs no disk.
-    let memory = Mounted::new("tmpfs", volume(&node, "u", "memory"), None);
+    let memory = Mounted::new("tmpfs", node.empty_dir("memory"), None);
     let shim = node.running("c1", &with_volumes(Bundle::sh("sleep 1000"), &[memory.path()])).await;
     let request = creates(&node).pop().expect("request");
     let storage = |s: &Value| s["driver"] == "ephemeral" && s["source"] == "tmpfs";
@@ -324,7 +313,7 @@ async fn an_empty_dir_in_the_nodes_memory_or_for_an_old_agent_is_refused() {
 #[tokio::test]
 async fn a_disk_that_the_guest_does_not_take_is_not_kept_and_not_used_again() {
     let node = TestNode::new().await;
-    let [a, b] = ["a", "b"].map(|name| volume(&node, "u", name));
+    let [a, b] = ["a", "b"].map(|name| node.empty_dir(name));
     let shim = sandbox(&node).await;
     let files = || [&a, &b].map(|folder| folder.join("disk.img").exists());
     let text = "Timeout after 3s waiting for uevent ScsiBlockMatcher { search: \"/0:0:0:1/block\" }";
@@ -332,7 +321,7 @@ async fn a_disk_that_the_guest_does_not_take_is_not_kept_and_not_used_again() {
     let e = create(&node, &shim, "m1", &[&a, &b]).await.expect_err("not found");
     assert!(e.contains("emptyDir b (scsi 0:1): did not appear in the guest: "), "{e}");
     assert_eq!(files(), [false, false]);
-    node.script(&json!([{"call": "CreateContainer", "error": {"code": 13, "text": "bind mount: ENOENT: No such file"}}]));
+    node.script(&json!([{"call": "CreateContainer", "error": {"code": 13, "text": "bind /run/kata-containers/sandbox/storage/MDoy: ENOENT: No such file"}}]));
     let e = create(&node, &shim, "m2", &[&a]).await.expect_err("no hub");
     assert!(e.contains("encrypted emptyDirs need a Confidential Data Hub in the guest"), "{e}");
     node.script(&json!([]));
@@ -357,7 +346,7 @@ async fn a_disk_that_the_guest_does_not_take_is_not_kept_and_not_used_again() {
 #[tokio::test]
 async fn a_killed_shims_disk_goes_with_delete_and_one_that_was_left_is_made_anew() {
     let node = TestNode::new().await;
-    let cache = volume(&node, "u", "cache");
+    let cache = node.empty_dir("cache");
     let disk = cache.join("disk.img");
     fs::write(&disk, "of a pod before the machine's last start").expect("file");
     let shim = sandbox(&node).await;
@@ -381,7 +370,7 @@ fn is_dead(pid: i32) -> bool {
 #[tokio::test]
 async fn a_pod_has_two_hundred_disks_at_addresses_of_their_own() {
     let node = TestNode::new().await;
-    let names: Vec<PathBuf> = (0..200).map(|n| volume(&node, "u", &format!("v{n:03}"))).collect();
+    let names: Vec<PathBuf> = (0..200).map(|n| node.empty_dir(&format!("v{n:03}"))).collect();
     let shim = sandbox(&node).await;
     let paths: Vec<&Path> = names.iter().map(PathBuf::as_path).collect();
     let (first, second) = paths.split_at(100);

@@ -347,7 +347,8 @@ async fn whole_life(node: &TestNode, netns: &PodNetns) -> ttrpc::Result<()> {
     let (shim, sandbox) = node.sandbox("s1").await;
     sandbox.create(&PodConfig::default(), &netns.path()).await?;
     sandbox.start().await?;
-    let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1"));
+    let volume = node.empty_dir("cache");
+    let dir = node.bundle("m1", &Bundle::sh("sleep 1000").member("s1").empty_dir("/cache", &volume));
     shim.create("m1", &dir, NO_STREAMS).await?;
     shim.start("m1", "").await?;
     shim.kill("m1", "", 9).await?;
