@@ -368,12 +368,7 @@ pub(crate) mod volumes {
     /// Volumes of one container that are copied into its guest: kubelet's pods have some ten.
     pub(crate) const COPIED_VOLUMES: usize = 256;
 
-    /// What one container's copied volumes may have together: they take the guest's memory and the time of
-    /// its start. A configMap or secret has 1 MiB at most.
-    pub(crate) const COPIED_BYTES: u64 = 64 << 20;
-
-    /// Files, folders and links of them, together, and how deep they may be nested.
-    pub(crate) const COPIED_ENTRIES: usize = 4096;
+    /// How deep the folders of a copied volume may be nested.
     pub(crate) const COPIED_DEPTH: usize = 32;
 
     /// Bytes sent with one CopyFile: a message of ttrpc ends at 4 MiB.

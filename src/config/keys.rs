@@ -274,6 +274,14 @@ keys! {
     /// io.katacontainers.volumes.emptydir_sizelimit.VOLUME = "20Gi".
     "volumes.max_empty_dir_gib": Number(100, 1..=16384, "GiB", |c, n| c.volumes.max_empty_dir_gib = n),
         NotBelow(EMPTY_DIR_GIB, |c| (c.volumes.max_empty_dir_gib, c.volumes.empty_dir_gib));
+
+    /// What the files and folders of the host that are copied into a guest (configMaps, secrets, hostPath) may have
+    /// together in one container, in MiB: they take the guest's memory.
+    "volumes.copied_mib": Number(64, 1..=1 << 20, "MiB", |c, n| c.volumes.copied_mib = n);
+
+    /// How many files, folders and links that may be.
+    "volumes.copied_files": Number(4096, 1..=1 << 20, "files", |c, n| c.volumes.copied_files = n);
+
     /// Annotations io.katacontainers.config.NAME that a pod may use although they take more of the node, by NAME:
     /// "hypervisor.default_memory" and "hypervisor.default_vcpus" replace guest.memory_mib and guest.vcpus, within the
     /// maximum of both.
@@ -479,6 +487,8 @@ fn empty() -> Config {
             empty_dir: EmptyDirMode::BlockEncrypted,
             empty_dir_gib: 0,
             max_empty_dir_gib: 0,
+            copied_mib: 0,
+            copied_files: 0,
         },
         annotations: AnnotationsConfig {
             enabled: Vec::new(),

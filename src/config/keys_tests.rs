@@ -60,6 +60,8 @@ fn the_defaults() {
             empty_dir: EmptyDirMode::BlockEncrypted,
             empty_dir_gib: 10,
             max_empty_dir_gib: 100,
+            copied_mib: 64,
+            copied_files: 4096,
         },
         log: LogLevel::Info,
     };

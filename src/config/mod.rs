@@ -149,6 +149,10 @@ pub struct VolumesConfig {
     pub empty_dir_gib: u32,
     /// The largest that a pod may ask for.
     pub max_empty_dir_gib: u32,
+    /// What one container's volumes that are copied into its guest may have together.
+    pub copied_mib: u32,
+    /// Files, folders and links of them.
+    pub copied_files: u32,
 }
 
 /// Where an emptyDir is kept that is not in memory by its own wish.

@@ -20,6 +20,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::libc;
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 
+use crate::config::VolumesConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::host::files::open_error;
 use crate::limits;
@@ -34,11 +35,14 @@ const SEALED: &[u8] = b"sealed.";
 pub(crate) struct Budget {
     pub bytes: u64,
     pub entries: usize,
+    /// Of so much in all.
+    whole: VolumesConfig,
 }
 
-impl Default for Budget {
-    fn default() -> Self {
-        Self { bytes: limits::volumes::COPIED_BYTES, entries: limits::volumes::COPIED_ENTRIES }
+impl Budget {
+    pub(crate) fn new(whole: VolumesConfig) -> Self {
+        let entries = usize::try_from(whole.copied_files).unwrap_or(usize::MAX);
+        Self { bytes: u64::from(whole.copied_mib) << 20, entries, whole }
     }
 }
 
@@ -46,6 +50,7 @@ impl Default for Budget {
 #[derive(Debug)]
 pub(crate) struct Volume {
     root: OwnedFd,
+    bounds: VolumesConfig,
     pub entries: Vec<Entry>,
     /// Sockets, fifos and devices in it, which have no content.
     pub skipped: usize,
@@ -136,15 +141,15 @@ fn open_source(source: &Path, flags: i32) -> Result<File> {
     options.open(source).map_err(|e| open_error(format_args!("volume {}", source.display()), &e))
 }
 
-fn too_large() -> Error {
-    too_much("larger", format!("{} MiB", limits::volumes::COPIED_BYTES >> 20))
+fn too_large(bounds: VolumesConfig) -> Error {
+    too_much("larger", format!("{} MiB", bounds.copied_mib), "volumes.copied_mib")
 }
 
-fn too_much(what: &str, most: String) -> Error {
+fn too_much(what: &str, most: String, key: &str) -> Error {
     Error::new(
         Code::ResourceExhausted,
         format!(
-            "{what} than can be copied into a guest ({most} for all volumes of a container): put the data \
+            "{what} than can be copied into a guest ({most} for all volumes of a container, {key}): put the data \
              into the image, or let the workload fetch it"
         ),
     )
@@ -160,7 +165,7 @@ impl Volume {
             return Err(Error::invalid(format!("volume {}: no file or folder any more", source.display())));
         }
         let root = open_source(source, 0)?;
-        let mut volume = Self { root: root.into(), entries: Vec::new(), skipped: 0 };
+        let mut volume = Self { root: root.into(), bounds: budget.whole, entries: Vec::new(), skipped: 0 };
         let seen = volume.look(&volume.root, PathBuf::new());
         let seen = seen.and_then(|entry| volume.add(entry, budget));
         seen.and_then(|()| if meta.is_dir() { volume.walk(budget) } else { Ok(()) })
@@ -196,11 +201,12 @@ impl Volume {
     }
 
     fn add(&mut self, (entry, bytes): (Entry, u64), budget: &mut Budget) -> Result<()> {
-        budget.bytes = budget.bytes.checked_sub(bytes).ok_or_else(too_large)?;
+        budget.bytes = budget.bytes.checked_sub(bytes).ok_or_else(|| too_large(self.bounds))?;
+        let most = self.bounds.copied_files;
         budget.entries = budget
             .entries
             .checked_sub(1)
-            .ok_or_else(|| too_much("more files and folders", limits::volumes::COPIED_ENTRIES.to_string()))?;
+            .ok_or_else(|| too_much("more files and folders", most.to_string(), "volumes.copied_files"))?;
         self.entries.push(entry);
         Ok(())
     }
@@ -275,7 +281,7 @@ impl Volume {
         };
         let meta = opened.metadata().with_context(|| path.display().to_string())?;
         if meta.is_file() && meta.len() > left {
-            return Err(too_large().context(path.display()));
+            return Err(too_large(self.bounds).context(path.display()));
         }
         Ok(meta.is_file().then_some((opened, meta.len())))
     }

@@ -11,8 +11,12 @@ fn folder() -> Option<tempfile::TempDir> {
     known.then(|| tempfile::tempdir().expect("dir"))
 }
 
+fn budget() -> Budget {
+    Budget::new(VolumesConfig { copied_mib: 64, copied_files: 4096 })
+}
+
 fn listed(source: &Path) -> Volume {
-    Volume::list(source, &mut Budget::default()).expect("list")
+    Volume::list(source, &mut budget()).expect("list")
 }
 
 fn paths(volume: &Volume) -> Vec<&str> {
@@ -125,7 +129,7 @@ fn nothing_outside_is_read_whatever_is_put_in_its_place() {
         // As a program of another architecture, in emulation, fewer.
         for _ in 0..if cfg!(target_arch = "s390x") { 2000 } else { 100_000 } {
             // It may be a link by the time it is opened as a folder: an error, never its content.
-            let Ok(volume) = Volume::list(&at("v"), &mut Budget::default()) else { continue };
+            let Ok(volume) = Volume::list(&at("v"), &mut budget()) else { continue };
             for path in ["a/secret", "b/secret"] {
                 if let Ok(Some((mut file, length))) = volume.open(Path::new(path), 9) {
                     assert_eq!(read_piece(&mut file, length).expect("read"), b"fine");
@@ -143,18 +147,18 @@ fn what_has_no_content_is_counted_and_bounds_are_named() {
     nix::unistd::mkfifo(&at("p"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
     assert_eq!(listed(dir.path()).skipped, 1);
     File::create(at("sparse")).and_then(|f| f.set_len(1 << 40)).expect("sparse");
-    let e = Volume::list(dir.path(), &mut Budget::default()).expect_err("large");
+    let e = Volume::list(dir.path(), &mut budget()).expect_err("large");
     assert_eq!(e.code(), Code::ResourceExhausted);
     assert!(e.to_string().contains("larger than can be copied into a guest (64 MiB"), "{e}");
     fs::remove_file(at("sparse")).expect("remove");
     for n in 0..20 {
         fs::write(at(&format!("f{n}")), "").expect("write");
     }
-    let e = Volume::list(dir.path(), &mut Budget { bytes: 10, entries: 10 }).expect_err("many");
+    let e = Volume::list(dir.path(), &mut Budget { bytes: 10, entries: 10, ..budget() }).expect_err("many");
     assert!(e.to_string().contains("more files and folders than can be copied"), "{e}");
     let deep: PathBuf = (0..40).map(|_| "d").collect();
     fs::create_dir_all(dir.path().join(deep)).expect("folders");
-    let e = Volume::list(dir.path(), &mut Budget::default()).expect_err("deep");
+    let e = Volume::list(dir.path(), &mut budget()).expect_err("deep");
     assert!(e.to_string().contains("folders nested deeper than 32"), "{e}");
 }
 

@@ -11,6 +11,7 @@ use nix::libc;
 
 use crate::agent::calls::FilePiece;
 use crate::agent::client::Agent;
+use crate::config::VolumesConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::host::begun::blocking;
 use crate::host::tasks::Stop;
@@ -29,14 +30,14 @@ pub struct Courier<'a> {
 }
 
 impl<'a> Courier<'a> {
-    pub fn new(agent: &'a Agent) -> Self {
-        let budget = Budget::default();
+    pub fn new(agent: &'a Agent, bounds: VolumesConfig) -> Self {
+        let budget = Budget::new(bounds);
         Self { agent, budget, left: budget.bytes, stop: None }
     }
 
     /// One that ends between two files when it is told to.
-    pub(crate) fn until(agent: &'a Agent, stop: Stop) -> Self {
-        Self { stop: Some(stop), ..Self::new(agent) }
+    pub(crate) fn until(agent: &'a Agent, bounds: VolumesConfig, stop: Stop) -> Self {
+        Self { stop: Some(stop), ..Self::new(agent, bounds) }
     }
 
     async fn take(&self, piece: FilePiece) -> Result<()> {

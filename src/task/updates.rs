@@ -100,7 +100,7 @@ impl Kept {
         let done = {
             let _begun = Begun::new("update a volume");
             let limit = guest.config.agent.create_timeout + guest.config.agent.call_timeout;
-            let mut courier = Courier::until(&guest.agent, stop.clone());
+            let mut courier = Courier::until(&guest.agent, guest.config.volumes, stop.clone());
             timeout(limit, self.published.publish(&mut courier)).await
         };
         drop(turn);

@@ -51,7 +51,7 @@ impl Pod {
         }
         let limit = guest.config.agent.create_timeout + guest.config.agent.call_timeout;
         let all = async {
-            let mut courier = Courier::new(&guest.agent);
+            let mut courier = Courier::new(&guest.agent, guest.config.volumes);
             let mut copied = Vec::new();
             for copy in copies {
                 copied.push(self.copy_volume(&mut courier, id, copy).await?);

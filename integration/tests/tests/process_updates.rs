@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use harness::{Bundle, KubeletVolume, NO_STREAMS, TestNode, eventually, rounds, within};
-use kata_se::test_api::{Agent, AgentConfig, Courier, Published, Transport};
+use kata_se::test_api::{Agent, AgentConfig, Courier, Published, Transport, VolumesConfig};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 const SHARED: &str = "/run/kata-containers/shared/containers/";
+
+const BOUNDS: VolumesConfig = VolumesConfig { copied_mib: 64, copied_files: 4096 };
 
 fn bind(destination: &str, source: &Path) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", "ro"]})
@@ -344,7 +346,7 @@ async fn published(
     let target = format!("{SHARED}c1-0123456789abcdef-{name}");
     let guest = node.path("guest").join(target.trim_start_matches('/'));
     let mut volume = Published::new(source, target);
-    volume.publish(&mut Courier::new(&agent)).await.expect("first");
+    volume.publish(&mut Courier::new(&agent, BOUNDS)).await.expect("first");
     let (reads, missing) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let reader = {
         let (reads, missing) = (Arc::clone(&reads), Arc::clone(&missing));
@@ -356,7 +358,7 @@ async fn published(
     let times = rounds(500);
     for round in 1..=times {
         change(round);
-        let done = volume.publish(&mut Courier::new(&agent)).await;
+        let done = volume.publish(&mut Courier::new(&agent, BOUNDS)).await;
         assert!(done.expect("publish").sent > 0, "round {round}");
     }
     reader.end();

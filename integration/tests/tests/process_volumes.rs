@@ -252,10 +252,33 @@ fn owners(folder: &Path, below: &Path, found: &mut Vec<(PathBuf, u32, u32, u32)>
 }
 
 #[tokio::test]
+async fn the_bounds_of_volumes_are_keys_and_a_large_file_comes_in_pieces() {
+    let node = TestNode::new().await;
+    node.config("[volumes]\ncopied_mib = 100\ncopied_files = 3\n");
+    fs::create_dir(node.path("data")).expect("folder");
+    let large = fs::File::create(node.path("data/large")).expect("file");
+    large.set_len(99 << 20).expect("size");
+    let mount = [bind("/data", &node.path("data"))];
+    let shim = node.running("c1", &with_mounts(&mount)).await;
+    let requests = node.requests();
+    let pieces = of(&requests, "CopyFile")
+        .iter()
+        .filter(|r| r["path"].as_str().is_some_and(|p| p.ends_with("large")))
+        .count();
+    assert_eq!(pieces, 99, "of 1 MiB, as a message has at most four");
+    node.end(&shim, "c1").await;
+    fs::write(node.path("data/one"), "").expect("file");
+    fs::write(node.path("data/two"), "").expect("file");
+    let text = node.refused(&with_mounts(&mount)).await;
+    let wanted = "more files and folders than can be copied into a guest (3 for all volumes of a container, volumes.copied_files)";
+    assert!(text.contains(wanted), "{text}");
+}
+
+#[tokio::test]
 async fn a_volume_that_is_too_large_is_refused_and_its_pod_undone() {
     let node = TestNode::new().await;
     fs::create_dir(node.path("large")).expect("folder");
     fs::File::create(node.path("large/disk")).and_then(|f| f.set_len(1 << 40)).expect("sparse");
     let text = node.refused(&with_mounts(&[bind("/data", &node.path("large"))])).await;
-    assert!(text.contains("larger than can be copied into a guest (64 MiB for all volumes"), "{text}");
+    assert!(text.contains("larger than can be copied into a guest (64 MiB for all volumes of a container, volumes.copied_mib)"), "{text}");
 }
