@@ -248,6 +248,9 @@ pub(crate) mod qemu {
     /// Quoted output of a vsock device that failed.
     pub(crate) const VSOCK_DEVICE_OUTPUT_BYTES: usize = 1000;
 
+    /// Longest name of an extension image: virtio-blk shows 20 bytes of a serial, of which `extension-` takes 10.
+    pub(crate) const EXTENSION_NAME_BYTES: usize = 10;
+
     /// Longest path of a Unix socket: `sun_path` of the kernel has 108 bytes with the NUL.
     pub(crate) const SOCKET_PATH_BYTES: usize = 107;
 }

@@ -12,6 +12,7 @@ use toml::de::{DeString, DeTable, DeValue};
 use crate::config::Config;
 use crate::config::keys::{self, Given, KEYS, Key, Kind, Setter};
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// Reads the files in order; a later one wins key by key.
 pub(crate) fn parse(files: &[(PathBuf, String)]) -> Result<Config> {
@@ -79,6 +80,18 @@ fn setter(kind: &'static Kind, value: &DeValue<'_>) -> std::result::Result<Sette
             let names = names.ok_or_else(|| kind.takes())?;
             Box::new(|config| set(config, names))
         }
+        (Kind::NamedPaths(most, set), DeValue::Table(items)) if items.len() <= *most => {
+            let one = |(name, path): (&Spanned<DeString<'_>>, &Spanned<DeValue<'_>>)| {
+                let name = Some(name.get_ref().to_string()).filter(|name| is_name(name))?;
+                match path.get_ref() {
+                    DeValue::String(path) if is_path(path) => Some((name, PathBuf::from(path.as_ref()))),
+                    _ => None,
+                }
+            };
+            let paths: Option<BTreeMap<_, _>> = items.iter().map(one).collect();
+            let paths = paths.ok_or_else(|| kind.takes())?;
+            Box::new(|config| set(config, paths))
+        }
         (Kind::Paths(most, set), DeValue::Array(items)) if items.len() <= *most => {
             let paths = items.iter().map(|item| match item.get_ref() {
                 DeValue::String(text) if is_path(text) => Ok(PathBuf::from(text.as_ref())),
@@ -107,6 +120,12 @@ fn setter(kind: &'static Kind, value: &DeValue<'_>) -> std::result::Result<Sette
         }
         _ => return Err(kind.takes()),
     })
+}
+
+/// Of an extension image: what its serial in the guest has room for.
+fn is_name(text: &str) -> bool {
+    let fits = (1..=limits::qemu::EXTENSION_NAME_BYTES).contains(&text.len());
+    fits && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
 }
 
 fn is_path(text: &str) -> bool {
@@ -200,6 +219,29 @@ mod tests {
         let config = config.expect("parse");
         assert_eq!(config.host_key_documents, [PathBuf::from("/a.crt"), "/b.crt".into()]);
         assert!(config.verify_digest);
+    }
+
+    #[test]
+    fn extension_images_are_a_table_in_either_of_tomls_forms() {
+        let wanted =
+            BTreeMap::from([("a-b_9".to_owned(), "/a".into()), ("coco456789".to_owned(), "/c".into())]);
+        for text in [
+            "[guest]\nextensions = { coco456789 = \"/c\", a-b_9 = \"/a\" }",
+            "[guest.extensions]\ncoco456789 = \"/c\"\na-b_9 = \"/a\"",
+        ] {
+            assert_eq!(of(&[text]).expect("parse").extensions, wanted);
+        }
+        for name in ["coco4567890", "\"\"", "\"a b\"", "\"a,b\"", "\"\u{e9}\"", "\"a/b\"", "\"a.b\""] {
+            let e = of(&[&format!("[guest.extensions]\n{name} = \"/c\"")]).expect_err(name).to_string();
+            assert!(
+                e.contains("takes a table of at most 8 absolute paths") && e.contains("up to 10 letters"),
+                "{e}"
+            );
+        }
+        for value in ["[\"/c\"]", "{ coco = \"c\" }", "{ coco = 1 }", "\"coco=/c\""] {
+            let e = of(&[&format!("[guest]\nextensions = {value}")]).expect_err(value).to_string();
+            assert!(e.contains(&format!("guest.extensions = {value}: takes a table")), "{e}");
+        }
     }
 
     #[test]

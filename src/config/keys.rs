@@ -14,6 +14,7 @@ use crate::config::{
     RootfsConfig, RootfsMode, Unknown, VolumesConfig, VsockConfig,
 };
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// Where the configuration is read from, for the documentation.
 pub(crate) const FILES: &[&str] = &[
@@ -43,6 +44,8 @@ pub(crate) enum Kind {
     RequiredPath(&'static str, fn(&mut Config, PathBuf)),
     /// An absolute path, or "" for none, the default.
     OptionalPath(fn(&mut Config, Option<PathBuf>)),
+    /// A table of at most this many absolute paths by their names, by default empty.
+    NamedPaths(usize, fn(&mut Config, BTreeMap<String, PathBuf>)),
     /// A list of at most this many absolute paths, by default empty.
     Paths(usize, fn(&mut Config, Vec<PathBuf>)),
     Text(&'static str, fn(&mut Config, String)),
@@ -116,7 +119,9 @@ macro_rules! keys {
     };
 }
 
-use Kind::{Number, OneOf, OneOfAsAbove, OptionalPath, Path, Paths, RequiredPath, SomeOf, Switch, Text};
+use Kind::{
+    NamedPaths, Number, OneOf, OneOfAsAbove, OptionalPath, Path, Paths, RequiredPath, SomeOf, Switch, Text,
+};
 use Rule::{NotBelow, Only};
 
 keys! {
@@ -156,6 +161,10 @@ keys! {
     /// Check the whole content of an image before its first start, not only its header: finds a damaged or
     /// incomplete copy, and takes seconds. The result is kept until the file changes.
     "guest.verify_digest": Switch(false, |c, on| c.verify_digest = on), Only(&SEALED);
+
+    /// Extension images, which the guest finds at boot as read-only disks: { coco = "/path" } is the one that its sealed
+    /// kernel parameters call kata.extension.coco. A guest that misses one, or finds another, powers itself off.
+    "guest.extensions": NamedPaths(8, |c, images| c.extensions = images);
 
     /// Pass the containers' seccomp profiles to the guest if its agent can apply them. The policies of most
     /// confidential guests refuse a container that has one: only for images whose policy allows them.
@@ -408,6 +417,11 @@ impl Kind {
             Path(..) | RequiredPath(..) => "an absolute path in quotes".to_owned(),
             OptionalPath(..) => "an absolute path in quotes, or \"\" for none".to_owned(),
             SomeOf(words, _) => format!("a list of some of \"{}\"", words.join("\", \"")),
+            NamedPaths(most, _) => format!(
+                "a table of at most {most} absolute paths, {{ a = \"/a\", b = \"/b\" }}; a name has up to {} letters, \
+                 digits, - and _",
+                limits::qemu::EXTENSION_NAME_BYTES
+            ),
             Paths(most, _) => format!("a list of at most {most} absolute paths, [\"/a\", \"/b\"]"),
             Text(..) => "a text in quotes".to_owned(),
             Switch(..) => "true or false".to_owned(),
@@ -427,6 +441,7 @@ impl Kind {
             Path(text, _) | RequiredPath(text, _) | Text(text, _) | OneOf(text, _) => format!("\"{text}\""),
             OneOfAsAbove(words) => format!("\"{}\"", words.first().map_or("", |(word, _)| word)),
             Paths(..) | SomeOf(..) => "[]".to_owned(),
+            NamedPaths(..) => "{}".to_owned(),
             OptionalPath(..) => "\"\"".to_owned(),
             Switch(on, _) => on.to_string(),
             Number(number, ..) => number.to_string(),
@@ -439,6 +454,7 @@ impl Kind {
             RequiredPath(..) | OneOfAsAbove(_) => {}
             Paths(_, set) => set(config, Vec::new()),
             SomeOf(_, set) => set(config, Vec::new()),
+            NamedPaths(_, set) => set(config, BTreeMap::new()),
             OptionalPath(set) => set(config, None),
             Text(text, set) => set(config, (*text).to_owned()),
             Switch(on, set) => set(config, *on),
@@ -461,6 +477,7 @@ fn empty() -> Config {
         allowed_images: Vec::new(),
         host_key_documents: Vec::new(),
         verify_digest: false,
+        extensions: BTreeMap::new(),
         seccomp: false,
         memory_mib: 0,
         vcpus: 0,

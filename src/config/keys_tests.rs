@@ -29,6 +29,7 @@ fn the_defaults() {
         allowed_images: Vec::new(),
         host_key_documents: Vec::new(),
         verify_digest: false,
+        extensions: BTreeMap::new(),
         seccomp: false,
         memory_mib: 2048,
         vcpus: 1,
@@ -74,6 +75,7 @@ fn others(key: &Key) -> Vec<String> {
         Path(..) => vec![format!("\"/other/{}\"", key.name)],
         RequiredPath(..) => vec![key.kind.written()],
         Paths(..) => vec![format!("[\"/other/{}\"]", key.name)],
+        NamedPaths(..) => vec![format!("{{ other = \"/other/{}\" }}", key.name)],
         OptionalPath(..) => vec![format!("\"/other/{}\"", key.name)],
         SomeOf(words, _) => words.iter().map(|word| format!("[\"{word}\"]")).collect(),
         Text(..) => vec![format!("\"other {}\"", key.name)],
@@ -144,7 +146,11 @@ fn every_key_sets_its_own_field_to_the_value_that_is_given() {
         }
         // A word is the name of its variant; what `confidential` chooses has another name.
         let plain = |text: &str| text.to_lowercase().replace(['-', '[', ']', '"'], "");
-        let wanted = if key.name == "guest.confidential" { "plain".to_owned() } else { plain(&value) };
+        let wanted = match (key.name, value.split_once(" = ")) {
+            ("guest.confidential", _) => "plain".to_owned(),
+            (_, Some((_, path))) => plain(path.trim_end_matches(" }")),
+            _ => plain(&value),
+        };
         let mut new = after.difference(&before).map(|(_, value)| plain(value));
         assert!(new.any(|value| value.starts_with(&wanted)), "{text} does not arrive in {field}");
     }
@@ -166,7 +172,8 @@ fn the_rows_are_consistent() {
                 assert!(key.rules.iter().any(required), "{}: nothing says where it is required", key.name);
             }
             OneOfAsAbove(words) => assert!(!words.is_empty(), "{}", key.name),
-            Path(..) | OptionalPath(..) | Paths(..) | Text(..) | Switch(..) | SomeOf(..) => {}
+            Path(..) | OptionalPath(..) | Paths(..) | NamedPaths(..) | Text(..) | Switch(..) | SomeOf(..) => {
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod initdata;
 pub(crate) mod keys;
 pub(crate) mod policy;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct Config {
     pub host_key_documents: Vec<PathBuf>,
     /// Check the image's whole content before its first start.
     pub verify_digest: bool,
+    /// Read-only images that the guest finds at boot, by the names that it knows them by.
+    pub extensions: BTreeMap<String, PathBuf>,
     /// Pass containers' seccomp profiles to guests whose agent can apply them.
     pub seccomp: bool,
     /// The VM of a pod without limits; the limits of a pod's containers are added.

@@ -1,6 +1,7 @@
 //! Listing and reading volumes whose content is hostile or changes meanwhile.
 
 use super::*;
+use crate::config::EmptyDirMode;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -12,7 +13,13 @@ fn folder() -> Option<tempfile::TempDir> {
 }
 
 fn budget() -> Budget {
-    Budget::new(VolumesConfig { copied_mib: 64, copied_files: 4096 })
+    Budget::new(VolumesConfig {
+        empty_dir: EmptyDirMode::GuestLocal,
+        empty_dir_gib: 0,
+        max_empty_dir_gib: 0,
+        copied_mib: 64,
+        copied_files: 4096,
+    })
 }
 
 fn listed(source: &Path) -> Volume {

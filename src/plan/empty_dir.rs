@@ -98,7 +98,13 @@ mod tests {
     use super::*;
 
     fn of(mode: EmptyDirMode, value: &str) -> std::result::Result<u64, String> {
-        let config = VolumesConfig { empty_dir: mode, empty_dir_gib: 10, max_empty_dir_gib: 20 };
+        let config = VolumesConfig {
+            empty_dir: mode,
+            empty_dir_gib: 10,
+            max_empty_dir_gib: 20,
+            copied_mib: 0,
+            copied_files: 0,
+        };
         let annotations = HashMap::from([(format!("{SIZE}cache"), value.to_owned())]);
         let dirs = EmptyDirs::of(&config, &annotations).map_err(|e| e.to_string())?;
         assert_eq!(dirs.bytes("other"), 10 << 30);

@@ -73,6 +73,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
     let vm = start_vm(pod, context, &plan, fds, sockets, scheduling, booting).await?;
     let agent = Agent::connect(vsock.transport, context.config.agent.clone(), vm.gone()).await;
     let agent = agent.map_err(|e| with_console(e, &vm))?;
+    vm.has_booted();
     hit(Step::AgentReady)?;
     debug!(pod.log(), "agent answers"; "step" => "agent_ready");
     vm.check_protection().await?;

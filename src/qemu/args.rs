@@ -148,14 +148,15 @@ impl Args {
         let number = disk.file.0.to_string();
         self.option("-add-fd", Opt::new("").set("fd", number).set("set", set.to_string()));
         let id = format!("cold{index}");
-        let switch = if disk.read_only { "on" } else { "off" };
+        let (read_only, locking) = if disk.read_only { ("on", "off") } else { ("off", "on") };
         let node = Opt::new("")
             .set("driver", "raw")
             .set("node-name", &id)
-            .set("read-only", switch)
+            .set("read-only", read_only)
             .set("file.driver", "file")
             .set("file.filename", format!("/dev/fdset/{set}"))
-            .set("file.locking", "on");
+            // What is read only may be read by other guests, too.
+            .set("file.locking", locking);
         self.option("-blockdev", node);
         let device = Opt::new("virtio-blk-ccw")
             .set("id", format!("disk-{id}"))

@@ -24,6 +24,8 @@ pub(crate) struct Evidence {
     /// The guest asked for it: the reason of the `SHUTDOWN` event.
     pub guest_shutdown: Option<String>,
     pub panic: Option<GuestPanic>,
+    /// While it boots: the serials of the disks that it has. None: its agent has answered.
+    pub boot_disks: Option<Vec<String>>,
     /// Last lines of QEMU's stderr and of the guest console, escaped and bounded.
     pub stderr: Vec<String>,
     pub console: Vec<String>,
@@ -42,7 +44,9 @@ pub(crate) fn diagnose(evidence: &Evidence) -> VmEnd {
         return VmEnd::AskedToStop;
     }
     let text = output_tail(evidence);
-    if let Some(mut diagnosis) = out_of_memory(evidence).or_else(|| explained(evidence)) {
+    if let Some(mut diagnosis) =
+        { out_of_memory(evidence).or_else(|| explained(evidence)).or_else(|| powered_off(evidence)) }
+    {
         add(&mut diagnosis.evidence, &format!("QEMU ended with {}", evidence.ended));
         return VmEnd::Explained { diagnosis, output_tail: text };
     }
@@ -72,6 +76,24 @@ fn out_of_memory(evidence: &Evidence) -> Option<Diagnosis> {
         cause: "the host's OOM killer ended the VM".to_owned(),
         evidence: format!("{used}{limit}"),
         advice: advice.to_owned(),
+    })
+}
+
+/// A guest that ends in good order before its agent answers: the mount units of its extension images power it off when
+/// one is not as its sealed parameters say (Kata: kata-extension-mount, OnFailure=poweroff.target).
+fn powered_off(evidence: &Evidence) -> Option<Diagnosis> {
+    let disks = evidence.boot_disks.as_ref()?;
+    if evidence.panic.is_some() || evidence.guest_shutdown.as_deref() != Some("guest-shutdown") {
+        return None;
+    }
+    let attached = if disks.is_empty() { "none".to_owned() } else { disks.join(", ") };
+    Some(Diagnosis {
+        cause: "the guest powered itself off while it booted".to_owned(),
+        evidence: format!("disks that it had: {attached}"),
+        advice: "usually an extension image that its sealed kernel parameters name (kata.extension.NAME) is missing \
+                 or is another one: compare guest.extensions with what the image was built for, and see the last \
+                 lines of its console"
+            .to_owned(),
     })
 }
 

@@ -9,6 +9,7 @@ fn evidence(ended: Ended) -> Evidence {
         asked: false,
         guest_shutdown: None,
         panic: None,
+        boot_disks: None,
         stderr: vec![],
         console: vec![],
     }
@@ -47,6 +48,32 @@ fn the_last_output_is_in_the_text() {
     );
     let asked = Evidence { asked: true, ..evidence(Ended::Signal(9)) };
     assert_eq!(diagnose(&asked), VmEnd::AskedToStop);
+}
+
+#[test]
+fn a_guest_that_powers_itself_off_while_it_boots_is_told_with_its_disks() {
+    let off = |disks: Option<&[&str]>, reason: &str| Evidence {
+        guest_shutdown: Some(reason.to_owned()),
+        boot_disks: disks.map(lines),
+        console: lines(&["[FAILED] Failed to mount extension coco"]),
+        ..evidence(Ended::Code(0))
+    };
+    let text = diagnose(&off(Some(&["extension-coco", "initdata"]), "guest-shutdown")).to_string();
+    assert!(
+        text.starts_with(
+            "the guest powered itself off while it booted: disks that it had: extension-coco, initdata; QEMU ended \
+             with exit code 0: usually an extension image"
+        ),
+        "{text}"
+    );
+    assert!(diagnose(&off(Some(&[]), "guest-shutdown")).to_string().contains("disks that it had: none"));
+    for other in [
+        off(None, "guest-shutdown"),
+        off(Some(&[]), "guest-reset"),
+        Evidence { panic: stopped(1), ..off(Some(&[]), "guest-shutdown") },
+    ] {
+        assert!(!diagnose(&other).to_string().contains("extension image"), "{other:?}");
+    }
 }
 
 #[test]

@@ -66,6 +66,10 @@ pub(crate) struct Vm {
     leaf: PathBuf,
     qmp: Qmp,
     confidential: bool,
+    /// The serials of the disks that the guest boots with.
+    boot_disks: Vec<String>,
+    /// The guest's agent has answered.
+    booted: AtomicBool,
     /// The end of QEMU is not a failure any more.
     stop_expected: AtomicBool,
     gone: watch::Sender<Option<VmEnd>>,
@@ -123,6 +127,8 @@ impl VmLaunch<'_> {
             leaf: self.leaf.to_path_buf(),
             qmp: Qmp::new(self.sockets.qmp),
             confidential: self.plan.confidential(),
+            boot_disks: self.plan.disks.iter().map(|disk| disk.serial.clone()).collect(),
+            booted: AtomicBool::new(false),
             stop_expected: AtomicBool::new(false),
             gone: watch::Sender::new(None),
             stderr: Tail::default(),
@@ -191,6 +197,7 @@ impl Vm {
             asked: self.stop_expected.load(Ordering::Relaxed),
             guest_shutdown: seen.guest_shutdown.clone(),
             panic: seen.panic.clone(),
+            boot_disks: (!self.booted.load(Ordering::Relaxed)).then(|| self.boot_disks.clone()),
             stderr: self.stderr.last_lines(limits::text::SEARCHED_LINES),
             console: self.console.last_lines(limits::text::SEARCHED_LINES),
         })
@@ -254,6 +261,11 @@ impl Vm {
     /// Becomes Some when the VM has ended, once.
     pub(crate) fn gone(&self) -> watch::Receiver<Option<VmEnd>> {
         self.gone.subscribe()
+    }
+
+    /// The guest's agent has answered.
+    pub(crate) fn has_booted(&self) {
+        self.booted.store(true, Ordering::Relaxed);
     }
 
     /// From now on the guest has containers, and its console may have their secrets.

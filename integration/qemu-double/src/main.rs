@@ -49,6 +49,8 @@ struct Double {
     #[serde(default)]
     no_agent: bool,
     #[serde(default)]
+    powers_off: bool,
+    #[serde(default)]
     unprotected: bool,
 }
 

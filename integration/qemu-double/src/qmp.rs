@@ -118,6 +118,9 @@ impl Serving<'_> {
         if let Some(signal) = self.double.die_at_cont.and_then(|n| Signal::try_from(n).ok()) {
             raise(signal).ok();
         }
+        if self.double.powers_off {
+            self.end(true, "guest-shutdown");
+        }
         if self.double.no_agent {
             return;
         }
