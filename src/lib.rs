@@ -64,7 +64,7 @@ pub mod test_api {
     pub use crate::agent::client::Agent;
     pub use crate::agent::transport::Transport;
     pub use crate::ccw::DevNo;
-    pub use crate::config::{Accelerator, AgentConfig, Boot, VolumesConfig};
+    pub use crate::config::{Accelerator, AgentConfig, Boot, EmptyDirMode, VolumesConfig};
     pub use crate::failpoint::Step;
     pub use crate::host::facts::{Count, Root};
     pub use crate::host::image_file::ImageFile;

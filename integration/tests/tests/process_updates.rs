@@ -9,13 +9,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use harness::{Bundle, KubeletVolume, NO_STREAMS, TestNode, eventually, rounds, within};
-use kata_se::test_api::{Agent, AgentConfig, Courier, Published, Transport, VolumesConfig};
+use kata_se::test_api::{Agent, AgentConfig, Courier, EmptyDirMode, Published, Transport, VolumesConfig};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 const SHARED: &str = "/run/kata-containers/shared/containers/";
 
-const BOUNDS: VolumesConfig = VolumesConfig { copied_mib: 64, copied_files: 4096 };
+const BOUNDS: VolumesConfig = VolumesConfig {
+    empty_dir: EmptyDirMode::GuestLocal,
+    empty_dir_gib: 0,
+    max_empty_dir_gib: 0,
+    copied_mib: 64,
+    copied_files: 4096,
+};
 
 fn bind(destination: &str, source: &Path) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", "ro"]})
