@@ -70,7 +70,12 @@ const HINTS: [(&[&str], &str); 5] = [
         "a pull of the same layers failed before in this guest: see the log for the first error",
     ),
     (
-        &["Failed to pull image manifest", "Not authorized", "Illegal registry auth"],
+        &[
+            "Failed to pull image manifest",
+            "failed to pull image manifest",
+            "Not authorized",
+            "Illegal registry auth",
+        ],
         "the guest cannot reach the registry, or has no credentials for it: they come from the guest's own configuration \
          (cdh.toml), never from imagePullSecrets",
     ),
@@ -93,6 +98,10 @@ mod tests {
         for (inner, wanted) in [
             (
                 "Errors happened when pulling image: Failed to pull image manifest",
+                "cannot reach the registry",
+            ),
+            (
+                "Errors happened when pulling image: failed to pull image manifest: error sending request for url",
                 "cannot reach the registry",
             ),
             ("Not authorized: url http://r/v2/", "never from imagePullSecrets"),

@@ -132,6 +132,15 @@ impl Containerd {
         node
     }
 
+    /// Guests of new pods pull their images. More keys of `[agent]`, more words of the guest's command line.
+    pub fn guests_pull(&self, agent: &str, words: &str) {
+        let path = self.path("config.toml");
+        let text = fs::read_to_string(&path).expect("configuration");
+        let mode = format!("[agent]\n{agent}\n[rootfs]\nmode = \"guest-pull\"\n");
+        let text = text.replace("[rootfs]\n", &mode).replace("panic=-1", &format!("panic=-1 {words}"));
+        fs::write(path, text).expect("configuration");
+    }
+
     pub fn doubles(&self) -> &Doubles {
         &self.doubled.as_ref().expect("a node with doubles").0
     }
