@@ -56,6 +56,31 @@ pub(crate) async fn measure(table: &mut Table) {
     table.row("  the whole exec; the agent's own time", through, Some(direct), Wanted::Nothing);
     table.row("CPU of the shim for one exec", crate::table::ms(used), None, Wanted::Nothing);
     node.end(&shim, "c1").await;
+    let plug = plugged(&node).await;
+    table.row("an emptyDir's disk, made and plugged", plug, None, Wanted::AtMost(20.0));
+}
+
+/// Creates with this many emptyDirs take so much longer than without, for each.
+async fn plugged(node: &TestNode) -> f64 {
+    const DISKS: u32 = 10;
+    let shim = node.running("s1", &Bundle::sh("sleep 1000").sandbox()).await;
+    let (mut with, mut without) = (vec![], vec![]);
+    for round in 0..ROUNDS {
+        for (times, disks) in [(&mut without, 0), (&mut with, DISKS)] {
+            let id = format!("m{round}-{disks}");
+            let volumes = (0..disks).map(|n| (format!("/v{n}"), node.empty_dir(&format!("{id}-{n}"))));
+            let bundle = volumes.fold(Bundle::sh("sleep 1000").member("s1"), |bundle, (at, folder)| {
+                bundle.empty_dir(&at, &folder)
+            });
+            let dir = node.bundle(&id, &bundle);
+            let began = Instant::now();
+            shim.create_on(&id, &dir, &[&dir.join("rootfs")]).await.expect("create");
+            times.push(began.elapsed());
+            shim.delete(&id, "").await.expect("delete");
+        }
+    }
+    node.end(&shim, "s1").await;
+    (median(with) - median(without)) / f64::from(DISKS)
 }
 
 fn since(from: SystemTime, to: SystemTime) -> Duration {
