@@ -111,7 +111,7 @@ pub fn oci_spec(bytes: &[u8]) -> bool {
     let Ok(volumes) = volume::decide(&bundle, &id, &kinds, 1) else { return true };
     let sent = guest_spec(&bundle, &id, Path::new("/bundle"), volumes.mounts);
     assert!(sent.0.hooks().is_none(), "a hook of the host is sent to the guest");
-    for mount in sent.0.mounts().iter().flatten().filter(|mount| volume::is_bind(mount)) {
+    for mount in sent.0.mounts().iter().flatten().filter(|mount| spec::is_bind(mount)) {
         let source = mount.source().as_deref().unwrap_or(Path::new(""));
         let is_of_guest =
             source.starts_with(storage::SHARED_DIR) || source.starts_with("/run/kata-containers");

@@ -308,6 +308,12 @@ pub(crate) mod agent {
     /// Pause between two log lines while the guest pulls an image.
     pub(crate) const PULL_PROGRESS: Duration = Duration::from_secs(15);
 
+    /// Longest termination message of a container: what Kubernetes takes of it.
+    pub(crate) const TERMINATION_MESSAGE_BYTES: usize = 4096;
+
+    /// How long the exit of a container waits for its termination message: the kubelet reads it after the exit.
+    pub(crate) const TERMINATION_MESSAGE: Duration = Duration::from_secs(5);
+
     /// Pause between two OOM events: a guest cannot flood containerd with them.
     pub(crate) const OOM_EVENT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -326,6 +326,25 @@ impl Agent {
         Ok(stats::of(answer.cgroup_stats.take().unwrap_or_default()))
     }
 
+    /// What the container has written as its termination message, at most as much as Kubernetes takes. Agents from 3.29
+    /// on have the call, while the container is not removed.
+    pub async fn termination_message(&self, id: &ContainerId) -> Result<String> {
+        let req = pb::GetDiagnosticDataRequest {
+            log_type: "termination_log".to_owned(),
+            container_id: id.as_str().to_owned(),
+            ..Default::default()
+        };
+        let answer =
+            self.call(Method::GetDiagnosticData, AgentServiceClient::get_diagnostic_data, &req).await?;
+        let mut message = answer.data;
+        let mut end = message.len().min(limits::agent::TERMINATION_MESSAGE_BYTES);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        Ok(message)
+    }
+
     /// Ends the sandbox; an agent that is the guest's first process powers it off.
     pub async fn destroy_sandbox(&self) -> Result<()> {
         let req = pb::DestroySandboxRequest::new();

@@ -72,4 +72,5 @@ methods! {
     RemoveContainer: Call, repeat: false;
     DestroySandbox: Call, repeat: false;
     GetOOMEvent: LongPoll, repeat: true;
+    GetDiagnosticData: Poll, repeat: true;
 }

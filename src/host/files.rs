@@ -104,6 +104,18 @@ pub(crate) fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     result.with_context(context)
 }
 
+/// Replaces the content of a regular file that exists; no link is followed as the last part of its path.
+pub(crate) fn overwrite(path: &Path, bytes: &[u8]) -> Result<()> {
+    let context = || format!("write {}", path.display());
+    // O_NONBLOCK: a fifo in the file's place must not block us.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY;
+    let mut file = OpenOptions::new().write(true).custom_flags(flags).open(path).with_context(context)?;
+    if !file.metadata().with_context(context)?.is_file() {
+        return Err(Error::invalid(format!("{}: not a regular file", context())));
+    }
+    file.set_len(0).and_then(|()| file.write_all(bytes)).with_context(context)
+}
+
 /// An unguessable number, for names.
 pub(crate) fn random() -> Result<u64> {
     let mut bytes = [0; 8];
@@ -187,6 +199,28 @@ mod tests {
         std::os::unix::fs::symlink(&file, &link).expect("link");
         assert!(found(0o775, 0o644, &link).is_some());
         assert_eq!(found(0o755, 0o644, &link), None);
+    }
+
+    #[test]
+    fn only_a_regular_file_that_is_there_is_overwritten() {
+        let dir = tempfile::tempdir().expect("dir");
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("f"), "longer before").expect("write");
+        overwrite(&at("f"), b"new").expect("overwrite");
+        assert_eq!(fs::read(at("f")).expect("read"), b"new");
+        std::os::unix::fs::symlink(at("f"), at("link")).expect("link");
+        nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+        let _reader = OpenOptions::new().read(true).write(true).open(at("fifo")).expect("fifo");
+        for (name, why) in [
+            ("link", "Too many levels of symbolic links"),
+            ("fifo", "not a regular file"),
+            ("none", "No such file"),
+            ("", "Is a directory"),
+        ] {
+            let e = overwrite(&at(name), b"bad").expect_err(name);
+            assert!(e.to_string().contains(why), "{e}");
+        }
+        assert_eq!(fs::read(at("f")).expect("read"), b"new");
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub(crate) mod resources;
 pub(crate) mod role;
 pub(crate) mod spec;
 pub(crate) mod storage;
+pub(crate) mod termination;
 pub(crate) mod tree;
 pub(crate) mod unsupported;
 pub(crate) mod volume;

@@ -83,6 +83,11 @@ fn check_process(process: &Process) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind")
+}
+
 fn missing(what: &str) -> Error {
     Error::invalid(format!("config.json: no {what:?} section"))
 }

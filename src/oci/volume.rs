@@ -11,8 +11,9 @@ use oci_spec::runtime::Mount;
 use crate::error::{Context, Error, Result};
 use crate::ids::ContainerId;
 use crate::limits;
-use crate::oci::spec::Bundle;
+use crate::oci::spec::{Bundle, is_bind};
 use crate::oci::storage::{self, SHARED_DIR, SHM_PATH, Storage};
+use crate::oci::termination;
 
 /// What a bind mount's source is on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +103,7 @@ pub(crate) fn decide(
     kinds: &BTreeMap<PathBuf, SourceKind>,
     unique: u64,
 ) -> Result<Volumes> {
-    let mut planner = Planner { id, kinds, unique, volumes: Volumes::default() };
+    let mut planner = Planner { bundle, id, kinds, unique, volumes: Volumes::default() };
     for mount in bundle.spec.mounts().iter().flatten() {
         let mount = planner.decide(mount)?;
         planner.volumes.mounts.push(mount);
@@ -112,6 +113,7 @@ pub(crate) fn decide(
 
 /// Decides one mount after the other; what is already decided bounds and names what follows.
 struct Planner<'a> {
+    bundle: &'a Bundle,
     id: &'a ContainerId,
     kinds: &'a BTreeMap<PathBuf, SourceKind>,
     unique: u64,
@@ -165,7 +167,7 @@ impl Planner<'_> {
                 self.empty_dir(mount, plain_name(source)?, in_memory, gid)
             }
             SourceKind::File | SourceKind::Directory { .. } => {
-                self.copied(mount, source, !is_written_by_the_container(mount))
+                self.copied(mount, source, !termination::is_message(self.bundle, mount))
             }
             SourceKind::Persistent => self.copied(mount, source, false),
         }
@@ -229,11 +231,6 @@ fn options(mount: &Mount) -> &[String] {
     mount.options().as_deref().unwrap_or_default()
 }
 
-/// The file of the termination message, at Kubernetes' own place: the host has nothing to say in it.
-fn is_written_by_the_container(mount: &Mount) -> bool {
-    mount.destination() == Path::new("/dev/termination-log")
-}
-
 fn is_shm(mount: &Mount) -> bool {
     mount.destination() == Path::new("/dev/shm")
 }
@@ -241,10 +238,6 @@ fn is_shm(mount: &Mount) -> bool {
 /// A bind mount, but for the shared memory, which is the guest's.
 fn is_of_host(mount: &Mount) -> bool {
     is_bind(mount) && !is_shm(mount)
-}
-
-pub(crate) fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind") || options(mount).iter().any(|o| o == "bind" || o == "rbind")
 }
 
 /// The kubelet keeps all emptyDir volumes in directories of this name.

@@ -57,12 +57,19 @@ pub(crate) struct Guest {
     /// Containers whose creation was begun in the guest and has not succeeded: the agent cannot take such an id
     /// again.
     pub(crate) unusable: Mutex<BTreeSet<ContainerId>>,
-    /// Held while a volume of one of its containers is updated.
-    pub(crate) publishing: tokio::sync::Mutex<()>,
-    /// It takes no files for running containers, which was told.
-    pub(crate) files_refused: AtomicBool,
+    /// What it refuses, and was told.
+    pub(crate) refused: Refused,
     /// It was ended by the shim, for a reason.
     pub(crate) condemned: AtomicBool,
+}
+
+/// Calls that a guest refuses, by its policy or for want of them, of which one line in the log is enough.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// Files for containers that run.
+    pub(crate) files: AtomicBool,
+    /// Termination messages.
+    pub(crate) messages: AtomicBool,
 }
 
 /// A layer image, once it is plugged and mounted. Locked meanwhile, so that two containers do not plug it twice.
@@ -84,16 +91,6 @@ impl Guest {
         if !ended && !self.condemned.swap(true, Ordering::Relaxed) {
             warn!(log, "killing the VM: {}", why);
             self.vm.kill_because(&why.to_string());
-        }
-    }
-
-    /// Says once that volumes are not kept up to date.
-    pub(crate) fn note_files_refused(&self, log: &Logger, e: &Error) {
-        if !self.files_refused.swap(true, Ordering::Relaxed) {
-            warn!(
-                log,
-                "this guest takes no files for running containers: their volumes stay as they are: {}", e
-            );
         }
     }
 

@@ -25,7 +25,7 @@ use crate::oci::storage;
 use crate::plan::agent_version::AgentVersion;
 use crate::plan::vm::{NicPlan, VmPlan};
 use crate::pod::disks::VolumeDisks;
-use crate::pod::guest::Guest;
+use crate::pod::guest::{Guest, Refused};
 use crate::pod::network::{self, PodNetwork};
 use crate::pod::preflight::CheckedImage;
 use crate::pod::prepare::LaunchContext;
@@ -105,8 +105,7 @@ async fn bring_up(pod: &Pod, context: &LaunchContext, spec: &PodSpec, booting: &
         images: Mutex::default(),
         mounts: AtomicU32::new(0),
         unusable: Mutex::default(),
-        publishing: tokio::sync::Mutex::default(),
-        files_refused: AtomicBool::new(false),
+        refused: Refused::default(),
         condemned: AtomicBool::new(false),
     })
 }

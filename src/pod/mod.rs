@@ -77,6 +77,8 @@ pub(crate) struct Pod {
     pub(crate) container_removed: Notify,
     /// Watches of its containers' volumes.
     pub(crate) watches: Watches,
+    /// Held while one of them is updated.
+    pub(crate) publishing: tokio::sync::Mutex<()>,
     /// The way out of the shim's own cgroup, while it is in it.
     pub(crate) original_cgroup: Arc<Mutex<Option<OriginalCgroup>>>,
     state: Mutex<State>,
@@ -92,6 +94,7 @@ impl Pod {
             events: EventQueue::default(),
             container_removed: Notify::new(),
             watches: Watches::default(),
+            publishing: tokio::sync::Mutex::default(),
             original_cgroup: Arc::default(),
             state: Mutex::default(),
         }))

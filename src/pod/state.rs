@@ -81,6 +81,8 @@ pub(crate) struct Container {
     pub(crate) kill_asked: bool,
     /// Paths in the guest of its copied volumes, from the moment at which their copying begins.
     pub(crate) copied: Vec<String>,
+    /// The host's file for its termination message.
+    pub(crate) message: Option<PathBuf>,
     /// What keeps its volumes up to date.
     pub(crate) updates: Option<Group>,
     /// How often the guest's OOM killer hit it.
@@ -235,6 +237,7 @@ impl Container {
             cpus,
             kill_asked: false,
             copied: Vec::new(),
+            message: None,
             updates: None,
             oom: watch::Sender::new(0),
             cancel: watch::Sender::new(false),

@@ -4,6 +4,7 @@
 //! Create can be cancelled (Delete, Shutdown) at any await; everything it made is undone before it
 //! answers, so that the same id can be created again at once.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use slog::{info, warn};
@@ -24,6 +25,7 @@ use crate::oci::pod_spec::PodSpec;
 use crate::oci::role::Role;
 use crate::oci::spec::{self, Bundle};
 use crate::oci::storage::Storage;
+use crate::oci::termination;
 use crate::oci::unsupported;
 use crate::pod::guest::Guest;
 use crate::pod::launch;
@@ -111,7 +113,9 @@ impl Pod {
             }
         }
         state.used = true;
-        state.containers.insert(id.clone(), Container::creating(request, bundle.role == Role::Sandbox, cpus));
+        let mut container = Container::creating(request, bundle.role == Role::Sandbox, cpus);
+        container.message = termination::message_file(bundle).map(Path::to_path_buf);
+        state.containers.insert(id.clone(), container);
         Ok(())
     }
 

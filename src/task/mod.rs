@@ -16,6 +16,7 @@ mod rootfs;
 mod sandbox;
 mod start;
 mod stats;
+mod termination;
 mod unanswered;
 mod update;
 mod updates;

@@ -118,6 +118,11 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
             pod.await_oom(&id.container).await;
         }
     };
+    let message = async {
+        if id.exec.is_none() && input == Input::Exited {
+            pod.bring_message(&guest, &id.container).await;
+        }
+    };
     let execs = async {
         if id.exec.is_none() {
             end_execs(&pod, &id.container).await;
@@ -125,7 +130,7 @@ pub(crate) async fn watch(pod: Arc<Pod>, guest: Arc<Guest>, id: ProcessId, strea
     };
     let own = async {
         tokio::select! {
-            _ = async { tokio::join!(timeout(limits::stdio::OUTPUT_DRAIN, draining), oom) } => {}
+            _ = async { tokio::join!(timeout(limits::stdio::OUTPUT_DRAIN, draining), oom, message) } => {}
             () = pod.shutting_down() => {}
         }
     };

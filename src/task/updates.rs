@@ -4,15 +4,16 @@
 //! An update that fails is told once and tried again at the next change. One volume of a pod is updated at a time.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use slog::{Logger, debug, info, warn};
+use slog::{debug, info, warn};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::error::{Code, Error, Result};
 use crate::host::begun::Begun;
 use crate::host::log::ms;
 use crate::host::tasks::{Group, Stop};
-use crate::host::watch::{Watch, Watches};
+use crate::host::watch::Watch;
 use crate::ids::ContainerId;
 use crate::limits;
 use crate::pod::Pod;
@@ -23,7 +24,7 @@ use crate::task::volumes::Copied;
 impl Pod {
     /// From now on the container's volumes follow those of the host.
     pub(super) fn keep_volumes(
-        &self,
+        self: &Arc<Self>,
         guest: &Arc<Guest>,
         id: &ContainerId,
         copied: Vec<Copied>,
@@ -31,11 +32,10 @@ impl Pod {
         let mut updates = Group::default();
         for Copied { published, watch } in copied {
             let Some(watch) = watch else { continue };
-            let (guest, log, watches) = (Arc::clone(guest), self.log().clone(), self.watches.clone());
-            let of = id.clone();
+            let (pod, guest, of) = (Arc::clone(self), Arc::clone(guest), id.clone());
             updates.start(|stop| async move {
                 let mut stopped = stop.clone();
-                let mut kept = Kept { guest, log, watches, of, published, watch, failed: false, told: false };
+                let mut kept = Kept { pod, guest, of, published, watch, failed: false, told: false };
                 while kept.follow(&mut stopped, &stop).await {}
             });
         }
@@ -58,9 +58,8 @@ impl Pod {
 
 /// One volume of a container.
 struct Kept {
+    pod: Arc<Pod>,
     guest: Arc<Guest>,
-    log: Logger,
-    watches: Watches,
     of: ContainerId,
     published: Published,
     watch: Watch,
@@ -83,18 +82,18 @@ impl Kept {
         };
         // What was replaced is watched in its new place, before that is read.
         if self.published.is_file() || !more {
-            match self.watches.add(self.published.source()) {
+            match self.pod.watches.add(self.published.source()) {
                 Ok(watch) => self.watch = watch,
                 Err(e) => {
-                    debug!(self.log, "no more updates of a volume of {}: {}", self.of, e);
+                    debug!(self.pod.log(), "no more updates of a volume of {}: {}", self.of, e);
                     return false;
                 }
             }
         }
-        let guest = Arc::clone(&self.guest);
+        let (pod, guest) = (Arc::clone(&self.pod), Arc::clone(&self.guest));
         let turn = tokio::select! {
             () = stopped.asked() => return false,
-            turn = guest.publishing.lock() => turn,
+            turn = pod.publishing.lock() => turn,
         };
         let began = Instant::now();
         let done = {
@@ -128,13 +127,13 @@ impl Kept {
         let source = self.published.source().display();
         if self.failed {
             self.failed = false;
-            info!(self.log, "volume {} of {} is up to date again", source, self.of);
+            info!(self.pod.log(), "volume {} of {} is up to date again", source, self.of);
         }
-        debug!(self.log, "volume {} of {} is updated", source, self.of; "sent" => outcome.sent, "ms" => ms(began.elapsed()));
+        debug!(self.pod.log(), "volume {} of {} is updated", source, self.of; "sent" => outcome.sent, "ms" => ms(began.elapsed()));
         if !outcome.sealed.is_empty() && !self.told {
             self.told = true;
             let keys = outcome.sealed.join(", ");
-            warn!(self.log, "volume {} of {}: sealed secrets stay as they were until a restart of the container",
+            warn!(self.pod.log(), "volume {} of {}: sealed secrets stay as they were until a restart of the container",
                 source, self.of; "keys" => keys);
         }
     }
@@ -142,12 +141,17 @@ impl Kept {
     /// Whether another try makes sense.
     fn has_failed(&mut self, e: &Error) -> bool {
         if matches!(e.code(), Code::PermissionDenied | Code::Unimplemented) {
-            self.guest.note_files_refused(&self.log, e);
+            if !self.guest.refused.files.swap(true, Ordering::Relaxed) {
+                warn!(
+                    self.pod.log(),
+                    "this guest takes no files for running containers: their volumes stay as they are: {}", e
+                );
+            }
             return false;
         }
         if !self.failed {
             self.failed = true;
-            warn!(self.log, "a change of the host is not seen in {}: {}", self.of, e);
+            warn!(self.pod.log(), "a change of the host is not seen in {}: {}", self.of, e);
         }
         true
     }

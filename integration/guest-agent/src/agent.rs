@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::Write;
-use std::path::Path;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::check::{self, GUEST_DIR};
 use crate::environment::Environment;
-use crate::failure::{Result, Trying, internal, invalid, no_process};
+use crate::failure::{self, Result, Trying, internal, invalid, no_process};
 use crate::guest_pull::{self, GuestPull};
 use crate::messages::agent as pb;
 use crate::messages::oci::{Mount, Spec};
@@ -30,6 +30,9 @@ use crate::{boot, cgroup, oci, sysctl};
 
 /// Timeout of RemoveContainer when the request has none.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// So much of a termination message is told.
+const MESSAGE_BYTES: u64 = 4096;
 
 pub(crate) struct Agent {
     pub(crate) environment: Environment,
@@ -169,6 +172,7 @@ impl Agent {
             storages,
             capabilities: spec.Process.Capabilities.clone().into_option(),
             oom_watch: None,
+            message: self.message_file(&spec),
         })
     }
 
@@ -379,6 +383,26 @@ impl Agent {
         let pid = self.state().containers.get(id).map(|c| c.init.pid);
         let pid = pid.ok_or_else(|| invalid("invalid container id"))?;
         Ok(if self.environment.is_guest() { cgroup::stats(id) } else { Plain::stats(pid) })
+    }
+
+    /// The source of the mount that the spec's annotation names.
+    fn message_file(&self, spec: &Spec) -> Result<PathBuf> {
+        let at = spec.Annotations.get("io.kubernetes.container.terminationMessagePath");
+        let at = at.ok_or_else(|| internal("No terminationMessagePath annotation"))?;
+        let mount = spec.Mounts.iter().find(|mount| mount.destination == *at);
+        let mount = mount.ok_or_else(|| internal(format!("no mount at {at}")))?;
+        Ok(self.environment.source(&mount.source))
+    }
+
+    /// The beginning of a container's termination message.
+    pub(crate) fn termination_message(&self, id: &str) -> Result<String> {
+        let state = self.state();
+        let container = state.containers.get(id).ok_or_else(|| invalid("invalid container id"))?;
+        let file = container.message.as_ref().map_err(|e| internal(failure::text(e)))?;
+        let mut message = Vec::new();
+        let file = File::open(file).trying(file.display())?;
+        file.take(MESSAGE_BYTES).read_to_end(&mut message).trying("termination message")?;
+        Ok(String::from_utf8_lossy(&message).into_owned())
     }
 
     /// Kills and forgets a container; `seconds` 0: without a limit.

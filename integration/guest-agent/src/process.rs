@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,6 +48,8 @@ pub(crate) struct Container {
     /// Defaults of an exec.
     pub(crate) capabilities: Option<oci::LinuxCapabilities>,
     pub(crate) oom_watch: Option<AbortHandle>,
+    /// The file for its termination message here, or why there is none.
+    pub(crate) message: Result<PathBuf>,
 }
 
 impl Drop for Container {

@@ -306,8 +306,12 @@ impl AgentService for Calls {
         _: &TtrpcContext,
         req: pb::GetDiagnosticDataRequest,
     ) -> Result<pb::GetDiagnosticDataResponse> {
-        // Not in the real agent: tests read the record of an agent in a guest by it.
         match req.log_type.as_str() {
+            "termination_log" => {
+                let data = self.agent.termination_message(&req.container_id)?;
+                Ok(pb::GetDiagnosticDataResponse { data, ..Default::default() })
+            }
+            // Not in the real agent: tests read the record of an agent in a guest by it.
             "record" => Ok(pb::GetDiagnosticDataResponse { data: self.record.tail(), ..Default::default() }),
             other => Err(invalid(format!("log type {other:?}"))),
         }

@@ -129,7 +129,8 @@ fn network(dir: &Path) -> String {
 /// The runtime handlers `kata-se` and `kata-se-host-devices`, which no node should configure.
 fn handlers(runtimes: &str, more: &str) -> String {
     let runtime = format!(
-        "runtime_type = \"io.containerd.kata-se.v2\"\npod_annotations = [\"io.katacontainers.*\"]\n{more}"
+        "runtime_type = \"io.containerd.kata-se.v2\"\npod_annotations = [\"io.katacontainers.*\"]\n\
+         container_annotations = [\"io.kubernetes.container.terminationMessage*\"]\n{more}"
     );
     format!(
         "[{runtimes}.kata-se]\nprivileged_without_host_devices = true\n{runtime}\

@@ -7,15 +7,17 @@ use std::process::Command;
 
 use cri::api::{Device, ImageSpec, Mount, MountPropagation, NamespaceMode, NamespaceOption};
 use cri::{Node, OWN, Pod, pod_security, security};
+use harness::{KubeletVolume, until};
 
 cri::on_each_version! {
     in_short:
     files_and_folders_of_the_node_are_copies,
+    a_config_map_follows_the_nodes,
     what_no_vm_can_share_is_refused_in_one_line;
     in_full:
     volumes_of_an_image_begin_with_its_files,
     an_empty_dir_is_shared_by_the_pods_containers,
-    a_termination_message_stays_in_the_guest;
+    a_termination_message_comes_back_from_the_guest;
 }
 
 fn mount(node: &Node, name: &str, at: &str) -> Mount {
@@ -87,15 +89,46 @@ fn an_empty_dir_is_shared_by_the_pods_containers(node: &Node) {
     assert_eq!(names.collect::<Vec<_>>(), ["disk.img"], "nothing else of it is on the node");
 }
 
-fn a_termination_message_stays_in_the_guest(node: &Node) {
-    fs::write(node.path("message"), "").expect("file");
+fn a_termination_message_comes_back_from_the_guest(node: &Node) {
     let pod = node.pod("termination");
-    let mut config =
-        pod.plain("c1", &["sh", "-c", "echo why > /dev/termination-log; cat /dev/termination-log; exit 4"]);
-    config.mounts = vec![mount(node, "message", "/dev/termination-log")];
+    for (policy, wanted) in [("File", "why\n"), ("FallbackToLogsOnError", "")] {
+        fs::write(node.path("message"), "").expect("file");
+        let mut config = pod.plain(
+            &policy.to_lowercase(),
+            &["sh", "-c", "echo why > /dev/termination-log; cat /dev/termination-log; exit 4"],
+        );
+        config.mounts = vec![mount(node, "message", "/dev/termination-log")];
+        for (name, value) in [("Path", "/dev/termination-log"), ("Policy", policy)] {
+            config
+                .annotations
+                .insert(format!("io.kubernetes.container.terminationMessage{name}"), value.into());
+        }
+        let container = pod.start(&config);
+        assert_eq!((container.ended(20).exit_code, container.logged("stdout").as_str()), (4, "why\n"));
+        assert_eq!(fs::read_to_string(node.path("message")).expect("file"), wanted, "{policy}");
+    }
+}
+
+/// A configMap as the kubelet replaces it; and a file of it by `subPath`, which Kubernetes does not.
+fn a_config_map_follows_the_nodes(node: &Node) {
+    let mut volume = KubeletVolume::new(node.path("config"), &[("a", "1"), ("gone", "1")]);
+    fs::write(node.path("hosts"), "one\n").expect("file");
+    let pod = node.pod("config-map");
+    let mut config = pod.plain("c1", &["sleep", "1000"]);
+    config.mounts = vec![
+        Mount { readonly: true, ..mount(node, "config", "/config") },
+        mount(node, "hosts", "/etc/hosts"),
+    ];
     let container = pod.start(&config);
-    assert_eq!((container.ended(20).exit_code, container.logged("stdout").as_str()), (4, "why\n"));
-    assert_eq!(fs::read_to_string(node.path("message")).expect("file"), "");
+    assert_eq!(container.sh("cat /config/a /config/gone /etc/hosts"), "11one\n");
+    volume.update(&[("a", "2"), ("new", "3")]);
+    let seen = || container.exec(&["sh", "-c", "cat /config/a /config/new 2>&1; ls /config/gone"]).stdout;
+    until("the update", 20, || seen() == "23");
+    assert_eq!(container.sh("cd /config; ls"), "a\ngone\nnew\n", "nothing removes a link in the guest");
+    fs::write(node.path("hosts"), "two\n").expect("file");
+    volume.update(&[("a", "4"), ("new", "5")]);
+    until("another", 20, || seen() == "45");
+    assert_eq!(container.sh("cat /etc/hosts"), "one\n", "the mount holds the file of the start");
 }
 
 fn refused_pod(node: &Node, options: NamespaceOption) -> String {

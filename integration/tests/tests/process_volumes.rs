@@ -254,10 +254,10 @@ fn owners(folder: &Path, below: &Path, found: &mut Vec<(PathBuf, u32, u32, u32)>
 #[tokio::test]
 async fn the_bounds_of_volumes_are_keys_and_a_large_file_comes_in_pieces() {
     let node = TestNode::new().await;
-    node.config("[volumes]\ncopied_mib = 100\ncopied_files = 3\n");
+    node.config("[volumes]\ncopied_mib = 5\ncopied_files = 3\n");
     fs::create_dir(node.path("data")).expect("folder");
     let large = fs::File::create(node.path("data/large")).expect("file");
-    large.set_len(99 << 20).expect("size");
+    large.set_len(5 << 20).expect("size");
     let mount = [bind("/data", &node.path("data"))];
     let shim = node.running("c1", &with_mounts(&mount)).await;
     let requests = node.requests();
@@ -265,13 +265,17 @@ async fn the_bounds_of_volumes_are_keys_and_a_large_file_comes_in_pieces() {
         .iter()
         .filter(|r| r["path"].as_str().is_some_and(|p| p.ends_with("large")))
         .count();
-    assert_eq!(pieces, 99, "of 1 MiB, as a message has at most four");
+    assert_eq!(pieces, 5, "of 1 MiB: a message has at most four");
     node.end(&shim, "c1").await;
     fs::write(node.path("data/one"), "").expect("file");
     fs::write(node.path("data/two"), "").expect("file");
     let text = node.refused(&with_mounts(&mount)).await;
     let wanted = "more files and folders than can be copied into a guest (3 for all volumes of a container, volumes.copied_files)";
     assert!(text.contains(wanted), "{text}");
+    fs::remove_file(node.path("data/one")).expect("remove");
+    large.set_len((5 << 20) + 1).expect("size");
+    let text = node.refused(&with_mounts(&mount)).await;
+    assert!(text.contains("guest (5 MiB for all volumes of a container, volumes.copied_mib)"), "{text}");
 }
 
 #[tokio::test]
