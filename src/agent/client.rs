@@ -123,19 +123,17 @@ impl Agent {
         })
     }
 
-    /// The agent's version, which no policy keeps: one bounded line.
+    /// The agent's version, which no policy keeps: the health service is not subject to it.
     pub(crate) async fn version(&self) -> Result<String> {
-        let limit = self.inner.config.call_timeout;
-        let connected = self.current();
-        let context = ttrpc::context::with_timeout(0);
-        let answer = timeout(limit, connected.health.version(context, &CheckRequest::new())).await;
-        let answer = answer.unwrap_or_else(|_| {
+        let limit = self.inner.config.health_timeout;
+        let (connected, request) = (self.current(), CheckRequest::new());
+        let asking = connected.health.version(ttrpc::context::with_timeout(0), &request);
+        let answer = timeout(limit, asking).await.unwrap_or_else(|_| {
             Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
         });
         let answer = answer.map_err(|e| translate(e, Some(limit)).context("agent Version"))?;
-        Ok(one_line(
-            &answer.agent_version.chars().take(limits::agent::GUEST_DETAIL_CHARS).collect::<String>(),
-        ))
+        let version: String = answer.agent_version.chars().take(limits::agent::GUEST_DETAIL_CHARS).collect();
+        Ok(one_line(&version))
     }
 
     /// One call: ends with the answer, at its limit, or with the VM, whichever is first.

@@ -139,7 +139,7 @@ async fn set_policy(pod: &Pod, context: &LaunchContext, agent: &Agent) -> Result
     Ok(())
 }
 
-/// What is known of the agent; only its version, if the guest's policy keeps the rest.
+/// What is known of the agent: its version alone, if the guest's policy keeps the rest.
 async fn guest_details(pod: &Pod, context: &LaunchContext, agent: &Agent) -> Result<GuestDetails> {
     let details = match agent.guest_details().await {
         Err(e) if e.code() == Code::PermissionDenied => {

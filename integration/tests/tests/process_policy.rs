@@ -164,6 +164,11 @@ async fn pods_run_although_a_policy_denies_what_they_can_do_without_and_each_den
     assert_eq!(within("its end", 5, shim.wait("c1", "i")).await, Ok(137));
     node.end(&shim, "c1").await;
     let log = node.log();
+    assert_eq!(
+        lines(&log, &["sandbox is up", "\"agent\":\"4.1.0\""]),
+        1,
+        "the health service has the version: {log}"
+    );
     for call in ["CloseStdin", "WriteStdin", "GetOOMEvent", "GetGuestDetails"] {
         let words = [
             &format!("agent {call}: the guest's policy denies it (last rule tried: allow_it)"),
