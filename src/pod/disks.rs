@@ -38,6 +38,8 @@ pub(crate) struct VolumeDisks {
 struct Known {
     turn: Arc<tokio::sync::Mutex<()>>,
     plugged: Option<Plugged>,
+    /// It is in the pod's journal.
+    recorded: bool,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,21 @@ impl VolumeDisks {
     /// Held while the disk is plugged, until a container has been made with it, and while it is unplugged.
     pub(crate) fn turn(&self, content: &DiskContent) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&mutex::lock(&self.known).entry(content.clone()).or_default().turn)
+    }
+
+    /// Lets `record` write the disk down, once in a VM's life, however often it is made.
+    pub(crate) fn record_once(
+        &self,
+        content: &DiskContent,
+        record: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let mut known = mutex::lock(&self.known);
+        let known = known.entry(content.clone()).or_default();
+        if !known.recorded {
+            record()?;
+            known.recorded = true;
+        }
+        Ok(())
     }
 
     /// The address of a disk that the guest has; the container is a user of it from now on.
@@ -113,5 +130,9 @@ mod tests {
         let content = DiskContent::EmptyDir("/v".into());
         disks.publish(content.clone(), second, &one);
         assert_eq!((disks.of(&one), disks.join(&content, &two)), (vec![], Some(second)), "it stays");
+        let full = || Err(crate::error::Error::internal("no space"));
+        assert!(disks.record_once(&content, full).is_err());
+        assert_eq!(disks.record_once(&content, || Ok(())), Ok(()), "again, since it was not written");
+        assert_eq!(disks.record_once(&content, full), Ok(()), "once");
     }
 }

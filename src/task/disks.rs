@@ -122,7 +122,8 @@ async fn plug(pod: &Pod, guest: &Arc<Guest>, id: &ContainerId, content: &DiskCon
 
 /// In the journal before it is there.
 async fn make_disk(pod: &Pod, guest: &Guest, source: &Path) -> Result<File> {
-    pod.journal.record(&Cleanup::EmptyDir { disk: empty_dir::path(source) })?;
+    let entry = Cleanup::EmptyDir { disk: empty_dir::path(source) };
+    guest.disks.record_once(&DiskContent::EmptyDir(source.to_path_buf()), || pod.journal.record(&entry))?;
     let name = source.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let wanted = guest.empty_dirs.bytes(&name);
     let volume = source.to_path_buf();

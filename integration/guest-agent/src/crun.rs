@@ -38,6 +38,11 @@ impl Crun {
         Self { reaper, runs: AtomicU32::new(0) }
     }
 
+    /// Who waits for children.
+    pub(crate) fn reaper(&self) -> &Reaper {
+        &self.reaper
+    }
+
     /// Creates a container; its init process waits for [`Crun::start`].
     pub(crate) async fn create(&self, id: &str, bundle: &Path, config: &Value) -> Result<Launched> {
         fs::create_dir_all(bundle).trying(format!("bundle {}", bundle.display()))?;

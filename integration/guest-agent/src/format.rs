@@ -6,13 +6,20 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use crate::boot;
 use crate::failure::{Result, Trying, internal};
 use crate::messages::agent::Storage;
+use crate::reaper::Reaper;
 
 pub(crate) const CREATE: &str = "create_filesystem";
 pub(crate) const ENCRYPT: &str = "encryption_key=ephemeral";
+
+/// What programs print, a file each.
+const SAID: &str = "/run/said";
+static RUNS: AtomicU32 = AtomicU32::new(0);
 
 /// Of the file system, and of what is encrypted at once.
 const BLOCK: usize = 4096;
@@ -21,27 +28,17 @@ const BLOCK: usize = 4096;
 const HEADER_BYTES: u64 = 16 << 20;
 
 /// Makes the disk ready in a guest and returns what is to be mounted.
-pub(crate) async fn prepare(s: &Storage, disk: PathBuf) -> Result<PathBuf> {
+pub(crate) async fn prepare(reaper: &Reaper, s: &Storage, disk: PathBuf) -> Result<PathBuf> {
     let has = |option: &str| s.driver_options.iter().any(|given| given == option);
-    let (encrypts, creates) = (has(ENCRYPT), has(CREATE));
-    let work = move || {
-        let disk = if encrypts { encrypt(&disk)? } else { disk };
-        if creates {
-            if encrypts {
-                wipe(&disk)?;
-            }
-            make_file_system(&disk)?;
+    let disk = if has(ENCRYPT) { encrypt(reaper, &disk).await? } else { disk };
+    if has(CREATE) {
+        boot::load_modules("ext4"); // what mkfs leaves to the kernel depends on it
+        if has(ENCRYPT) {
+            wipe(reaper, &disk).await?;
         }
-        Ok(disk)
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(internal(format!("the agent failed: {e}"))))
-}
-
-fn make_file_system(disk: &Path) -> Result<()> {
-    boot::load_modules("ext4"); // what mkfs leaves to the kernel depends on it
-    run(mkfs(disk).arg("-q")).map(drop)
+        run(reaper, mkfs(&disk).arg("-q")).await?;
+    }
+    Ok(disk)
 }
 
 fn mkfs(disk: &Path) -> Command {
@@ -52,8 +49,8 @@ fn mkfs(disk: &Path) -> Command {
 
 /// mkfs changes parts of blocks, and what was never written cannot be read where each block has its sum: the blocks
 /// of superblocks are written before, as a try that writes nothing lists them.
-fn wipe(disk: &Path) -> Result<()> {
-    let listed = run(mkfs(disk).arg("-n"))?;
+async fn wipe(reaper: &Reaper, disk: &Path) -> Result<()> {
+    let listed = run(reaper, mkfs(disk).arg("-n")).await?;
     let file = OpenOptions::new().write(true).open(disk).trying(disk.display())?;
     let blocks = (&file).seek(SeekFrom::End(0)).trying(disk.display())? / BLOCK as u64;
     let mut wiped = vec![0, blocks.saturating_sub(1)];
@@ -72,7 +69,7 @@ fn superblocks(listed: &str) -> Vec<u64> {
 }
 
 /// Each sector has its sum; a header in memory and a key that is forgotten with it.
-fn encrypt(disk: &Path) -> Result<PathBuf> {
+async fn encrypt(reaper: &Reaper, disk: &Path) -> Result<PathBuf> {
     boot::load_modules("crypt");
     let name = disk.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let folder = Path::new("/run/encrypted").join(&name);
@@ -88,23 +85,30 @@ fn encrypt(disk: &Path) -> Result<PathBuf> {
         command.arg("--header").arg(&header).arg(action).arg(disk);
         command
     };
-    let made = run(common("luksFormat")
-        .args(["--cipher", "aes-xts-plain64", "--sector-size", "4096", "--integrity", "hmac-sha256"])
-        .args(["--integrity-no-wipe", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]));
-    let made = made.and_then(|_| run(common("open").arg(&name).arg("--integrity-no-journal")));
+    let mut format = common("luksFormat");
+    format.args(["--cipher", "aes-xts-plain64", "--sector-size", "4096", "--integrity", "hmac-sha256"]);
+    format.args(["--integrity-no-wipe", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]);
+    let mut made = run(reaper, &mut format).await;
+    if made.is_ok() {
+        made = run(reaper, common("open").arg(&name).arg("--integrity-no-journal")).await;
+    }
     fs::remove_file(&key).ok();
     made.map(|_| Path::new("/dev/mapper").join(name))
 }
 
-/// What it prints.
-fn run(command: &mut Command) -> Result<String> {
+/// What a program prints, once it has succeeded.
+async fn run(reaper: &Reaper, command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().trying(&program)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = [output.stdout, output.stderr].concat();
-    Err(internal(format!("{program}: {}: {}", output.status, String::from_utf8_lossy(&said).trim())))
+    let said = Path::new(SAID).join(RUNS.fetch_add(1, Ordering::Relaxed).to_string());
+    fs::create_dir_all(SAID).trying(SAID)?;
+    let file = File::create(&said).trying(said.display())?;
+    let copy = file.try_clone().trying(said.display())?;
+    let since = Instant::now();
+    let child = command.stdin(Stdio::null()).stdout(file).stderr(copy).spawn().trying(&program)?;
+    let status = reaper.watch(i32::try_from(child.id()).unwrap_or_default(), since).wait().await;
+    let text = fs::read(&said).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    fs::remove_file(&said).ok();
+    if status == 0 { Ok(text) } else { Err(internal(format!("{program}: status {status}: {}", text.trim()))) }
 }
 
 /// Gives everything to a group, and what is made in it later.

@@ -69,7 +69,10 @@ async fn make(environment: &Environment, s: &Storage) -> Result<()> {
     match s.driver.as_str() {
         "blk-ccw" | "scsi" => {
             let disk = environment.devices().disk(&s.driver, &s.source).await?;
-            let disk = if environment.is_guest() { format::prepare(s, disk).await? } else { disk };
+            let disk = match environment {
+                Environment::Guest { crun, .. } => format::prepare(crun.reaper(), s, disk).await?,
+                Environment::Host { .. } => disk,
+            };
             environment.mount(&disk, &target, &s.fstype, &s.options).trying(&what)?;
             s.fs_group.as_ref().map_or(Ok(()), |group| format::own(&target, group.group_id)).trying(&what)
         }
