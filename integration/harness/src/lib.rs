@@ -12,6 +12,7 @@ mod containerd;
 mod cri_node;
 mod doubles;
 mod events;
+pub mod generated_policy;
 mod kubelet;
 mod mounted;
 mod netns;
