@@ -249,8 +249,6 @@ fn storage(s: &Storage, id: &str) -> Checked {
                 s.fstype != "overlay",
             )?;
             refuse(format!("{what}: options are set: policies refuse them"), !s.options.is_empty())?;
-            refuse(format!("{what}: shared: policies refuse it"), s.shared)?;
-            refuse(format!("{what}: fs_group is set: policies refuse it"), s.fs_group.is_some())?;
             refuse(format!("{what}: policies want {own}rootfs"), *at != format!("{own}rootfs"))?;
             refuse(format!("{what}: no image"), s.source.is_empty())
         }

@@ -126,7 +126,7 @@ fn a_guest_pull_is_as_policies_want_it() {
         ("fstype is \"\"", |r| r.storages[0].fstype.clear()),
         ("options are set", |r| r.storages[0].options.push("ro".into())),
         ("shared, but in", |r| r.storages[0].shared = true),
-        ("fs_group is set", |r| r.storages[0].fs_group = Some(FSGroup::new()).into()),
+        ("an owner of what is no disk", |r| r.storages[0].fs_group = Some(FSGroup::new()).into()),
         ("policies want /run/kata-containers/c1/rootfs", |r| {
             r.storages[0].mount_point = "/run/kata-containers/c2/rootfs".into()
         }),
