@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use harness::{Bundle, Shim, TestNode};
+use harness::{Bundle, KubeletVolume, Shim, TestNode};
 use kata_se::test_api::Agent;
 use kata_se::test_api::AgentConfig;
 use kata_se::test_api::OutputStream;
@@ -58,6 +58,8 @@ pub(crate) async fn measure(table: &mut Table) {
     node.end(&shim, "c1").await;
     let plug = plugged(&node).await;
     table.row("an emptyDir's disk, made and plugged", plug, None, Wanted::AtMost(20.0));
+    let name = "a secret of 20 keys, from the kubelet's swap to the guest";
+    table.row(name, update(&node).await, None, Wanted::AtMost(300.0));
 }
 
 /// Creates with this many emptyDirs take so much longer than without, for each.
@@ -81,6 +83,39 @@ async fn plugged(node: &TestNode) -> f64 {
     }
     node.end(&shim, "s1").await;
     (median(with) - median(without)) / f64::from(DISKS)
+}
+
+/// How long after the kubelet's update of a secret the guest has it.
+async fn update(node: &TestNode) -> f64 {
+    let keys: Vec<String> = (0..20).map(|n| format!("key{n}")).collect();
+    let texts: Vec<String> = (0..=ROUNDS).map(|round| round.to_string()).collect();
+    let of = |text: &str| keys.iter().map(|key| (key.clone(), text.to_owned())).collect::<Vec<_>>();
+    let mut volume = KubeletVolume::new(node.path("secret"), &pairs(&of("0")));
+    let mut bundle = Bundle::sh("sleep 1000");
+    bundle.config["mounts"].as_array_mut().expect("list").push(serde_json::json!({
+        "destination": "/etc/secret", "type": "bind", "source": volume.path(), "options": ["rbind", "ro"],
+    }));
+    let shim = node.running("c1", &bundle).await;
+    let shared = node.path("guest/run/kata-containers/shared/containers");
+    let copy = fs::read_dir(shared).expect("list").flatten().map(|entry| entry.path());
+    let copy = copy.filter(|path| path.display().to_string().ends_with("-secret")).last().expect("a copy");
+    let mut times = Vec::new();
+    for text in texts.iter().skip(1) {
+        volume.update(&pairs(&of(text)));
+        let began = Instant::now();
+        while fs::read_to_string(copy.join("key19")).ok().as_ref() != Some(text) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        times.push(began.elapsed());
+        // Longer than the pause between two updates.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    node.end(&shim, "c1").await;
+    median(times)
+}
+
+fn pairs(keys: &[(String, String)]) -> Vec<(&str, &str)> {
+    keys.iter().map(|(key, text)| (key.as_str(), text.as_str())).collect()
 }
 
 fn since(from: SystemTime, to: SystemTime) -> Duration {

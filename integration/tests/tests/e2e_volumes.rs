@@ -18,6 +18,11 @@ fn files_are_copied_and_empty_folders_are_shared_by_the_pod() {
     std::os::unix::fs::chown(folder.join("..1/key"), Some(7), Some(8)).expect("chown");
     symlink("..1", folder.join("..data")).expect("link");
     symlink("..data/key", folder.join("key")).expect("link");
+    // As the kubelet does it for a pod with an fsGroup: the folder hands its group down.
+    for name in ["", "..1"] {
+        std::os::unix::fs::chown(folder.join(name), Some(0), Some(9)).expect("chown");
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o2751)).expect("chmod");
+    }
     let hosts = node.path("hosts");
     fs::write(&hosts, "10.0.0.1 friend\n").expect("write");
     let empty = node.path("pods/u/volumes/kubernetes.io~empty-dir/cache");
@@ -31,12 +36,12 @@ fn files_are_copied_and_empty_folders_are_shared_by_the_pod() {
 
     let mut sandbox = node.running(&SANDBOX, "pod", FOREVER);
     let mut one = node.running(&[&MEMBER[..], &volumes].concat(), "one", FOREVER);
-    let script = "cat /etc/config/key /etc/hosts; stat -c '%a %u %g' /etc/config/..1/key; \
+    let script = "cat /etc/config/key /etc/hosts; stat -c '%a %u %g' /etc/config/..1/key /etc/config/..1 /etc/config; \
                   echo mine >> /etc/hosts; cat /etc/hosts; touch /etc/config/x; echo kept > /cache/note";
     let output = node.exec("one", "e1", &["sh", "-c", script]);
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
-        "value\n10.0.0.1 friend\n640 7 8\n10.0.0.1 friend\nmine\n"
+        "value\n10.0.0.1 friend\n640 7 8\n2751 0 9\n2751 0 9\n10.0.0.1 friend\nmine\n"
     );
     assert!(String::from_utf8_lossy(&output.stderr).contains("/etc/config/x: Read-only file system"));
     assert_eq!(fs::read_to_string(node.path("hosts")).expect("hosts"), "10.0.0.1 friend\n", "it was a copy");
