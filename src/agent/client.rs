@@ -257,7 +257,7 @@ fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
         return Error::new(Code::PermissionDenied, denial);
     }
     let text = whole.split("Stack backtrace:").next().unwrap_or(whole).trim();
-    let text: String = text.chars().take(limits::text::FOREIGN_TEXT_BYTES / 4).collect();
+    let text = both_ends(text, limits::text::FOREIGN_TEXT_BYTES / 4);
     let unknown = text.to_ascii_lowercase().contains("invalid container id")
         || text.contains("InvalidContainerId")
         || text.contains("InvalidExecId")
@@ -277,9 +277,29 @@ fn translate(e: ttrpc::Error, bound: Option<Duration>) -> Error {
     Error::new(code, if text.is_empty() { "failed without a message" } else { &text })
 }
 
+/// A text of at most this many characters: the agent's errors begin with what failed and end with why.
+fn both_ends(text: &str, most: usize) -> String {
+    let count = text.chars().count();
+    if count <= most {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(most / 2).collect();
+    let end: String = text.chars().skip(count - most / 2).collect();
+    format!("{start} [...] {end}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_error_keeps_what_failed_and_why() {
+        let text = format!("Image Pull error: {}Caused by: Not authorized", "trace ".repeat(10_000));
+        let status = ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, text));
+        let e = translate(status, None).to_string();
+        assert!(e.starts_with("Image Pull error: ") && e.ends_with("Caused by: Not authorized"), "{e}");
+        assert!(e.len() < 1100, "{}", e.len());
+    }
 
     #[test]
     fn the_agents_errors_keep_their_meaning_and_lose_their_backtrace() {
