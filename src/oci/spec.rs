@@ -148,6 +148,11 @@ impl Bundle {
         self.spec.set_mounts(Some(mounts));
     }
 
+    /// The user of the container's process.
+    pub(crate) fn uid(&self) -> u32 {
+        self.spec.process().as_ref().map_or(0, |process| process.user().uid())
+    }
+
     pub fn cgroups_path(&self) -> Option<String> {
         self.spec.linux().as_ref()?.cgroups_path().as_ref().map(|p| p.display().to_string())
     }

@@ -134,6 +134,7 @@ impl Pod {
         let shared_pid = self.shares_pids(&request.id, bundle);
         let (guest, id) = (&guest, &request.id);
         let disks = disks::attach(self, guest, id, &devices, &volumes.empty_dirs).await?;
+        disks::tell_owners(self, guest, id, bundle.uid(), &volumes.empty_dirs);
         disks.place_empty_dirs(guest, &self.parts.sandbox, &mut volumes)?;
         let spec = guest_spec(bundle, id, &request.bundle, volumes.mounts);
         let spec = if guest.seccomp { spec.with_seccomp(bundle) } else { spec };

@@ -220,6 +220,24 @@ impl Attached {
     }
 }
 
+/// Says which emptyDirs a container's user cannot write to: the kubelet's folder is open to all, but the root of a new
+/// file system in the guest only to root and to the pod's fsGroup.
+pub(super) fn tell_owners(pod: &Pod, guest: &Guest, id: &ContainerId, uid: u32, empty_dirs: &[EmptyDir]) {
+    if uid == 0 || guest.empty_dirs.mode == EmptyDirMode::GuestLocal {
+        return;
+    }
+    for dir in empty_dirs.iter().filter(|dir| dir.gid == 0) {
+        warn!(
+            pod.log(),
+            "container {}: emptyDir {}: belongs to root in the guest, and the container runs as uid {}: to write there \
+             it needs securityContext.fsGroup",
+            id,
+            dir.name,
+            uid
+        );
+    }
+}
+
 /// Unplugs what only this container used, after it was removed from the guest.
 pub(super) async fn release(pod: &Pod, guest: &Guest, id: &ContainerId) {
     let own = pod.lock().containers.get_mut(id).map(|container| std::mem::take(&mut container.own_disks));

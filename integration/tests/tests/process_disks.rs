@@ -242,6 +242,22 @@ async fn an_empty_dir_is_one_encrypted_disk_of_its_pod_and_gone_with_it() {
 }
 
 #[tokio::test]
+async fn an_empty_dir_that_the_containers_user_cannot_write_to_is_told() {
+    let node = TestNode::new().await;
+    let [own, shared] = ["own", "shared"].map(|name| node.empty_dir(name));
+    std::os::unix::fs::chown(&shared, None, Some(7)).expect("the pod's fsGroup");
+    let mut bundle = with_volumes(Bundle::sh("sleep 1000").sandbox(), &[&own, &shared]);
+    bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    let dir = node.bundle("c1", &bundle);
+    let shim = node.shim("c1", &dir).await;
+    shim.create("c1", &dir, NO_STREAMS).await.expect("create");
+    let log = node.log();
+    let line = "emptyDir own: belongs to root in the guest, and the container runs as uid 1000: to write there it needs";
+    assert!(log.contains(line) && !log.contains("emptyDir shared: belongs"), "{log}");
+    node.end(&shim, "c1").await;
+}
+
+#[tokio::test]
 async fn the_configuration_says_where_empty_dirs_are_kept_and_how_large_they_are() {
     let node = TestNode::new().await;
     let cache = node.empty_dir("cache");

@@ -61,6 +61,8 @@ fn configure(node: &TestNode, qemu: &str, more: &[(&str, &str)]) {
         ("memory_mib", "256"),
         ("device", &vsock),
         ("connect_timeout_s", "10"),
+        ("mode", "\"packed\""),
+        ("trust_host", "true"),
         ("cache_dir", &layers),
         ("level", "\"debug\""),
     ];
