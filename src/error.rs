@@ -155,6 +155,15 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
+/// The beginning of a text: at most this many bytes, and whole characters.
+pub(crate) fn first_bytes(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}
+
 /// Format characters of Unicode: directions, joiners, marks without width, line and paragraph separators,
 /// fillers, tags, and variants of a character.
 fn is_invisible(c: char) -> bool {
@@ -177,6 +186,13 @@ mod tests {
             assert_eq!(one_line(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
         }
         assert_eq!(one_line("Zürich 東京 – “so”"), "Zürich 東京 – “so”");
+    }
+
+    #[test]
+    fn the_beginning_of_a_text_has_whole_characters() {
+        for (most, wanted) in [(0, ""), (1, "Z"), (2, "Z"), (3, "Zü"), (99, "Zürich")] {
+            assert_eq!(first_bytes("Zürich", most), wanted);
+        }
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use crate::agent::client::Agent;
+use crate::agent::client::{Agent, detail};
 use crate::agent::convert;
 use crate::agent::messages::agent as pb;
 use crate::agent::messages::agent_ttrpc::AgentServiceClient;
 use crate::agent::methods::Method;
 use crate::agent::stats;
 use crate::ccw::DevNo;
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Code, Context, Error, Result, first_bytes};
 use crate::ids::{ContainerId, ProcessId};
 use crate::limits;
 use crate::oci::device::GuestDevice;
@@ -101,17 +101,14 @@ impl Agent {
         let mut answer =
             self.call(Method::GetGuestDetails, AgentServiceClient::get_guest_details, &req).await?;
         let details = answer.agent_details.take().unwrap_or_default();
-        let short = |text: String| {
-            crate::error::one_line(&text.chars().take(limits::agent::GUEST_DETAIL_CHARS).collect::<String>())
-        };
         Ok(GuestDetails {
-            version: short(details.version),
+            version: detail(&details.version),
             seccomp: details.supports_seccomp,
             storage_drivers: details
                 .storage_handlers
                 .into_iter()
                 .take(limits::agent::GUEST_DETAILS)
-                .map(short)
+                .map(|driver| detail(&driver))
                 .collect(),
         })
     }
@@ -336,13 +333,7 @@ impl Agent {
         };
         let answer =
             self.call(Method::GetDiagnosticData, AgentServiceClient::get_diagnostic_data, &req).await?;
-        let mut message = answer.data;
-        let mut end = message.len().min(limits::agent::TERMINATION_MESSAGE_BYTES);
-        while !message.is_char_boundary(end) {
-            end -= 1;
-        }
-        message.truncate(end);
-        Ok(message)
+        Ok(first_bytes(&answer.data, limits::agent::TERMINATION_MESSAGE_BYTES).to_owned())
     }
 
     /// Ends the sandbox; an agent that is the guest's first process powers it off.

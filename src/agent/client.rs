@@ -128,12 +128,9 @@ impl Agent {
         let limit = self.inner.config.health_timeout;
         let (connected, request) = (self.current(), CheckRequest::new());
         let asking = connected.health.version(ttrpc::context::with_timeout(0), &request);
-        let answer = timeout(limit, asking).await.unwrap_or_else(|_| {
-            Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
-        });
+        let answer = within(limit, asking).await;
         let answer = answer.map_err(|e| translate(e, Some(limit)).context("agent Version"))?;
-        let version: String = answer.agent_version.chars().take(limits::agent::GUEST_DETAIL_CHARS).collect();
-        Ok(one_line(&version))
+        Ok(detail(&answer.agent_version))
     }
 
     /// One call: ends with the answer, at its limit, or with the VM, whichever is first.
@@ -234,10 +231,20 @@ async fn once<Q, T>(
     let answer = function(&connected.client, metadata, request);
     match limit {
         None => answer.await,
-        Some(limit) => timeout(limit, answer).await.unwrap_or_else(|_| {
-            Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
-        }),
+        Some(limit) => within(limit, answer).await,
     }
+}
+
+/// The answer, or the error of a call that has met its limit.
+async fn within<T>(limit: Duration, answer: impl Future<Output = ttrpc::Result<T>>) -> ttrpc::Result<T> {
+    timeout(limit, answer).await.unwrap_or_else(|_| {
+        Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, String::new())))
+    })
+}
+
+/// A word that the agent says of itself: one bounded line.
+pub(super) fn detail(text: &str) -> String {
+    one_line(&text.chars().take(limits::agent::GUEST_DETAIL_CHARS).collect::<String>())
 }
 
 fn is_lost(e: &ttrpc::Error) -> bool {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, first_bytes};
 use crate::ids::ContainerId;
 use crate::limits;
 use crate::oci::resources;
@@ -45,11 +45,8 @@ pub(crate) fn parse(bytes: &[u8], id: &ContainerId) -> Result<Bundle> {
 
 /// Truncates a name that the kernel would refuse as too long. None: it is empty.
 pub(crate) fn hostname(name: &str) -> Option<String> {
-    let mut end = name.len().min(limits::spec::HOSTNAME_BYTES);
-    while !name.is_char_boundary(end) {
-        end -= 1;
-    }
-    name.get(..end).filter(|name| !name.is_empty()).map(str::to_owned)
+    let name = first_bytes(name, limits::spec::HOSTNAME_BYTES);
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// An exec's process, parsed and checked.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use slog::{Logger, info, warn};
 use tokio::time::{Instant, interval_at};
 
-use crate::config::AgentConfig;
 use crate::error::{Code, Error, Result};
 use crate::limits;
 use crate::oci::image_name;
@@ -25,7 +24,7 @@ pub(crate) async fn watched(
     let pause = limits::agent::PULL_PROGRESS;
     let before = guest.taps.received().await;
     let began = Instant::now();
-    let mut pull = Pull { log, image, config: &guest.config.agent, began, received: None, ended: false };
+    let mut pull = Pull { log, image, guest, before, began, received: None, ended: false };
     info!(log, "the guest pulls {}", image; "pinned" => image_name::is_pinned(image));
     let mut ticks = interval_at(began + pause, pause);
     tokio::pin!(creating);
@@ -33,13 +32,13 @@ pub(crate) async fn watched(
         tokio::select! {
             created = &mut creating => break created,
             _ = ticks.tick() => {
-                pull.received = guest.taps.received().await.zip(before).map(|(now, before)| now.saturating_sub(before));
+                pull.look().await;
                 info!(log, "the guest is pulling {}: {}", image, pull.progress());
             }
         }
     };
     pull.ended = true;
-    pull.received = guest.taps.received().await.zip(before).map(|(now, before)| now.saturating_sub(before));
+    pull.look().await;
     match created {
         Ok(()) => {
             info!(log, "the guest has pulled {}: {}", image, pull.progress());
@@ -65,16 +64,23 @@ fn explain(e: Error, progress: &Progress, image: &str, guest: &Guest) -> Error {
 struct Pull<'a> {
     log: &'a Logger,
     image: &'a str,
-    config: &'a AgentConfig,
+    guest: &'a Guest,
+    /// Bytes that the guest had received before.
+    before: Option<u64>,
     began: Instant,
     received: Option<u64>,
     ended: bool,
 }
 
 impl Pull<'_> {
+    async fn look(&mut self) {
+        let now = self.guest.taps.received().await;
+        self.received = now.zip(self.before).map(|(now, before)| now.saturating_sub(before));
+    }
+
     fn progress(&self) -> Progress {
         let elapsed = Duration::from_secs(self.began.elapsed().as_secs());
-        Progress { elapsed, received: self.received, limit: self.config.image_pull_timeout }
+        Progress { elapsed, received: self.received, limit: self.guest.config.agent.image_pull_timeout }
     }
 }
 

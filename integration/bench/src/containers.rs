@@ -127,7 +127,7 @@ async fn throughput(pod: &Path, fifo: &Path) -> (f64, f64) {
     let args = ["dd", "if=/dev/zero", "bs=65536", &count];
     let address = format!("unix://{}", pod.join("s").display());
     let shim = Shim::connect(&address, fifo.parent().expect("folder")).await;
-    let agent = doubles::agent(pod).await;
+    let agent = harness::agent(pod).await;
     let (mut ours, mut direct) = (vec![], vec![]);
     for round in 0..3 {
         ours.push(by_shim(&shim, &format!("by-shim{round}"), &args).await);

@@ -1,18 +1,14 @@
 //! The shim with doubles for QEMU and the guest: only its own time is measured.
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use harness::{Bundle, KubeletVolume, Shim, TestNode};
+use harness::{Bundle, KubeletVolume, Shim, TestNode, agent};
 use kata_se::test_api::Agent;
-use kata_se::test_api::AgentConfig;
 use kata_se::test_api::OutputStream;
-use kata_se::test_api::Transport;
 use kata_se::test_api::guest_process;
 use kata_se::test_api::parse_process;
 use kata_se::test_api::{ContainerId, ExecId, ProcessId};
-use tokio::sync::watch;
 
 use crate::process::cpu;
 use crate::table::{Table, Wanted, median};
@@ -172,21 +168,4 @@ const READ_BYTES: u32 = 64 << 10;
 
 pub(crate) async fn read(agent: &Agent, id: &ProcessId, stream: OutputStream) -> Vec<u8> {
     agent.read_output(id, stream, READ_BYTES).await.expect("read")
-}
-
-/// A second connection to a pod's agent.
-pub(crate) async fn agent(pod: &Path) -> Agent {
-    let (alive, gone) = watch::channel(None);
-    std::mem::forget(alive); // as long as the program
-    let socket = pod.join("vsock/agent");
-    assert!(fs::exists(&socket).expect("socket"), "{}", socket.display());
-    let limit = Duration::from_secs(10);
-    let config = AgentConfig {
-        connect_timeout: limit,
-        create_timeout: limit,
-        image_pull_timeout: limit,
-        call_timeout: limit,
-        health_timeout: limit,
-    };
-    Agent::connect(Transport::Hybrid { socket }, config, gone).await.expect("agent")
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 #![allow(clippy::print_stderr, clippy::cast_possible_truncation)]
 
+mod agent;
 mod bundle;
 mod census;
 mod cgroup;
@@ -23,6 +24,7 @@ mod task_client;
 mod test_node;
 mod wait;
 
+pub use agent::agent;
 pub use bundle::Bundle;
 pub use census::Census;
 pub use cgroup::{cgroup_of, cgroup_top, limit_memory};

@@ -6,12 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
-use harness::{Bundle, KubeletVolume, NO_STREAMS, TestNode, eventually, rounds, within};
-use kata_se::test_api::{Agent, AgentConfig, Courier, EmptyDirMode, Published, Transport, VolumesConfig};
+use harness::{Bundle, KubeletVolume, NO_STREAMS, TestNode, agent, eventually, rounds, within};
+use kata_se::test_api::{Courier, EmptyDirMode, Published, VolumesConfig};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 const SHARED: &str = "/run/kata-containers/shared/containers/";
 
@@ -297,22 +295,6 @@ async fn a_delete_waits_for_the_update_that_runs_and_none_begins_after_it() {
     node.end(&shim, "pod").await;
 }
 
-/// Another connection to the agent of the only pod.
-async fn agent(node: &TestNode) -> Agent {
-    let (alive, gone) = watch::channel(None);
-    std::mem::forget(alive); // as long as the test
-    let limit = Duration::from_secs(10);
-    let config = AgentConfig {
-        connect_timeout: limit,
-        create_timeout: limit,
-        image_pull_timeout: limit,
-        call_timeout: limit,
-        health_timeout: limit,
-    };
-    let socket = node.pod_dir().join("vsock/agent");
-    Agent::connect(Transport::Hybrid { socket }, config, gone).await.expect("agent")
-}
-
 /// A thread that reads as fast as it can, and what its reads were, each that differs once.
 struct Reader<T> {
     stop: Arc<AtomicBool>,
@@ -348,7 +330,7 @@ async fn published(
     mut change: impl FnMut(u32),
     read: impl Fn(&Path) -> Option<()> + Send + 'static,
 ) -> (u64, u64) {
-    let agent = agent(node).await;
+    let agent = agent(&node.pod_dir()).await;
     let target = format!("{SHARED}c1-0123456789abcdef-{name}");
     let guest = node.path("guest").join(target.trim_start_matches('/'));
     let mut volume = Published::new(source, target);
